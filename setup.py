@@ -1,0 +1,36 @@
+"""The distribution: the library, its kernels, and a CPU kernel compiled where a compiler exists."""
+
+from setuptools import Extension, find_packages, setup
+
+# `kernels/` is a top-level folder of the repository but never a top-level package of an
+# installation: transformers users have a package of that name, which it would overwrite.
+setup(
+    packages=find_packages(include=["bilinear", "bilinear.*"]),
+    package_dir={"bilinear.kernels": "kernels"},
+    ext_modules=[
+        Extension(
+            "bilinear.kernels._grid_cpu",
+            sources=["kernels/grid_cpu.c"],
+            depends=["kernels/grid_cpu_body.h"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno"],
+            # Without a C compiler the package still installs; the sweep then trains on PyTorch
+            # ops and says so in its first line.
+            optional=True,
+        )
+    ],
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "safetensors",
+        "matplotlib",
+        "rich",
+        "einops",
+        'triton>=3.6; sys_platform == "linux"',
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-benchmark", "hypothesis"],
+        "dev": ["ruff", "mypy", "pandas-stubs"],
+    },
+)
