@@ -3,8 +3,8 @@
 import ctypes
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,8 +43,7 @@ class _Metrics(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
-class GridMetrics:
+class GridMetrics(NamedTuple):
     """One evaluation over all pairs: mean losses (nats), counts of right answers, least margin."""
 
     train_loss: float
@@ -126,8 +125,9 @@ class CpuGridModel:
     ) -> None:
         """Start from w_l, w_r (d, 2p) and w_p (p, d), float32, with zero moments.
 
-        `pairs` (n, 2) int32 holds (a, b), the first `n_train` of them trained on. `batch` 0 is full
-        batch; otherwise that many pairs a step, reshuffled each epoch, the last partial one dropped.
+        `pairs` (n, 2) int32 holds (a, b), the first `n_train` of them trained on. `batch` 0 is
+        full batch; otherwise that many pairs a step, reshuffled each epoch, a last partial one
+        dropped.
         `isa` is one of `ISAS`; None takes the widest.
         """
         d, two_p = w_l.shape
@@ -185,7 +185,7 @@ class CpuGridModel:
         """Evaluate the weights as they stand on all pairs."""
         raw = _Metrics()
         _library().grid_evaluate(self._isa, ctypes.byref(self._model), ctypes.byref(raw))
-        return GridMetrics(*(getattr(raw, name) for name, _ in _Metrics._fields_))
+        return GridMetrics(*(getattr(raw, name) for name in GridMetrics._fields))
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Copy the weights out: w_l (d, 2p), w_r (d, 2p), w_p (p, d)."""
