@@ -24,7 +24,7 @@ INLINE vf N(max)(vf x, vf y) { return (vf)(((vi)x & (x > y)) | ((vi)y & ~(x > y)
 #define store N(store)
 #define splat N(splat)
 
-/* exp(x) for x ≤ 0, about 1 ulp; exactly 0 below −87. Polynomial: Cephes expf. */
+/* exp(x) for x ≤ 0, about 1 ulp; exactly 0 from −87 down, NaN for NaN. Polynomial: Cephes expf. */
 INLINE vf N(exp)(vf x) {
     const vf shift = splat(12582912.0f); /* 1.5·2²³: adding it rounds to an integer */
     vf t = x * 1.44269504088896341f + shift;
@@ -40,7 +40,7 @@ INLINE vf N(exp)(vf x) {
     y = y * rr + r;
     y = y + 1.0f;
     vi scaled = (vi)y + ((vi)t << 23);
-    return (vf)(scaled & (x > -87.0f));
+    return (vf)(scaled & ~(x <= -87.0f));
 }
 
 /* Lane 0 of the result folds all lanes, halves first: one order for every vector width. */
@@ -320,6 +320,7 @@ static void N(evaluate)(GridModel *m, GridMetrics *out) {
         for (int64_t j = 0; j < n; j++) {
             int is_val = i + j >= m->n_train;
             float margin = s.rows->label_logit[j] - s.rows->best_other[j];
+            if (isnan(s.rows->e_others[j])) margin = NAN; /* comparisons lose it */
             loss[is_val] += N(pair_loss)(s.rows, j);
             correct[is_val] += margin > 0;
             if (!(margin >= min_margin) && !isnan(min_margin)) min_margin = margin;
