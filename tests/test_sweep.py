@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import pickle
 import re
 import signal
