@@ -60,7 +60,8 @@ def main() -> None:
             "recipe": results[0].config.to_json(),
             "commands": [
                 f"python sweep.py --fused --p {p} --remainders none "
-                f"--widths {r.config.widths[0]}..{r.config.widths[-1]} --seeds {len(r.config.seeds)}"
+                f"--widths {r.config.widths[0]}..{r.config.widths[-1]} "
+                f"--seeds {len(r.config.seeds)}"
                 for r in results
             ],
             **found,
