@@ -50,27 +50,36 @@ def kernels_missing(device: torch.device) -> str:
     return ""
 
 
-def plan(op: str, x: Tensor, weight: Tensor, w_p: Tensor | None, m: int) -> Any:
-    """The kernels' `Plan` of one op on m rows."""
+def plan(
+    op: str,
+    m: int,
+    d_in: int,
+    d: int,
+    d_out: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """The kernels' `Plan` of one op on m rows; see `kernels.dispatch.choose`."""
     from .kernels.dispatch import choose
 
-    return choose(
-        op,
-        m,
-        weight.shape[1],
-        weight.shape[0] // 2,
-        None if w_p is None else w_p.shape[0],
-        x.dtype,
-        _capability(x.device),
-        precision(),
-    )
+    return choose(op, m, d_in, d, d_out, dtype, _capability(device), precision())
 
 
 def mlp_keeps_preact(x: Tensor, weight: Tensor, w_p: Tensor) -> bool:
-    """Whether an MLP that may save L and R should: not where one kernel makes them again cheaper."""
-    if x.device.type == "meta" or kernels_missing(x.device):
+    """Whether an MLP free to save L and R should: not where one kernel makes them again."""
+    if x.device.type not in ("cuda", "cpu") or (x.device.type == "cpu" and not INTERPRETED):
         return True
-    return plan("mlp_forward", x, weight, w_p, _NOMINAL_ROWS).path != "mlp"
+    return _mlp_keeps_preact(x.device, x.dtype, weight.shape[1], weight.shape[0] // 2, w_p.shape[0])
+
+
+# A compiler that traced into the table would break the graph: the answer is a constant to it.
+@torch.compiler.assume_constant_result
+def _mlp_keeps_preact(
+    device: torch.device, dtype: torch.dtype, d_in: int, d: int, d_out: int
+) -> bool:
+    if kernels_missing(device):
+        return True
+    return plan("mlp_forward", _NOMINAL_ROWS, d_in, d, d_out, dtype, device).path != "mlp"
 
 
 def bilinear_forward(
@@ -81,11 +90,9 @@ def bilinear_forward(
         return rows.bilinear_forward(x, weight, bias, keep=keep)
     from .kernels import dual, pointwise
 
-    chosen = plan("bilinear_forward", x, weight, None, x.shape[0])
+    chosen = _plan("bilinear_forward", x, weight, None)
     if chosen.path == "dual":
-        return dual.dual_forward(
-            x, weight, bias, precision=precision(), config=chosen.config, preact=keep
-        )
+        return dual.dual_forward(x, weight, bias, precision=precision(), preact=keep)
     lr = F.linear(x, weight, bias)
     return pointwise.product_forward(lr), lr if keep else None
 
@@ -104,20 +111,15 @@ def bilinear_mlp_forward(
         return rows.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=keep)
     from .kernels import dual, mlp, pointwise
 
-    chosen = plan("mlp_forward", x, weight, w_p, x.shape[0])
+    chosen = _plan("mlp_forward", x, weight, w_p)
     if chosen.path == "mlp" and not keep:
-        return mlp.mlp_forward(
-            x, weight, bias, w_p, b_p, precision=precision(), config=chosen.config
-        ), None
+        return mlp.mlp_forward(x, weight, bias, w_p, b_p, precision=precision()), None
     lr: Tensor | None
     if chosen.path == "pointwise":
         lr = F.linear(x, weight, bias)
         h = pointwise.product_forward(lr)
     else:
-        config = chosen.config if chosen.path == "dual" else None
-        h, lr = dual.dual_forward(
-            x, weight, bias, precision=precision(), config=config, preact=keep
-        )
+        h, lr = dual.dual_forward(x, weight, bias, precision=precision(), preact=keep)
     return F.linear(h, w_p, b_p), lr if keep else None
 
 
@@ -134,13 +136,11 @@ def bilinear_backward(
         return rows.bilinear_backward(dh, x, weight, bias, lr, needs)
     from .kernels import dual, pointwise
 
-    chosen = plan("bilinear_backward", x, weight, None, x.shape[0])
+    chosen = _plan("bilinear_backward", x, weight, None)
     if chosen.path == "dual" and lr is not None:
-        return _backward_from_pair(dh, x, weight, lr, needs, chosen.config)
+        return _backward_from_pair(dh, x, weight, lr, needs)
     if chosen.path == "dual":
-        dlr, _ = dual.dual_backward(
-            dh, x, weight, bias, precision=precision(), config=chosen.config
-        )
+        dlr, _ = dual.dual_backward(dh, x, weight, bias, precision=precision())
     else:
         dlr, _ = pointwise.product_backward(dh, F.linear(x, weight, bias) if lr is None else lr)
     return _from_pair_gradient(dlr, x, weight, needs)
@@ -163,7 +163,7 @@ def bilinear_mlp_backward(
     db_p = dout.sum(0) if needs[4] else None
     if not any(needs[:4]):
         return None, None, None, None, db_p
-    chosen = plan("mlp_backward", x, weight, w_p, x.shape[0])
+    chosen = _plan("mlp_backward", x, weight, w_p)
     if chosen.path == "mlp" and lr is None:
         names = ("x", "weight", "w_p", "bias", "b_p")
         found = mlp.mlp_backward(
@@ -174,7 +174,6 @@ def bilinear_mlp_backward(
             w_p,
             precision=precision(),
             needs=[name for name, need in zip(names, needs, strict=True) if need],
-            config=chosen.config,
         )
         return tuple(found.get(name) for name in names)
     dh = dout @ w_p
@@ -185,7 +184,6 @@ def bilinear_mlp_backward(
             weight,
             bias,
             precision=precision(),
-            config=chosen.config,
             with_h=needs[2],
         )
     else:
@@ -196,24 +194,26 @@ def bilinear_mlp_backward(
     return dx, dweight, dw_p, dbias, db_p
 
 
+def _plan(op: str, x: Tensor, weight: Tensor, w_p: Tensor | None) -> Any:
+    d_out = None if w_p is None else w_p.shape[0]
+    m, d_in = x.shape
+    return plan(op, m, d_in, weight.shape[0] // 2, d_out, x.dtype, x.device)
+
+
 def _backward_from_pair(
-    dh: Tensor, x: Tensor, weight: Tensor, lr: Tensor, needs: Sequence[bool], config: Any
+    dh: Tensor, x: Tensor, weight: Tensor, lr: Tensor, needs: Sequence[bool]
 ) -> Gradients:
     from .kernels import dual
 
     dx = dweight = dbias = None
     if needs[0]:
-        dx = dual.dual_backward_input(dh, lr, weight, precision=precision(), config=config)
+        dx = dual.dual_backward_input(dh, lr, weight, precision=precision())
     if needs[1] or needs[2]:
-        dweight, dbias = dual.dual_backward_weight(
-            dh, lr, x, precision=precision(), bias=needs[2], config=config
-        )
+        dweight, dbias = dual.dual_backward_weight(dh, lr, x, precision=precision(), bias=needs[2])
     return dx, dweight if needs[1] else None, dbias
 
 
-def _from_pair_gradient(
-    dlr: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]
-) -> Gradients:
+def _from_pair_gradient(dlr: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> Gradients:
     return (
         dlr @ weight if needs[0] else None,
         dlr.t() @ x if needs[1] else None,

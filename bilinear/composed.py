@@ -46,7 +46,7 @@ def bilinear_mlp_gradients(
     bias: Tensor | None,
     needs: tuple[bool, ...],
 ) -> Gradients:
-    """Gradients of `bilinear_mlp` for dout (M, d_out) and x (M, d_in), themselves differentiable."""
+    """Gradients of `bilinear_mlp` for dout (M, d_out), x (M, d_in); differentiable themselves."""
     dx, dweight, dbias = bilinear_gradients(
         dout @ w_p, x, weight, bias, (needs[0], needs[1], needs[3])
     )

@@ -214,7 +214,12 @@ def _differentiated(gradient: Tensor) -> bool:
     """Whether backward itself must be differentiable, or runs under a vmap over gradients."""
     if torch.compiler.is_compiling():
         return False
-    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        # What `is_grads_batched=True` hands to backward.
+        or torch._C._functorch.is_legacy_batchedtensor(gradient)
+    )
 
 
 def _requires_grad(*tensors: Tensor | None) -> bool:

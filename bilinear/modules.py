@@ -115,7 +115,7 @@ class BilinearMLP(nn.Module):
         return pair_forward(self.bi_linear, self.projection, x, self.bi_linear.recompute)
 
 
-def pair_forward(packed: nn.Module, projection: nn.Module, x: Tensor, recompute: bool) -> Tensor:
+def pair_forward(packed: nn.Linear, projection: nn.Linear, x: Tensor, recompute: bool) -> Tensor:
     """Run a packed linear (its output split in two and multiplied) and a projection as one op.
 
     `packed` is a `Bilinear` or an `nn.Linear` of 2d outputs; (…, d_in) → (…, d_out).
@@ -138,7 +138,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _product(packed: nn.Module, x: Tensor) -> Tensor:
+def _product(packed: nn.Linear, x: Tensor) -> Tensor:
     h: Tensor = packed(x)
     if h.shape[-1] == packed.weight.shape[0]:
         left, right = h.chunk(2, dim=-1)

@@ -24,7 +24,7 @@ _MIN_ROWS = 256
 
 
 def block_rows(m: int, d_in: int, d: int, dtype: torch.dtype) -> int:
-    """Rows of one block; half precision takes all rows at once, for dW's sum over M to stay wide."""
+    """Rows of one block; all in half precision, where dW must be summed wide before it is rounded."""
     wide = dtype in (torch.float32, torch.float64)
     if not wide or d_in > _MAX_D_IN or 2 * d * m < _MIN_ELEMENTS:
         return max(1, m)
@@ -137,7 +137,9 @@ class _Sums:
 
 
 def _blocks(x: Tensor, weight: Tensor) -> list[slice]:
-    return list(_slices(x.shape[0], block_rows(*x.shape, weight.shape[0] // 2, x.dtype)))
+    return list(
+        _slices(x.shape[0], block_rows(x.shape[0], x.shape[1], weight.shape[0] // 2, x.dtype))
+    )
 
 
 def _slices(m: int, rows: int) -> Iterator[slice]:
