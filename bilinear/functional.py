@@ -38,7 +38,7 @@ def bilinear(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit.
     """
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x):
         x, weight, bias = _autocast(x, weight, bias)
     check(x, weight, None, bias, None)
     if _composes((x, weight, bias), recompute):
@@ -74,7 +74,7 @@ def bilinear_mlp(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit.
     """
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x):
         x, weight, w_p, bias, b_p = _autocast(x, weight, w_p, bias, b_p)
     if w_p is None:
         raise TypeError("w_p: expected a tensor, got NoneType")
@@ -228,6 +228,12 @@ def _requires_grad(*tensors: Tensor | None) -> bool:
 
 def _shaped(gradient: Tensor | None, x: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.view(x.shape)
+
+
+def _autocasts(x: object) -> bool:
+    if not isinstance(x, Tensor) or x.device.type == "meta":
+        return False
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ _MIN_ROWS = 256
 
 
 def block_rows(m: int, d_in: int, d: int, dtype: torch.dtype) -> int:
-    """Rows of one block; all in half precision, where dW must be summed wide before it is rounded."""
+    """Rows of one block; all in half precision, where dW must be summed before it is rounded."""
     wide = dtype in (torch.float32, torch.float64)
     if not wide or d_in > _MAX_D_IN or 2 * d * m < _MIN_ELEMENTS:
         return max(1, m)
