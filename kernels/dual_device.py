@@ -95,13 +95,13 @@ def dual_input_kernel(
     rows = pid_m * BM + tl.arange(0, BM)
     cols = pid_n * BN + tl.arange(0, BN)
     row = tl.minimum(rows, m - 1)[:, None]
-    col = tl.minimum(cols, d_in - 1)[None, :]
+    col_inside = (cols < d_in)[None, :]
     units = tl.arange(0, BD)
     gn, ln, wn = widen(stride_gn, WIDE), widen(stride_ln, WIDE), widen(stride_wn, WIDE)
     dh_at = dh_ptr + row * widen(stride_gm, WIDE) + units[None, :] * gn
     l_at = lr_ptr + row * widen(stride_lm, WIDE) + units[None, :] * ln
     r_at = l_at + d * ln
-    w_l_at = weight_ptr + units[:, None] * wn + col * widen(stride_wk, WIDE)
+    w_l_at = weight_ptr + units[:, None] * wn + cols[None, :] * widen(stride_wk, WIDE)
     w_r_at = w_l_at + d * wn
     dx = tl.zeros((BM, BN), ACC)
     for start in range(0, d, BD):
@@ -109,8 +109,8 @@ def dual_input_kernel(
         dh = tl.load(dh_at, mask=inside[None, :], other=0.0)
         left = tl.load(l_at, mask=inside[None, :], other=0.0)
         right = tl.load(r_at, mask=inside[None, :], other=0.0)
-        w_l = tl.load(w_l_at, mask=inside[:, None], other=0.0)
-        w_r = tl.load(w_r_at, mask=inside[:, None], other=0.0)
+        w_l = tl.load(w_l_at, mask=inside[:, None] & col_inside, other=0.0)
+        w_r = tl.load(w_r_at, mask=inside[:, None] & col_inside, other=0.0)
         dx = tl.dot(dh * right, w_l, dx, input_precision=PRECISION, out_dtype=ACC)
         dx = tl.dot(dh * left, w_r, dx, input_precision=PRECISION, out_dtype=ACC)
         dh_at += BD * gn
@@ -153,25 +153,25 @@ def dual_weight_kernel(
     split = tl.program_id(1)
     units = pid_d * BD + tl.arange(0, BD)
     cols = pid_n * BN + tl.arange(0, BN)
-    unit = tl.minimum(units, d - 1)[None, :]
-    col = tl.minimum(cols, d_in - 1)[None, :]
+    unit_inside = (units < d)[None, :]
+    col_inside = (cols < d_in)[None, :]
     gm, lm, xm = widen(stride_gm, WIDE), widen(stride_lm, WIDE), widen(stride_xm, WIDE)
     last = tl.minimum((split + 1) * chunk, m)
     rows = split * chunk + tl.arange(0, BM)
-    dh_at = dh_ptr + rows[:, None] * gm + unit * widen(stride_gn, WIDE)
-    l_at = lr_ptr + rows[:, None] * lm + unit * widen(stride_ln, WIDE)
+    dh_at = dh_ptr + rows[:, None] * gm + units[None, :] * widen(stride_gn, WIDE)
+    l_at = lr_ptr + rows[:, None] * lm + units[None, :] * widen(stride_ln, WIDE)
     r_at = l_at + d * widen(stride_ln, WIDE)
-    x_at = x_ptr + rows[:, None] * xm + col * widen(stride_xk, WIDE)
+    x_at = x_ptr + rows[:, None] * xm + cols[None, :] * widen(stride_xk, WIDE)
     acc_l = tl.zeros((BD, BN), ACC)
     acc_r = tl.zeros((BD, BN), ACC)
     sum_l = tl.zeros((BD,), ACC)
     sum_r = tl.zeros((BD,), ACC)
     for start in range(split * chunk, last, BM):
         inside = (tl.arange(0, BM) < last - start)[:, None]
-        dh = tl.load(dh_at, mask=inside, other=0.0)
-        left = tl.load(l_at, mask=inside, other=0.0)
-        right = tl.load(r_at, mask=inside, other=0.0)
-        x = tl.load(x_at, mask=inside, other=0.0)
+        dh = tl.load(dh_at, mask=inside & unit_inside, other=0.0)
+        left = tl.load(l_at, mask=inside & unit_inside, other=0.0)
+        right = tl.load(r_at, mask=inside & unit_inside, other=0.0)
+        x = tl.load(x_at, mask=inside & col_inside, other=0.0)
         d_left, d_right = dh * right, dh * left
         acc_l = tl.dot(tl.trans(d_left), x, acc_l, input_precision=PRECISION, out_dtype=ACC)
         acc_r = tl.dot(tl.trans(d_right), x, acc_r, input_precision=PRECISION, out_dtype=ACC)
