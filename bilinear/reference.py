@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from bilinear.data import split_pairs
+from bilinear.streams import stream_key
 
 
 class Bilinear(nn.Linear):
@@ -111,12 +114,11 @@ def train_notebook(
 ) -> NotebookResult:
     """Train one width the notebook's way: DataLoader, AdamW, stop at 100 % validation accuracy.
 
-    `on_epoch(epoch, val_acc)` is called at the end of every epoch.
+    Where the notebook's split and init were unseeded, both follow from `seed` here, the split being
+    the one the fused sweep uses. `on_epoch(epoch, val_acc)` is called at the end of every epoch.
     """
-    torch.manual_seed(seed)
-    data = modular_addition(config.p)
-    n_train = int(train_frac * len(data))
-    train_set, val_set = random_split(data, [n_train, len(data) - n_train])
+    torch.manual_seed(stream_key("notebook", config.p, config.d_hidden, seed) >> 1)
+    train_set, val_set = _datasets(config.p, train_frac, seed)
     train_loader = DataLoader(train_set, batch_size=batch_size, shuffle=True, drop_last=True)
     val_loader = DataLoader(val_set, batch_size=len(val_set))
 
@@ -133,6 +135,12 @@ def train_notebook(
             break
     n_epochs = len(val_acc)
     return NotebookResult(model, n_epochs, n_epochs * len(train_loader), train_loss, val_acc)
+
+
+def _datasets(p: int, train_frac: float, seed: int) -> tuple[Subset, Subset]:
+    data, split = modular_addition(p), split_pairs(p, train_frac, seed)
+    rows = (split.pairs[:, 0] * p + split.pairs[:, 1]).tolist()
+    return Subset(data, rows[: split.n_train]), Subset(data, rows[split.n_train :])
 
 
 def _train_epoch(

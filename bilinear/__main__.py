@@ -1,0 +1,7 @@
+"""`python -m bilinear`: the command of sweep.py, for an installed package."""
+
+import sys
+
+from bilinear.cli import main
+
+sys.exit(main())

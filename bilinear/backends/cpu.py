@@ -1,0 +1,93 @@
+"""The sweep on a CPU: independent models on a pool of threads, one model a thread at a time."""
+
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+from bilinear.config import SweepConfig
+from bilinear.data import split_pairs
+from bilinear.initial import initial_weights
+from bilinear.kernels.grid_cpu import CpuGridModel
+from bilinear.kernels.grid_torch import TorchGridModel
+from bilinear.streams import stream_key
+from bilinear.training import Finished, Job, Progress, Record
+
+_REPORT_SECONDS = 0.2
+
+GridModel = CpuGridModel | TorchGridModel
+_Events = queue.SimpleQueue[Progress | Finished | BaseException]
+
+
+class CpuBackend:
+    """Trains with one of the CPU's grid models, in true float32."""
+
+    def __init__(self, model_type: type[GridModel], workers: int, name: str, reason: str) -> None:
+        """Train models of `model_type` on `workers` threads; `reason` is why."""
+        self.model_type, self.workers = model_type, workers
+        self.name, self.reason = name, reason
+
+    def train(self, config: SweepConfig, jobs: Sequence[Job]) -> Iterator[Progress | Finished]:
+        """See `bilinear.training.Backend`; progress comes a few times a second for each model.
+
+        Narrow models go first: they seldom reach their goal before the last step, so they take
+        longest, and a long one started last would leave the other threads idle.
+        """
+        events: _Events = queue.SimpleQueue()
+        stop = Event()
+
+        def work(job: Job) -> None:
+            try:
+                model = make_model(self.model_type, config, job)
+                _train_one(config, job, model, events, stop)
+            except BaseException as error:  # reaches the caller's thread
+                events.put(error)
+
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="bilinear")
+        try:
+            for job in sorted(jobs):
+                pool.submit(work, job)
+            left = len(jobs)
+            while left:
+                event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                left -= isinstance(event, Finished)
+                yield event
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def make_model(model_type: type[GridModel], config: SweepConfig, job: Job) -> GridModel:
+    """Return the job's model at step 0."""
+    split = split_pairs(config.p, config.train_frac, job.seed)
+    return model_type(
+        *initial_weights(config.p, job.d_hidden, job.seed, config.init_scale),
+        split.pairs,
+        split.n_train,
+        betas=config.betas,
+        eps=config.eps,
+        batch=config.batch_size,
+        shuffle_key=stream_key("shuffle", config.p, job.d_hidden, job.seed),
+    )
+
+
+def _train_one(
+    config: SweepConfig, job: Job, model: GridModel, events: _Events, stop: Event
+) -> None:
+    lr, weight_decay = config.lr.values(config.steps), config.weight_decay.values(config.steps)
+    record = Record(config)
+    step, reported = 0, time.monotonic()
+    while not record.finished:
+        if stop.is_set():
+            return
+        to = min(step + config.eval_every, config.steps)
+        model.steps(lr[step:to], weight_decay[step:to])
+        step = to
+        evaluation = record.add(step, *model.evaluate())
+        if time.monotonic() - reported > _REPORT_SECONDS:
+            reported = time.monotonic()
+            events.put(Progress(job, evaluation))
+    events.put(Finished(job, record, *model.weights()))

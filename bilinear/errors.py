@@ -1,0 +1,9 @@
+"""Errors a user can mend: each message names the argument, what was expected and what came."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be run as given."""
+
+
+class ResultsError(ValueError):
+    """A results folder that is missing, damaged, or belongs to another configuration."""

@@ -1,0 +1,181 @@
+"""What a running sweep shows: a live panel on a terminal, plain lines in a pipe."""
+
+import time
+from functools import partial
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bilinear.config import SweepConfig
+from bilinear.cost import evaluation_flop, step_flop
+from bilinear.sweep import Resumed
+from bilinear.training import Finished, Job, Progress
+
+_PLAIN_SECONDS = 5.0
+_BANDS = 8
+
+
+class SweepState:
+    """Where a sweep stands: fed with its events, asked by the displays."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        """Nothing is done yet."""
+        self.config = config
+        self.total = len(config.jobs)
+        self.done = self.perfect = self.resumed = 0
+        self.training: dict[Job, int] = {}
+        self.best: dict[int, float] = {}
+        self.smallest: int | None = None
+        self.started = time.monotonic()
+        self._unit = {d: self._cost_of_step(d) for d in set(config.widths)}
+        self._open_cost = sum(self._unit[d] * config.steps for d, _ in config.jobs)
+        self._ended_cost = 0.0
+        self.steps_ended = 0
+
+    def _cost_of_step(self, d_hidden: int) -> float:
+        """FLOP a step, and those a model of 16 hidden units would take for what is not matmul."""
+        config = self.config
+        matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
+        return matmul + step_flop(config, 16)
+
+    def update(self, event: Resumed | Progress | Finished) -> None:
+        """Take in one event."""
+        if isinstance(event, Resumed):
+            self.resumed = len(event.rows)
+            for row in event.rows:
+                self._end(Job(row["d_hidden"], row["seed"]), row, here=False)
+        elif isinstance(event, Finished):
+            self.training.pop(event.job, None)
+            self._end(event.job, event.record.row(event.job), here=True)
+        else:
+            self.training[event.job] = event.evaluation.step
+            self._see(event.job.d_hidden, event.evaluation.full_acc)
+
+    def _end(self, job: Job, row: dict, here: bool) -> None:
+        self.done += 1
+        self._see(job.d_hidden, row["full_acc"])
+        if row["perfect"]:
+            self.perfect += 1
+            self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
+        self._open_cost -= self._unit[job.d_hidden] * self.config.steps
+        if here:
+            self.steps_ended += row["steps"]
+            self._ended_cost += self._unit[job.d_hidden] * row["steps"]
+
+    def _see(self, d_hidden: int, acc: float) -> None:
+        if acc == acc:  # the notebook's loop knows no full accuracy before its end
+            self.best[d_hidden] = max(acc, self.best.get(d_hidden, 0.0))
+
+    @property
+    def steps(self) -> int:
+        """Steps taken by this run, of all models together."""
+        return self.steps_ended + sum(self.training.values())
+
+    @property
+    def steps_per_second(self) -> float:
+        """Their mean rate."""
+        return self.steps / max(time.monotonic() - self.started, 1e-9)
+
+    def seconds_left(self) -> float | None:
+        """At most this long: as if no further model stopped early; None before it can be known."""
+        running = sum(self._unit[job.d_hidden] * step for job, step in self.training.items())
+        spent = self._ended_cost + running
+        elapsed = time.monotonic() - self.started
+        if spent == 0 or elapsed < 1:
+            return None
+        return (self._open_cost - running) / spent * elapsed
+
+    def bands(self) -> list[tuple[int, int, float | None]]:
+        """(narrowest, widest, best accuracy so far on all pairs) of at most eight groups."""
+        widths = sorted(set(self.config.widths))
+        size = -(-len(widths) // _BANDS)
+        groups = [widths[i : i + size] for i in range(0, len(widths), size)]
+        return [
+            (g[0], g[-1], max((self.best[d] for d in g if d in self.best), default=None))
+            for g in groups
+        ]
+
+    def line(self) -> str:
+        """All of it in one line of text."""
+        parts = [
+            f"{self.done}/{self.total} models ended",
+            f"{self.perfect} perfect",
+            f"smallest width {self.smallest or '—'}",
+            f"{len(self.training)} in training",
+            f"{self.steps_per_second:,.0f} steps/s",
+            f"at most {_duration(self.seconds_left())} left",
+        ]
+        return ", ".join(parts)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _percent(acc: float | None) -> str:
+    """Four digits, and 100 % only for all pairs."""
+    if acc is None:
+        return "—"
+    return "100 %" if acc == 1.0 else f"{min(acc, 0.9999):.2%}".replace("%", " %")
+
+
+def _band_name(narrowest: int, widest: int) -> str:
+    return f"d={narrowest}" if narrowest == widest else f"d={narrowest}…{widest}"
+
+
+def _panel(state: SweepState) -> Group:
+    bands = Table(box=None, padding=(0, 2, 0, 0))
+    row = state.bands()
+    for narrowest, widest, _ in row:
+        bands.add_column(_band_name(narrowest, widest), justify="right")
+    bands.add_row(*(_percent(best) for *_, best in row))
+    return Group(
+        ProgressBar(total=state.total, completed=state.done, width=60),
+        Text(state.line()),
+        Text("best accuracy so far on all pairs:", style="dim"),
+        bands,
+    )
+
+
+class Display:
+    """Shows a sweep's events while used as a context manager."""
+
+    def __init__(self, config: SweepConfig, console: Console) -> None:
+        """Live if the console is a terminal, a line every few seconds otherwise."""
+        self.state, self._console = SweepState(config), console
+        self._live: Live | None = None
+        if console.is_terminal:
+            panel = partial(_panel, self.state)
+            self._live = Live(console=console, refresh_per_second=5, get_renderable=panel)
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> "Display":
+        """Start showing."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave the last state on the screen."""
+        if self._live:
+            self._live.stop()
+        else:
+            self._console.print(self.state.line(), soft_wrap=True)
+
+    def __call__(self, event: Resumed | Progress | Finished) -> None:
+        """Take in and show one event."""
+        self.state.update(event)
+        if isinstance(event, Resumed):
+            self._console.print(f"{len(event.rows)} models are there from before")
+        if not self._live and time.monotonic() - self._shown > _PLAIN_SECONDS:
+            self._shown = time.monotonic()
+            self._console.print(self.state.line(), soft_wrap=True)

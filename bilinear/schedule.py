@@ -1,0 +1,44 @@
+"""How a hyper-parameter moves over a run."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilinear.errors import ConfigError
+
+SHAPES = ("constant", "linear", "cosine", "exponential")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From `start` at the first step to `end` at the last, along one of `SHAPES`."""
+
+    start: float
+    end: float
+    shape: str = "constant"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no values."""
+        if self.shape not in SHAPES:
+            raise ConfigError(f"schedule: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"schedule {name}: expected a number ≥ 0, got {value}")
+        if self.shape == "constant" and self.start != self.end:
+            raise ConfigError(
+                f"schedule: a constant one cannot go from {self.start} to {self.end}; "
+                "expected linear, cosine or exponential"
+            )
+        if self.shape == "exponential" and 0 in (self.start, self.end):
+            raise ConfigError("schedule: an exponential one cannot start or end at 0")
+
+    def values(self, steps: int) -> Tensor:
+        """The value at each step, float64 (steps,)."""
+        t = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps]
+        if self.shape == "exponential":
+            return self.start * (self.end / self.start) ** t
+        if self.shape == "cosine":
+            t = (1 - torch.cos(math.pi * t)) / 2
+        return self.start + (self.end - self.start) * t
