@@ -220,7 +220,7 @@ def _sweep(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from bilinear import report
+    from bilinear import plots, report
     from bilinear.backends import choose
     from bilinear.progress import Display
     from bilinear.sweep import check_space, fresh_folder, latest_folder, run_sweep
@@ -247,7 +247,7 @@ def _sweep(argv: Sequence[str]) -> int:
         )
         return 130
     report.print_summary(console, results)
-    report.write_figures(results)
+    plots.save_summary(results)
     if args.json:
         print(json.dumps(report.summary(results)))
     return 0

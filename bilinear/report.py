@@ -102,7 +102,3 @@ def print_summary(console: Console, results: Results) -> None:
         f"[bold]smallest width with a model right on all {p * p:,} pairs: {smallest}[/bold]{every}",
         soft_wrap=True,
     )
-
-
-def write_figures(results: Results) -> None:
-    """Write the PNG summaries into the results folder."""

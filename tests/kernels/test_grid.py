@@ -1,4 +1,4 @@
-"""Both CPU grid models against autograd and torch.optim.AdamW in float64, and against each other."""
+"""Both CPU grid models against autograd and torch.optim.AdamW in float64, and one another."""
 
 import math
 from typing import Any
