@@ -29,13 +29,17 @@ def precision() -> str:
     return _PRECISIONS[torch.get_float32_matmul_precision()]
 
 
-@cache
 def kernels_missing(device: torch.device) -> str:
     """Why the kernels cannot run on a device; empty if they can."""
     if device.type == "cpu" and INTERPRETED:
         return ""
     if device.type != "cuda":
         return f"there are no kernels for {device.type} tensors"
+    return _kernels_missing_on_gpu(device)
+
+
+@cache
+def _kernels_missing_on_gpu(device: torch.device) -> str:
     if torch.version.hip is not None:
         return "the kernels are not tuned for ROCm"
     capability = torch.cuda.get_device_capability(device)

@@ -10,7 +10,6 @@ from bilinear import Bilinear, BilinearMLP, backend, explain, functional, fuse, 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "INTERPRETED", False)
-    backend.kernels_missing.cache_clear()
 
 
 def test_sizes() -> None:
@@ -64,8 +63,6 @@ def test_models() -> None:
 
 def test_kernels_say_their_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "INTERPRETED", True)
-    backend.kernels_missing.cache_clear()
     for choice in explain((4096, 64, 32, 16)).choices:
         assert choice.path in ("mlp", "dual", "pointwise")
         assert choice.reason
-    backend.kernels_missing.cache_clear()
