@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 from bilinear import backend, composed, functional
@@ -16,7 +17,7 @@ pytestmark = [
     # Inductor's own imports script a module.
     pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
 ]
-BACKENDS = ["aot_eager", "inductor"]
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,11 @@ def loss(x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor, b_p: Tensor) -> T
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_fullgraph_forward_and_backward_equal_eager(backend_name: str, device: str) -> None:
+def test_fullgraph_forward_and_backward_equal_eager(
+    backend_name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Starting a pool of compile workers would take longer than the one kernel there is.
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     compiled = torch.compile(loss, fullgraph=True, backend=backend_name)
     given = inputs(7, device)
     want, got = loss(*given), compiled(*given)
