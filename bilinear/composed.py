@@ -12,14 +12,18 @@ from torch import Tensor
 Gradients = tuple[Tensor | None, ...]
 
 
-def bilinear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def bilinear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r): (…, d_in) → (…, d), for weight (2d, d_in)."""
     left, right = F.linear(x, weight, bias).chunk(2, dim=-1)
     return left * right
 
 
 def bilinear_mlp(
-    x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    w_p: Tensor,
+    bias: Tensor | None = None,
+    b_p: Tensor | None = None,
 ) -> Tensor:
     """out = h W_pᵀ + b_p: (…, d_in) → (…, d_out), for weight (2d, d_in) and w_p (d_out, d)."""
     return F.linear(bilinear(x, weight, bias), w_p, b_p)
