@@ -42,18 +42,21 @@ def _fits(
         return False
     if x.dim() == 0 or x.shape[-1] != shape[1]:
         return False
-    for value, wanted in ((bias, shape[0]), (b_p, _first(w_p))):
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or value.dim() != 1 or value.shape[0] != wanted:
-            return False
-        if value.dtype != dtype or value.device != device:
-            return False
+    if bias is not None and not _fits_bias(bias, shape[0], x):
+        return False
     if w_p is None:
         return True
+    if b_p is not None and not _fits_bias(b_p, _first(w_p), x):
+        return False
     if not isinstance(w_p, Tensor) or w_p.dim() != 2 or w_p.dtype != dtype or w_p.device != device:
         return False
     return w_p.shape[0] > 0 and 2 * w_p.shape[1] == shape[0]
+
+
+def _fits_bias(bias: Tensor, size: int | None, x: Tensor) -> bool:
+    if not isinstance(bias, Tensor) or bias.dim() != 1 or bias.shape[0] != size:
+        return False
+    return bias.dtype == x.dtype and bias.device == x.device
 
 
 def _complain(

@@ -21,7 +21,7 @@ from .composed import Gradients
 # what it saves: torch's own composition runs (on the CPU, where there is no launch to save).
 SMALL = 2**17
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def bilinear(
@@ -169,35 +169,24 @@ class _BilinearMLP(torch.autograd.Function):
         return _shaped(found[0], x), *found[1:], None
 
 
-def _composes(tensors: tuple[Tensor | None, ...], recompute: bool) -> bool:
+def _composes(tensors: tuple[Any, ...], recompute: bool) -> bool:
     """Whether plain torch operations take the call: a Function can't follow it, or doesn't pay."""
-    if _transformed():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
-        if tensor is not None and type(tensor) not in _PLAIN and _foreign(tensor):
+        if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
             return True
-    x, weight = tensors[0], tensors[1]
-    assert x is not None
-    assert weight is not None
-    return not recompute and is_small(x, weight)
+    return not recompute and is_small(tensors[0], tensors[1])
 
 
 def is_small(x: Tensor, weight: Tensor) -> bool:
     """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
-    if x.device.type != "cpu" or backend.INTERPRETED:
+    if not x.is_cpu or backend.INTERPRETED:
         return False
-    d_in = x.shape[-1]
-    return x.numel() // d_in * (d_in + weight.shape[0]) < SMALL
-
-
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def _foreign(tensor: Tensor) -> bool:
-    return is_traceable_wrapper_subclass(tensor)
+    rows, d_in = weight.shape
+    return x.numel() // d_in * (d_in + rows) < SMALL
 
 
 def _opaque(tensor: Tensor) -> bool:

@@ -10,6 +10,7 @@ runs repeat bit for bit. Tensors in, tensors out: x (M, d_in); weight (2d, d_in)
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .composed import Gradients
@@ -36,6 +37,10 @@ def bilinear_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """h (M, d), and lr = [L, R] (M, 2d) if it is to be kept."""
     m, d = x.shape[0], weight.shape[0] // 2
+    if block_rows(m, x.shape[1], d, x.dtype) >= m:
+        whole = F.linear(x, weight, bias)
+        left, right = whole.chunk(2, dim=-1)
+        return left * right, whole if keep else None
     blocks = _blocks(x, weight)
     h = x.new_empty(m, d)
     lr = x.new_empty(m, 2 * d) if keep else None
@@ -57,6 +62,9 @@ def bilinear_mlp_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Out (M, d_out), and lr = [L, R] (M, 2d) if it is to be kept."""
     m, d = x.shape[0], weight.shape[0] // 2
+    if block_rows(m, x.shape[1], d, x.dtype) >= m:
+        h_whole, whole = bilinear_forward(x, weight, bias, keep=keep)
+        return F.linear(h_whole, w_p, b_p), whole
     blocks = _blocks(x, weight)
     out = x.new_empty(m, w_p.shape[0])
     lr = x.new_empty(m, 2 * d) if keep else None
@@ -78,6 +86,11 @@ def bilinear_backward(
     needs: Sequence[bool],
 ) -> Gradients:
     """Gradients of x, weight and bias that `needs` asks for; without lr it is formed again."""
+    if 0 < x.shape[0] <= block_rows(x.shape[0], x.shape[1], weight.shape[0] // 2, x.dtype):
+        whole = F.linear(x, weight, bias) if lr is None else lr
+        return _whole_gradients(
+            _product_backward(dh, whole, x.new_empty(whole.shape)), x, weight, needs
+        )
     sums = _Sums(x, weight, needs[0], needs[1], needs[2])
     blocks = _blocks(x, weight)
     pair = _buffer(lr, blocks, x, weight.shape[0])
@@ -99,6 +112,8 @@ def bilinear_mlp_backward(
 ) -> Gradients:
     """Gradients of x, weight, w_p, bias and b_p that `needs` asks for."""
     d = w_p.shape[1]
+    if 0 < x.shape[0] <= block_rows(x.shape[0], x.shape[1], d, x.dtype):
+        return _whole_mlp_gradients(dout, x, weight, w_p, bias, lr, needs)
     inner = needs[0] or needs[1] or needs[3]
     sums = _Sums(x, weight, needs[0], needs[1], needs[3])
     dw_p = _zeros_like(w_p) if needs[2] else None
@@ -116,6 +131,36 @@ def bilinear_mlp_backward(
             dh = torch.mm(dout[rows], w_p, out=half_rows)
             sums.add(rows, _product_backward(dh, pair_rows, _part(None, dlr, rows)))
     return sums.dx, sums.dweight, dw_p, sums.dbias, dout.sum(0) if needs[4] else None
+
+
+def _whole_gradients(dlr: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> Gradients:
+    return (
+        torch.mm(dlr, weight) if needs[0] else None,
+        torch.mm(dlr.t(), x) if needs[1] else None,
+        dlr.sum(0) if needs[2] else None,
+    )
+
+
+def _whole_mlp_gradients(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    w_p: Tensor,
+    bias: Tensor | None,
+    lr: Tensor | None,
+    needs: Sequence[bool],
+) -> Gradients:
+    dx = dweight = dw_p = dbias = None
+    inner = needs[0] or needs[1] or needs[3]
+    if inner or needs[2]:
+        whole = F.linear(x, weight, bias) if lr is None else lr
+    if needs[2]:
+        left, right = whole.chunk(2, dim=-1)
+        dw_p = torch.mm(dout.t(), left * right)
+    if inner:
+        dlr = _product_backward(torch.mm(dout, w_p), whole, x.new_empty(whole.shape))
+        dx, dweight, dbias = _whole_gradients(dlr, x, weight, (needs[0], needs[1], needs[3]))
+    return dx, dweight, dw_p, dbias, dout.sum(0) if needs[4] else None
 
 
 class _Sums:
