@@ -293,9 +293,9 @@ def mlp_backward_kernel(
 ):
     """Every gradient in one pass over x (BM, BK) and dout (BM, BN).
 
-    BD, BK, BN cover all of d, d_in and d_out. One program walks `chunk` rows, keeps the weights and the sums of dW_l, dW_r (BD, BK)
-    and dW_pᵀ (BD, BN) on the chip, and writes dx and its shares of the sums. A null pointer
-    is a gradient nobody asked for.
+    BD, BK, BN cover all of d, d_in and d_out. One program walks `chunk` rows, keeps the weights
+    and the sums of dW_l, dW_r (BD, BK) and dW_pᵀ (BD, BN) on the chip, and writes dx and its
+    shares of the sums. A null pointer is a gradient nobody asked for.
     """
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
