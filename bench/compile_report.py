@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel of the dispatch table: registers, spills, shared memory.
 
-    python -m bench.compile_report [--capability 80 90] [--json]
+    python -m bench.compile_report [--only 90:half 80:tf32 ...] [--match dual] [--json]
 
 Needs no GPU and no driver: launchers run on meta tensors, a recorder notes what they would start,
 and each start is compiled ahead of time for the device asked for.
@@ -84,9 +84,7 @@ def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[La
         if name != "mlp_backward":
             small = dispatch.Tile(block_m=0, num_warps=0, num_stages=0)
             configs["mlp_backward"] = small
-        mlp_backward(
-            dout, x, weight, bias, w_p, precision=precision, needs=needs, config=configs
-        )
+        mlp_backward(dout, x, weight, bias, w_p, precision=precision, needs=needs, config=configs)
 
     with_tile = {"precision": precision, "config": tile}
     run: dict[str, Callable[[], object]] = {
@@ -111,7 +109,7 @@ def compile_launch(start: Launch, capability: int) -> tuple[int, int, int, bool]
     """(registers a thread, stack bytes a thread, shared bytes, whether wgmma is used)."""
     names = start.kernel.arg_names
     constants = dict(start.constants)
-    signature = {name: "constexpr" for name in constants}
+    signature = dict.fromkeys(constants, "constexpr")
     attributes = {}
     for index, value in enumerate(start.args):
         kind = _type_of(value)
@@ -123,9 +121,7 @@ def compile_launch(start: Launch, capability: int) -> tuple[int, int, int, bool]
     signature = {name: signature[name] for name in names}
     source = ASTSource(start.kernel, signature, constants, attributes)
     options = {"num_warps": start.tile.num_warps, "num_stages": start.tile.num_stages}
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options=options
-    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = _resources(compiled.asm["cubin"])
     return registers, stack, compiled.metadata.shared, "warp_group_dot" in compiled.asm["ttgir"]
 
@@ -164,23 +160,20 @@ def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
     return found
 
 
-def jobs(capabilities: list[int], kinds: list[str]) -> Iterator[tuple[str, str, int, int]]:
+def jobs(capability: int, kind: str) -> Iterator[tuple[str, str, int, int]]:
     """(kernel, arithmetic, capability, rows) of every distinct entry of the table."""
-    for capability in capabilities:
-        device = dispatch.device_class(divmod(capability, 10))
-        for kind in kinds:
-            for name, entry in dispatch.table()["tiles"][device][kind].items():
-                yield name, kind, capability, ROWS
-                if entry["small"] != entry["large"]:
-                    yield name, kind, capability, dispatch.table()["small_m"]
-        yield "pointwise", "half", capability, ROWS
+    device = dispatch.device_class(divmod(capability, 10))
+    for name, entry in dispatch.table()["tiles"][device][kind].items():
+        yield name, kind, capability, ROWS
+        if entry["small"] != entry["large"]:
+            yield name, kind, capability, dispatch.table()["small_m"]
+    if kind == "half":
+        yield "pointwise", kind, capability, ROWS
 
 
-def report(
-    capabilities: list[int], kinds: list[str], match: str = "", processes: int = 2
-) -> list[Usage]:
-    """Compile the table's variants whose kernel's name contains `match`."""
-    wanted = [job for job in jobs(capabilities, kinds) if match in job[0]]
+def report(targets: list[tuple[int, str]], match: str = "", processes: int = 2) -> list[Usage]:
+    """Compile the table's variants of each (capability, arithmetic) that `match` names."""
+    wanted = [job for target in targets for job in jobs(*target) if match in job[0]]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return [usage for found in pool.map(_measure, wanted) for usage in found]
 
@@ -198,15 +191,22 @@ def _table(usages: list[Usage]) -> str:
     return "\n".join(lines)
 
 
+def _target(text: str) -> tuple[int, str]:
+    capability, _, kind = text.partition(":")
+    if kind not in (*KINDS, "float64") or not capability.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected SM:KIND as in 90:half, got {text!r}")
+    return int(capability), kind
+
+
 def main() -> None:
     """Parse arguments, compile, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--capability", type=int, nargs="+", default=[80, 89, 90])
-    parser.add_argument("--kind", nargs="+", default=list(KINDS), choices=[*KINDS, "float64"])
+    everything = [(capability, kind) for capability in (80, 89, 90) for kind in KINDS]
+    parser.add_argument("--only", type=_target, nargs="+", default=everything, metavar="SM:KIND")
     parser.add_argument("--match", default="", help="only kernels whose name contains this")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    usages = report(arguments.capability, arguments.kind, arguments.match)
+    usages = report(arguments.only, arguments.match)
     if arguments.json:
         json.dump([asdict(usage) for usage in usages], sys.stdout, indent=1)
     else:

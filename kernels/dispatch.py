@@ -88,12 +88,12 @@ def tile(
 
 
 def device_class(capability: tuple[int, int]) -> str:
-    """"sm_90" for data-centre devices from Hopper on, else "sm_80", whose tiles fit 99 KB."""
+    """ "sm_90" for data-centre devices from Hopper on, else "sm_80", whose tiles fit 99 KB."""
     return "sm_90" if capability[0] in (9, 10) else "sm_80"
 
 
 def arithmetic_class(dtype: torch.dtype, precision: str) -> str:
-    """"half", "float64", or for float32 the precision its products are formed in."""
+    """ "half", "float64", or for float32 the precision its products are formed in."""
     if dtype in (torch.bfloat16, torch.float16):
         return "half"
     if dtype == torch.float64:
@@ -115,7 +115,7 @@ def tile_of_class(kernel: str, m: int, kind: str, device: str) -> Tile:
     if os.environ.get(AUTOTUNE) == "1":
         from . import tune
 
-        return tune.searchedtile_of_class(kernel, m_class(m), kind, device)
+        return tune.searched_tile(kernel, m_class(m), kind, device)
     entry = table()["tiles"][device][kind][kernel]
     return Tile(**entry["small" if m <= table()["small_m"] else "large"])
 

@@ -39,9 +39,11 @@ def dual_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # L, R tiles (BM, BD) from one pass over x (BM, BK) and the two weights (BK, BD).
-    # Reads x, weight, bias and, for gradients, dh. Writes h if h_ptr, and if pair_ptr the pair:
-    # [L, R] without dh, [dh ∘ R, dh ∘ L] with it.
+    """L, R tiles (BM, BD) from one pass over x (BM, BK) and the two weights (BK, BD).
+
+    Reads x, weight, bias and, for gradients, dh. Writes h if h_ptr, and if pair_ptr the
+    pair: [L, R] without dh, [dh ∘ R, dh ∘ L] with it.
+    """
     pid_m, pid_d = tile_order(tl.program_id(0), tl.cdiv(m, BM), tl.cdiv(d, BD), 8)
     rows = pid_m * BM + tl.arange(0, BM)
     units = pid_d * BD + tl.arange(0, BD)
@@ -89,8 +91,11 @@ def dual_input_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # dx tile (BM, BN): each step over d reads dh, L, R (BM, BD) and both weights (BD, BN), and
-    # forms dL, dR in registers.
+    """dx tile (BM, BN).
+
+    Each step over d reads dh, L, R (BM, BD) and both weights (BD, BN), and forms dL, dR in
+    registers.
+    """
     pid_m, pid_n = tile_order(tl.program_id(0), tl.cdiv(m, BM), tl.cdiv(d_in, BN), 8)
     rows = pid_m * BM + tl.arange(0, BM)
     cols = pid_n * BN + tl.arange(0, BN)
@@ -146,9 +151,12 @@ def dual_weight_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # dW_l, dW_r tiles (BD, BN), summed over `chunk` rows: each step reads dh, L, R (BM, BD) and
-    # x (BM, BN). Writes this chunk's share of dweight (2d, d_in) and, from the first column block,
-    # of dbias (2d,); partials.py adds the shares in order.
+    """dW_l, dW_r tiles (BD, BN), summed over `chunk` rows.
+
+    Each step reads dh, L, R (BM, BD) and x (BM, BN). Writes this chunk's share of dweight
+    (2d, d_in) and, from the first column block, of dbias (2d,); partials.py adds the shares
+    in order.
+    """
     pid_d, pid_n = tile_order(tl.program_id(0), tl.cdiv(d, BD), tl.cdiv(d_in, BN), 8)
     split = tl.program_id(1)
     units = pid_d * BD + tl.arange(0, BD)

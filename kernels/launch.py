@@ -51,9 +51,7 @@ def launch(
         _recorder(Launch(kernel, grid, args, constants, tile))
         return
     with torch.cuda.device_of(args[0]):
-        kernel[grid](
-            *args, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages
-        )
+        kernel[grid](*args, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> dict[str, Any]:
@@ -78,4 +76,6 @@ def is_wide(*tensors: Tensor | None) -> bool:
 
 
 def _last_offset(tensor: Tensor) -> int:
-    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )

@@ -1,4 +1,6 @@
-"""Launchers of the whole MLP, out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p, for small d, d_out.
+"""Launchers of the whole MLP, for small d and d_out.
+
+    out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p
 
 h never leaves the chip and the backward recomputes L and R from x: x is all that is saved.
 Conventions (dtypes, strides, `precision`) are those of `dual`.
@@ -37,7 +39,9 @@ def mlp_forward(
     precision: str,
     config: Tile | None = None,
 ) -> Tensor:
-    """Return out (M, d_out): x (M, d_in); weight (2d, d_in); bias (2d,); w_p (d_out, d); b_p (d_out,).
+    """Return out (M, d_out).
+
+    x (M, d_in); weight (2d, d_in); bias (2d,); w_p (d_out, d); b_p (d_out,).
 
     Right for every size; meant for d and d_out up to about 256 (L and R are formed anew for every
     256 columns of out).
@@ -71,7 +75,7 @@ def mlp_backward(
     needs: Collection[str] = GRADIENTS,
     config: Mapping[str, Tile] | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of `mlp_forward` for dout (M, d_out): only those named in `needs`, no work for others.
+    """Gradients of `mlp_forward` for dout (M, d_out): those named in `needs`, no work for others.
 
     Keys and shapes: x (M, d_in), weight (2d, d_in), bias (2d,), w_p (d_out, d), b_p (d_out,).
     "bias" and "b_p" may be asked for whether or not the layer has biases. Sums over M in two
@@ -155,7 +159,7 @@ class _Backward:
         return grads | ({"x": dx} if "x" in wanted else {})
 
     def by_gradient(self, wanted: set[str]) -> dict[str, Tensor]:
-        """Gradients named in `wanted`, a kernel each for dx, for dweight and dbias, and for dW_p."""
+        """Gradients named in `wanted`: a kernel for dx, one for dweight and dbias, one for dW_p."""
         grads = {}
         if "x" in wanted:
             grads["x"] = self._input()
@@ -210,7 +214,9 @@ class _Backward:
     def _strides(self) -> tuple[int, ...]:
         return (*self.dout.stride(), *self.x.stride(), *self.weight.stride())
 
-    def _launch(self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], tile: Tile) -> None:
+    def _launch(
+        self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], tile: Tile
+    ) -> None:
         wide = is_wide(self.dout, self.x) or self.x.numel() >= 2**31
         launch(
             kernel, grid, args, tile,

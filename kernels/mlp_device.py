@@ -1,8 +1,8 @@
 """Kernels of the whole MLP; L, R, h and their gradients never leave the chip.
 
-    L = x W_lᵀ + b_l     R = x W_rᵀ + b_r     h = L ∘ R     out = h W_pᵀ + b_p
-    dh = dout W_p        dL = dh ∘ R          dR = dh ∘ L   dW_p = doutᵀ h
-    dx = dL W_l + dR W_r     dW_l = dLᵀ x     dW_r = dRᵀ x     db = column sums
+L = x W_lᵀ + b_l     R = x W_rᵀ + b_r     h = L ∘ R     out = h W_pᵀ + b_p
+dh = dout W_p        dL = dh ∘ R          dR = dh ∘ L   dW_p = doutᵀ h
+dx = dL W_l + dR W_r     dW_l = dLᵀ x     dW_r = dRᵀ x     db = column sums
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -40,8 +40,10 @@ def mlp_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # out tile (BM, BN): for each block of units, L and R (BM, BD) over d_in, then h times W_p.
-    # Reads x, weight, bias, w_p, b_p; writes out (M, d_out).
+    """out tile (BM, BN): for each block of units, L and R (BM, BD) over d_in, then h times W_p.
+
+    Reads x, weight, bias, w_p, b_p; writes out (M, d_out).
+    """
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     cols = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -92,8 +94,11 @@ def mlp_input_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # dx tile (BM, BN): for each block of units, L and R over d_in, dh over d_out, then both
-    # products with the weights (BD, BN). Reads dout, x and the weights; writes dx (M, d_in).
+    """dx tile (BM, BN).
+
+    For each block of units, L and R over d_in, dh over d_out, then both products with the
+    weights (BD, BN). Reads dout, x and the weights; writes dx (M, d_in).
+    """
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -151,9 +156,12 @@ def mlp_weight_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # dW_l, dW_r tiles (BD, BN), summed over `chunk` rows: each step forms L, R, dh (BM, BD) and
-    # reads x (BM, BN). Writes this chunk's share of dweight (2d, d_in) and, from the first column
-    # block, of dbias (2d,); partials.py adds the shares in order.
+    """dW_l, dW_r tiles (BD, BN), summed over `chunk` rows.
+
+    Each step forms L, R, dh (BM, BD) and reads x (BM, BN). Writes this chunk's share of
+    dweight (2d, d_in) and, from the first column block, of dbias (2d,); partials.py adds
+    the shares in order.
+    """
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     n_d = tl.cdiv(d, BD)
@@ -223,8 +231,11 @@ def mlp_projection_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # dW_pᵀ tile (BD, BN), summed over `chunk` rows: each step forms h (BM, BD) and reads dout
-    # (BM, BN). Writes this chunk's share of dW_p (d_out, d).
+    """dW_pᵀ tile (BD, BN), summed over `chunk` rows.
+
+    Each step forms h (BM, BD) and reads dout (BM, BN). Writes this chunk's share of dW_p
+    (d_out, d).
+    """
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     n_d = tl.cdiv(d, BD)
@@ -280,10 +291,12 @@ def mlp_backward_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    # Every gradient in one pass over x (BM, BK) and dout (BM, BN), where BD, BK, BN cover all of
-    # d, d_in and d_out: one program walks `chunk` rows, keeps the weights and the sums of dW_l,
-    # dW_r (BD, BK) and dW_pᵀ (BD, BN) on the chip, and writes dx and its shares of the sums. A
-    # null pointer is a gradient nobody asked for.
+    """Every gradient in one pass over x (BM, BK) and dout (BM, BN).
+
+    BD, BK, BN cover all of d, d_in and d_out. One program walks `chunk` rows, keeps the weights
+    and the sums of dW_l, dW_r (BD, BK) and dW_pᵀ (BD, BN) on the chip, and writes dx and its
+    shares of the sums. A null pointer is a gradient nobody asked for.
+    """
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     units = tl.arange(0, BD)

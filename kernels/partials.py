@@ -47,7 +47,10 @@ def add_shares(partial: Tensor, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def add_kernel(partial_ptr, total_ptr, size, splits, BLOCK: tl.constexpr):
-    # total[i] = Σ_s partial[s, i], s ascending. Reads every share once, writes BLOCK elements.
+    """total[i] = Σ_s partial[s, i], s ascending.
+
+    Reads every share once, writes BLOCK elements.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     total = tl.load(partial_ptr + at, mask=inside, other=0.0)

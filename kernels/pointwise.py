@@ -70,7 +70,10 @@ def product_kernel(
     BD: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    # One (BM, BD) tile of L, R and, for gradients, dh. Writes h if h_ptr, [dL, dR] if dlr_ptr.
+    """One (BM, BD) tile of L, R and, for gradients, dh.
+
+    Writes h if h_ptr, [dL, dR] if dlr_ptr.
+    """
     n_d = tl.cdiv(d, BD)
     rows = (tl.program_id(0) // n_d * BM + tl.arange(0, BM))[:, None]
     units = (tl.program_id(0) % n_d * BD + tl.arange(0, BD))[None, :]

@@ -21,7 +21,7 @@ def widen(value, WIDE: tl.constexpr):
 
 @triton.jit
 def tile_order(pid, n_m, n_n, GROUP: tl.constexpr):
-    """(row block, column block) of a program: GROUP row blocks share a column block's operand in L2."""
+    """(row block, column block) of a program: GROUP row blocks share a column's operand in L2."""
     in_group = GROUP * n_n
     first = pid // in_group * GROUP
     height = tl.minimum(n_m - first, GROUP)

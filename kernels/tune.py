@@ -103,9 +103,7 @@ def runner(kernel: str, m: int, kind: str, device: str = "cuda") -> Callable[[Ti
         )
 
     runs: dict[str, Callable[[Tile], object]] = {
-        "dual_forward": lambda t: dual.dual_forward(
-            x, weight, None, precision=precision, config=t
-        ),
+        "dual_forward": lambda t: dual.dual_forward(x, weight, None, precision=precision, config=t),
         "dual_backward": lambda t: dual.dual_backward(
             dh, x, weight, None, precision=precision, config=t
         ),
@@ -164,7 +162,7 @@ def dual_crossover(direction: str, kind: str, timer: Timer, *, on: str = "cuda")
 
     Takes the first loss as the end: above it the table never chooses the dual matmul.
     """
-    from . import dual, pointwise
+    from . import dual
 
     precision = "ieee" if kind in _DTYPE else kind
     dtype, m, d = _DTYPE.get(kind, torch.float32), _CROSSOVER_M, 1024
@@ -176,11 +174,11 @@ def dual_crossover(direction: str, kind: str, timer: Timer, *, on: str = "cuda")
         calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "forward": (
                 functools.partial(dual.dual_forward, x, weight, None, precision=precision),
-                lambda x=x, w=weight: pointwise.product_forward(x @ w.T),
+                functools.partial(_library_forward, x, weight),
             ),
             "backward": (
                 functools.partial(dual.dual_backward, dh, x, weight, None, precision=precision),
-                lambda x=x, w=weight, g=dh: pointwise.product_backward(g, x @ w.T),
+                functools.partial(_library_backward, dh, x, weight),
             ),
         }
         fused, library = calls[direction]
@@ -188,6 +186,18 @@ def dual_crossover(direction: str, kind: str, timer: Timer, *, on: str = "cuda")
             break
         won = d_in
     return won
+
+
+def _library_forward(x: Tensor, weight: Tensor) -> Tensor:
+    from . import pointwise
+
+    return pointwise.product_forward(x @ weight.T)
+
+
+def _library_backward(dh: Tensor, x: Tensor, weight: Tensor) -> object:
+    from . import pointwise
+
+    return pointwise.product_backward(dh, x @ weight.T)
 
 
 def tuned_table(device: str, kinds: list[str], timer: Timer) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from bilinear.kernels import dispatch, tune
 from bilinear.kernels.dispatch import choose
 from bilinear.kernels.tiles import Tile, cover

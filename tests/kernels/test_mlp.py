@@ -1,17 +1,13 @@
 import pytest
 import torch
+from kernel_checks import CASES, DEVICE, DTYPES, Eager, assert_close, draw
+
 from bilinear.kernels.mlp import GRADIENTS, mlp_backward, mlp_forward
 from bilinear.kernels.tiles import Tile
-from kernel_checks import DEVICE, DTYPES, LAYOUTS, SIZES, Eager, assert_close, draw
 
 TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 # One pass needs a tile that covers every size.
 WHOLE = Tile(block_m=32, block_d=128, block_n=128, block_k=256, num_warps=4, num_stages=1)
-CASES = [
-    (size, layout, (i + j) % 2 == 1)
-    for i, size in enumerate(SIZES)
-    for j, layout in enumerate(LAYOUTS)
-]
 SPLIT = {
     "mlp_backward": Tile(block_m=0, num_warps=4, num_stages=1),
     "mlp_backward_input": TILE,
@@ -102,7 +98,7 @@ def test_no_rows():
 
 def test_unknown_gradient_is_named():
     case = draw((2, 3, 4, 5), torch.float32, bias=False)
-    with pytest.raises(ValueError, match="needs: expected names among .* got \\['dh'\\]"):
+    with pytest.raises(ValueError, match=r"needs: expected names among .* got \['dh'\]"):
         mlp_backward(
             case.dout, case.x, case.weight, None, case.w_p, precision="ieee", needs=("dh",)
         )

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from bilinear.kernels.pointwise import product_backward, product_forward
 from kernel_checks import DEVICE, DTYPES, LAYOUTS, SIZES, Eager, assert_close, draw
+
+from bilinear.kernels.pointwise import product_backward, product_forward
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
