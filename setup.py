@@ -7,6 +7,7 @@ from setuptools import Extension, find_packages, setup
 setup(
     packages=find_packages(include=["bilinear", "bilinear.*"]),
     package_dir={"bilinear.kernels": "kernels"},
+    package_data={"bilinear": ["page/*"]},
     ext_modules=[
         Extension(
             "bilinear.kernels._grid_cpu",
@@ -26,6 +27,7 @@ setup(
         "safetensors",
         "matplotlib",
         "rich",
+        "plotly",
         "einops",
         'triton>=3.6; sys_platform == "linux"',
     ],
