@@ -156,7 +156,7 @@ def _model_data(
 def _limits(
     models: Sequence[tuple[Tensor, Tensor, Tensor]], remainders: Sequence[int]
 ) -> dict[str, list[float]]:
-    """Full colour of each picture and remainder, over all models: 99.5th percentile of |entries|."""
+    """Full colour of each picture and remainder: 99.5th percentile of |entries| of all models."""
     chosen = list(remainders)
     views = {
         "full": lambda *w: interaction_matrices(*w, outputs=chosen),

@@ -11,7 +11,7 @@ function layout(x, y, more = {}) {
     fixedrange: true, automargin: false, ...given, title: { text: given.title, standoff: 6 },
   });
   return {
-    margin: { l: 54, r: 10, t: 6, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)",
+    margin: MARGIN, paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", dragmode: false,
     font: { family: "system-ui, sans-serif", size: 12, color: css("--soft") },
     xaxis: axis(x), yaxis: axis(y), ...more,
@@ -21,6 +21,21 @@ function layout(x, y, more = {}) {
 const floor = 0.25 / (p * p); // where "none wrong" is drawn on a logarithmic axis
 const wrong = (accuracy) => Math.max(1 - accuracy, floor);
 const wrongText = (accuracy) => `${Math.round((1 - accuracy) * p * p)} of ${p * p} wrong`;
+
+const MARGIN = { l: 54, r: 10, t: 6, b: 40 };
+const WIDTH_RANGE = [Math.max(...DATA.all_rows.map((r) => r[0])) + 1.5,
+  Math.min(...DATA.all_rows.map((r) => r[0])) - 1.5];
+const ERROR_RANGE = [Math.log10(floor) - 0.25, 0.15];
+const ring = element($("accuracy-box"), "div", "ring");
+
+// A node over the chart, not a trace in it: moving it redraws nothing.
+function moveRing() {
+  const row = rowOf.get(`${state.d}-${state.seed}`);
+  const x = (state.d - WIDTH_RANGE[0]) / (WIDTH_RANGE[1] - WIDTH_RANGE[0]);
+  const y = (Math.log10(wrong(row.full_acc)) - ERROR_RANGE[0]) / (ERROR_RANGE[1] - ERROR_RANGE[0]);
+  ring.style.left = `calc(${MARGIN.l}px + ${x} * (100% - ${MARGIN.l + MARGIN.r}px))`;
+  ring.style.top = `calc(${MARGIN.t}px + ${1 - y} * (100% - ${MARGIN.t + MARGIN.b}px))`;
+}
 
 function accuracyChart() {
   const rows = DATA.all_rows;
@@ -32,14 +47,10 @@ function accuracyChart() {
       text: rows.map((r) => `d = ${r[0]}, seed ${r[1]}: ${wrongText(r[2])}`),
       hovertemplate: "%{text}<extra></extra>",
     },
-    {
-      x: [0], y: [1], mode: "markers", type: "scatter", hoverinfo: "skip",
-      marker: { symbol: "circle-open", color: WARM(), size: 15, line: { width: 3, color: WARM() } },
-    },
   ], layout(
-    { title: "hidden width d", range: [widths[0] + 1.5, widths.at(-1) - 1.5] },
+    { title: "hidden width d", range: WIDTH_RANGE },
     {
-      title: "share of pairs wrong", type: "log", range: [Math.log10(floor) - 0.25, 0.15],
+      title: "share of pairs wrong", type: "log", range: ERROR_RANGE,
       tickvals: [...ticks, floor], ticktext: [...ticks.map(String), "none"],
     },
   ), CONFIG);
@@ -49,105 +60,69 @@ function accuracyChart() {
   });
 }
 
-function barChart(id, x, y, template) {
-  Plotly.newPlot(id, [{ type: "bar", x: [0], y: [0], marker: { color: BLUE() }, hovertemplate: template }],
-    layout(x, y, { bargap: 0.15 }), CONFIG);
-}
-
-const MOST = Math.max(...widths.map((d) => model(d, seeds[0])?.nVectors ?? 0));
-
-function vectorChart() {
-  const x = Array.from({ length: 2 * p }, (_, i) => i);
-  const traces = [], axes = {};
-  const gap = 0.05, height = (1 - gap * (MOST - 1)) / MOST;
-  for (let k = 0; k < MOST; k++) {
-    const n = k ? k + 1 : "", top = 1 - k * (height + gap);
-    traces.push({
-      type: "scatter", mode: "lines", x, y: x.map(() => 0), yaxis: `y${n}`,
-      line: { color: BLUE(), width: 1.5 }, customdata: x.map(half),
-      hovertemplate: `v${k + 1}[%{customdata}] = %{y:.3f}<extra></extra>`,
-    });
-    axes[`yaxis${n}`] = {
-      domain: [Math.max(0, top - height), top], range: [-0.6, 0.6], fixedrange: true, nticks: 3,
-      gridcolor: css("--line"), zerolinecolor: css("--soft"), title: { text: `v${k + 1}`, standoff: 4 },
-    };
-  }
-  const ticks = [...numberTicks(p), ...numberTicks(p, p)].map(([at, text]) => [at - 0.5, text]);
-  Plotly.newPlot("eigenvectors", traces, {
-    ...layout({
-      title: "input:  a = 0 … p−1  |  b = 0 … p−1", range: [-0.5, 2 * p - 0.5],
-      tickvals: ticks.map((t) => t[0]), ticktext: ticks.map((t) => t[1]),
-      anchor: `y${MOST > 1 ? MOST : ""}`,
-    }, {}), ...axes,
-    shapes: [{
-      type: "line", x0: p - 0.5, x1: p - 0.5, yref: "paper", y0: 0, y1: 1,
-      line: { color: css("--ink"), width: 1 },
-    }],
-  }, CONFIG);
+function barChart(id, at, x, y, template) {
+  const bars = { type: "bar", x: at, y: at.map(() => 0), marker: { color: BLUE() } };
+  const range = [0.3, at.length + 0.7];
+  Plotly.newPlot(id, [{ ...bars, hovertemplate: template }],
+    layout({ ...x, range }, y, { bargap: 0.15 }), CONFIG);
 }
 
 function makeCharts() {
   accuracyChart();
-  barChart("eigenvalues", { title: "rank by magnitude" }, { title: "eigenvalue, logits" },
+  barChart("eigenvalues", BAR_RANKS, { title: "rank by magnitude" }, { title: "eigenvalue, logits" },
     "λ<sub>%{x}</sub> = %{y:.4g}<br>%{customdata:.1%} of Σ|λ|<extra></extra>");
-  barChart("shares", { title: "frequency k", range: [0.3, n_k + 0.7] },
+  barChart("shares", Array.from({ length: n_k }, (_, k) => k + 1), { title: "frequency k" },
     { title: "share of power", tickformat: ".0%", rangemode: "tozero" },
     "k = %{x}: %{y:.1%}<br>amplitude %{customdata[0]:.3g} logits<br>" +
     "%{customdata[1]} hidden units<extra></extra>");
-  vectorChart();
 }
 
-const widestRange = new Map(); // stable axes: remainder and seed → largest eigenvalue of any width
-function eigenRange(at) {
-  const key = `${at} ${state.seed}`;
-  if (!widestRange.has(key)) {
-    let most = 0;
-    for (const d of widths) {
-      const m = model(d, state.seed);
-      if (m) most = Math.max(most, Math.abs(m.eigenvalues[at * (m.eigenvalues.length / remainders.length)]));
-    }
-    widestRange.set(key, 1.08 * most || 1);
-  }
-  return widestRange.get(key);
+const MOST_BARS = 48;
+const BAR_RANKS = Array.from({ length: Math.min(MOST_BARS, 2 * Math.max(8, ...widths), 2 * p) }, (_, i) => i + 1);
+
+// Ranges over all widths of a seed, so that the axes stand still under the slider.
+const remembered = new Map();
+function remember(key, make) {
+  if (!remembered.has(key)) remembered.set(key, make());
+  return remembered.get(key);
 }
-const mostShare = () => Math.max(0.05, ...widths.map((d) => {
-  const m = model(d, state.seed);
-  return m ? Math.max(...m.shares) : 0;
-}));
+const allModels = () => widths.map((d) => model(d, state.seed)).filter(Boolean);
+const largestEigenvalue = (at) => remember(`eigenvalue ${at} ${state.seed}`, () => Math.max(
+  ...allModels().map((m) => Math.abs(m.eigenvalues[at * m.eigenvalues.length / remainders.length]))));
+const largestShare = () => remember(`share ${state.seed}`, () => Math.max(
+  0.05, ...allModels().map((m) => Math.max(...m.shares))));
+
+// A range that stays costs a chart far less than one that changes.
+const ranges = {};
+function restyle(id, traces, range) {
+  const key = `${range} ${chartTheme}`;
+  if (ranges[id] === key) return Plotly.restyle(id, traces);
+  ranges[id] = key;
+  return Plotly.update(id, traces, { "yaxis.range": range });
+}
 
 function drawCharts(m) {
   if (!m) return;
   const at = remainders.indexOf(state.c), r = m.eigenvalues.length / remainders.length;
-  const values = Array.from(m.eigenvalues.subarray(at * r, (at + 1) * r));
+  const values = Array.from(m.eigenvalues.subarray(at * r, (at + 1) * r)), own = state.scale === "own";
   const total = values.reduce((sum, v) => sum + Math.abs(v), 0) || 1;
-  const shown = values.slice(0, 48), own = state.scale === "own";
-  const limit = own ? 1.08 * (Math.abs(values[0]) || 1) : eigenRange(at);
-  Plotly.update("eigenvalues", {
-    x: [shown.map((_, i) => i + 1)], y: [shown], customdata: [shown.map((v) => Math.abs(v) / total)],
+  const shown = BAR_RANKS.map((rank) => values[rank - 1] ?? null);
+  const limit = 1.08 * ((own ? Math.abs(values[0]) : largestEigenvalue(at)) || 1);
+  restyle("eigenvalues", {
+    y: [shown], customdata: [shown.map((v) => Math.abs(v) / total)],
     "marker.color": [shown.map((v) => (v > 0 ? WARM_NOW : BLUE_NOW))],
-  }, { "yaxis.range": [-limit, limit], "xaxis.range": [0.3, Math.max(8, Math.min(48, r)) + 0.7] });
+  }, [-limit, limit]);
   $("spectrum-title").textContent = `Eigenspectrum of remainder ${state.c}, d = ${state.d}` +
-    (r > 48 ? `: strongest 48 of ${r}` : `: ${r} eigenvalues`);
-
-  const n = 2 * p, first = at * m.nVectors * n, ys = [], names = [];
-  for (let k = 0; k < MOST; k++) {
-    ys.push(k < m.nVectors ? m.eigenvectors.subarray(first + k * n, first + (k + 1) * n) : []);
-    names.push(k < m.nVectors ? (values[k] > 0 ? WARM_NOW : BLUE_NOW) : BLUE_NOW);
-  }
-  Plotly.restyle("eigenvectors", { y: ys, "line.color": names });
-  $("vectors-title").textContent = `Top eigenvectors, λ = ` +
-    values.slice(0, m.nVectors).map((v) => format(v)).join(", ");
+    (r > BAR_RANKS.length ? `: strongest ${BAR_RANKS.length} of ${r}` : `: ${r} eigenvalues`);
 
   const shares = Array.from(m.shares);
-  Plotly.update("shares", {
-    x: [shares.map((_, k) => k + 1)], y: [shares],
-    customdata: [shares.map((_, k) => [m.amplitudes[k], m.units[k]])],
-  }, { "yaxis.range": [0, 1.08 * (own ? Math.max(0.01, ...shares) : mostShare())] });
+  restyle("shares", {
+    y: [shares], customdata: [shares.map((_, k) => [m.amplitudes[k], m.units[k]])],
+  }, [0, 1.08 * (own ? Math.max(0.01, ...shares) : largestShare())]);
   $("shares-title").textContent = `Frequencies of the model, d = ${state.d}: ` +
     `${shares.filter((s) => s >= 0.01).length} hold ≥ 1 %`;
 
-  const row = rowOf.get(`${state.d}-${state.seed}`);
-  Plotly.restyle("accuracy", { x: [[state.d]], y: [[wrong(row.full_acc)]] }, [1]);
+  moveRing();
 }
 
 let BLUE_NOW = "", WARM_NOW = "", chartTheme = "";

@@ -65,7 +65,7 @@ class Heat {
     this.canvas = element(this.frame, "canvas", "");
     this.marks = element(this.frame, "div", "");
     const bar = element(this.root, "div", "bar");
-    this.barCanvas = element(bar, "canvas", "");
+    this.barCanvas = element(element(bar, "div", "ramp"), "canvas", "");
     this.ends = element(bar, "div", "ends");
     element(bar, "div", "unit", spec.unit);
     this.xticks = element(this.root, "div", "xticks");
@@ -80,7 +80,7 @@ class Heat {
     }
   }
 
-  // axes: {x: {label, ticks: [[position, text]]}, y: …, rules: [position], name}
+  // axes: {x: {label, ticks: [[position, text]]}, y: …, columnRules: [position], rowRules: …, name}
   setAxes(rows, columns, axes) {
     const key = JSON.stringify([rows, columns, axes]);
     if (key === this.axesKey) return;
@@ -96,10 +96,13 @@ class Heat {
     this.place(this.xticks, axes.x.ticks, columns, "left");
     this.place(this.yticks, axes.y.ticks, rows, "top");
     for (const rule of this.frame.querySelectorAll(".rule")) rule.remove();
-    for (const at of axes.rules ?? []) {
-      const [v, h] = [element(this.frame, "div", "rule"), element(this.frame, "div", "rule")];
-      v.style.cssText = `left:${100 * at / columns}%;width:1px;top:0;bottom:0`;
-      h.style.cssText = `top:${100 * at / rows}%;height:1px;left:0;right:0`;
+    for (const at of axes.columnRules ?? []) {
+      const rule = element(this.frame, "div", "rule");
+      rule.style.cssText = `left:${100 * at / columns}%;width:1px;top:0;bottom:0`;
+    }
+    for (const at of axes.rowRules ?? []) {
+      const rule = element(this.frame, "div", "rule");
+      rule.style.cssText = `top:${100 * at / rows}%;height:1px;left:0;right:0`;
     }
   }
 

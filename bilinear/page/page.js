@@ -48,6 +48,10 @@ const matrix = new Heat("matrix", {
       ((i + j) % p === state.c ? " (the right answer here)" : ""),
 });
 const half = (i) => (i < p ? `a=${i}` : `b=${i - p}`);
+const eigenvectors = new Heat("eigenvectors", {
+  kind: "diverging", unit: "entry",
+  say: (i, j, value) => `v${i + 1}[${half(j)}] = ${format(value)}`,
+});
 const dft = new Heat("dft", {
   kind: "sequential", unit: "logits",
   say: (i, j, value) => `frequency ${i - mid} in a, ${j - mid} in b: ${format(value)}`,
@@ -66,7 +70,7 @@ const mid = Math.floor(p / 2), n_k = Math.floor(p / 2);
 
 const MATRIX_AXES = {
   full: {
-    name: "interaction matrix", rules: [p],
+    name: "interaction matrix", columnRules: [p], rowRules: [p],
     x: { label: "input j:  a = 0 … p−1  |  b = 0 … p−1", ticks: [...numberTicks(p), ...numberTicks(p, p)] },
     y: { label: "input i:  b  |  a", ticks: [...numberTicks(p), ...numberTicks(p, p)] },
   },
@@ -75,6 +79,10 @@ const MATRIX_AXES = {
     x: { label: "b", ticks: numberTicks(p) }, y: { label: "a", ticks: numberTicks(p) },
   },
 };
+const vectorAxes = (n) => ({
+  name: "top eigenvectors", columnRules: [p],
+  x: MATRIX_AXES.full.x, y: { label: "", ticks: every(n, 1).map((k) => [k + 0.5, `v${k + 1}`]) },
+});
 const signed = every(p, tickStep(p), mid % tickStep(p)).map((t) => [t + 0.5, t - mid]);
 const DFT_AXES = {
   name: "2-D DFT of the cross block",
@@ -114,6 +122,18 @@ function drawMatrix(m) {
     : "What the pairs see of Q: Q_aa[a,a] + Q_bb[b,b] + 2 Q_ab[a,b].") +
     (state.scale === "all" ? " One scale for all widths, full colour at the 99.5th percentile."
       : " Full colour at this width's largest entry.");
+}
+
+const VECTOR_LIMIT = 2 / Math.sqrt(2 * p); // a flat sinusoid's entries reach √2 of 1/√(2p)
+
+function drawVectors(m) {
+  const n = 2 * p, at = remainders.indexOf(state.c) * m.nVectors * n;
+  const values = m.eigenvectors.subarray(at, at + m.nVectors * n);
+  eigenvectors.setAxes(m.nVectors, n, vectorAxes(m.nVectors));
+  eigenvectors.draw(values, state.scale === "all" ? VECTOR_LIMIT : largest(values), state.theme);
+  const first = remainders.indexOf(state.c) * m.eigenvalues.length / remainders.length;
+  const strengths = m.eigenvalues.subarray(first, first + m.nVectors);
+  $("vectors-title").textContent = `Top eigenvectors, λ = ${[...strengths].map(format).join(", ")}`;
 }
 
 function drawSpectrum(m) {
@@ -177,6 +197,7 @@ function draw() {
   if (m) {
     drawMatrix(m);
     drawSpectrum(m);
+    drawVectors(m);
   }
   drawMaps();
   for (const listener of listeners) listener(m);
