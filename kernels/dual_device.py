@@ -195,7 +195,8 @@ def dual_weight_kernel(
     inside = (units < d)[:, None] & (cols < d_in)[None, :]
     tl.store(at, acc_l, mask=inside)
     tl.store(at + d * widen(d_in, WIDE), acc_r, mask=inside)
-    if bias_partial_ptr is not None:
-        first_column = (units < d) & (pid_n == 0)
-        tl.store(bias_partial_ptr + share + units, sum_l, mask=first_column)
-        tl.store(bias_partial_ptr + share + d + units, sum_r, mask=first_column)
+    # The outer condition is decided when compiling, the inner when running.
+    if bias_partial_ptr is not None:  # noqa: SIM102
+        if pid_n == 0:
+            tl.store(bias_partial_ptr + share + units, sum_l, mask=units < d)
+            tl.store(bias_partial_ptr + share + d + units, sum_r, mask=units < d)

@@ -30,8 +30,8 @@ CASES = [(size, LAYOUTS[i % 3], i % 2 == 1) for i, size in enumerate(SIZES)] + [
 # Relative to the tensor's norm, what passes whatever eager's error: half a unit in the last place
 # with some room, since a sum of one or two terms may come out of eager exact. The interpreter's
 # dot is numpy's, which adds one term after the other where PyTorch's matmul keeps several sums:
-# there the floor is that of such a sum over the 129 terms used here.
-FLOOR = 0.75 if DEVICE == "cuda" else 3.0
+# there the floor is that of three such sums of 129 terms chained.
+FLOOR = 0.75 if DEVICE == "cuda" else 6.0
 
 
 @dataclass
@@ -100,6 +100,7 @@ class Eager:
     def gradients(self, dh: Tensor) -> dict[str, Tensor]:
         """Gradients of the bilinear layer for dh."""
         dlr = self.dlr(dh)
+        self.summed = {"bias": dlr, "b_p": self.case.dout}
         return {"x": dlr @ self.case.weight, "weight": dlr.T @ self.case.x, "bias": dlr.sum(0)}
 
     def mlp_gradients(self) -> dict[str, Tensor]:
@@ -109,19 +110,23 @@ class Eager:
         return self.gradients(dout @ self.case.w_p) | own
 
 
-def assert_close(actual: Tensor, eager: Tensor, exact: Tensor) -> None:
+def assert_close(
+    actual: Tensor, eager: Tensor, exact: Tensor, summed: Tensor | None = None
+) -> None:
     """The error against float64 is at most 1.1 times eager's own in that dtype, or the floor.
 
     In float64, where `exact` is eager itself, the bound is the growth of rounding over a sum.
+    `summed` are the terms of a column sum: these may cancel, so their norm sets the scale.
     """
     assert actual.dtype == eager.dtype
     assert actual.shape == exact.shape
-    error, eager_error = relative_error(actual, exact), relative_error(eager, exact)
+    scale = max(exact.norm().item(), 0.0 if summed is None else summed.norm().item())
+    error, eager_error = absolute_error(actual, exact), absolute_error(eager, exact)
     floor = 32 if actual.dtype == torch.float64 else FLOOR
-    assert error <= max(1.1 * eager_error, floor * torch.finfo(actual.dtype).eps)
+    allowed = max(1.1 * eager_error, floor * torch.finfo(actual.dtype).eps * scale)
+    assert error <= allowed, f"error {error:.3g}, eager's {eager_error:.3g}, scale {scale:.3g}"
 
 
-def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """Norm of the error over the norm of the exact tensor; NaN anywhere gives NaN."""
-    norm = exact.norm().item()
-    return (actual.double() - exact).norm().item() / norm if norm else 0.0
+def absolute_error(actual: Tensor, exact: Tensor) -> float:
+    """Norm of the error; NaN anywhere gives NaN."""
+    return (actual.double() - exact).norm().item()
