@@ -2,8 +2,10 @@ import pytest
 import torch
 from kernel_checks import CASES, DEVICE, DTYPES, Eager, assert_close, draw
 
+from bilinear.circuits import exact_circuit
 from bilinear.kernels.mlp import GRADIENTS, mlp_backward, mlp_forward
 from bilinear.kernels.tiles import Tile
+from bilinear.reference import modular_addition
 
 TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 # One pass needs a tile that covers every size.
@@ -102,3 +104,16 @@ def test_unknown_gradient_is_named():
         mlp_backward(
             case.dout, case.x, case.weight, None, case.w_p, precision="ieee", needs=("dh",)
         )
+
+
+def test_exact_circuit_is_right_everywhere():
+    """Margins of 1e-5 of the logits' scale: only true float32 keeps all 4,096 pairs right."""
+    circuit = exact_circuit(64)
+    x, label = (t.to(DEVICE) for t in modular_addition(64).tensors)
+    weight = torch.cat([circuit["w_l"], circuit["w_r"]]).to(DEVICE)
+    tile = Tile(block_m=512, block_d=16, block_n=64, block_k=128, num_warps=4, num_stages=1)
+    config = None if DEVICE == "cuda" else tile  # few programs: the interpreter takes its time
+    logits = mlp_forward(
+        x, weight, None, circuit["w_p"].to(DEVICE), None, precision="ieee", config=config
+    )
+    assert (logits.argmax(1) == label).all()
