@@ -12,7 +12,8 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "INTERPRETED", False)
 
 
-def test_sizes() -> None:
+def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     large = explain((16384, 64, 1024))
     assert [c.op for c in large.choices] == ["bilinear_forward", "bilinear_backward"]
     assert {c.path for c in large.choices} == {"rows"}
