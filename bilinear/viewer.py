@@ -25,6 +25,7 @@ from bilinear.interactions import cross_block, interaction_matrices, logit_table
 from bilinear.results import Results
 from bilinear.similarity import functional_similarity
 from bilinear.spectra import eigenpairs
+from bilinear.training import Job
 
 SIZE_LIMIT = 15_000_000  # bytes
 N_VECTORS = 4  # top eigenvectors a matrix that the page carries
@@ -122,12 +123,18 @@ def page_data(
         "rows": [row for row in rows if row["seed"] in set(seeds)],
         "all_rows": [[row["d_hidden"], row["seed"], row["full_acc"]] for row in rows],
         "train_frac": results.config.train_frac,
-        "limits": _limits(list(weights.values()), remainders),
+        "limits": _limits([weights[job] for job in _setting_the_scale(rows, jobs)], remainders),
         "similarity": similarity,
         "models": {
             f"{job.d_hidden}-{job.seed}": _model_data(*weights[job], remainders) for job in jobs
         },
     }
+
+
+def _setting_the_scale(rows: list[dict[str, Any]], jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of at least 99 % right, if any: weights of the others grow and would hide the rest."""
+    good = {Job(row["d_hidden"], row["seed"]) for row in rows if row["full_acc"] >= 0.99}
+    return [job for job in jobs if job in good] or list(jobs)
 
 
 def _weights(state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +163,7 @@ def _model_data(
 def _limits(
     models: Sequence[tuple[Tensor, Tensor, Tensor]], remainders: Sequence[int]
 ) -> dict[str, list[float]]:
-    """Full colour of each picture and remainder: 99.5th percentile of |entries| of all models."""
+    """Full colour of each picture and remainder: the models' 99.5th percentile of |entries|."""
     chosen = list(remainders)
     views = {
         "full": lambda left, right, w_p: interaction_matrices(left, right, w_p, outputs=chosen),

@@ -48,7 +48,7 @@ function accuracyChart() {
       hovertemplate: "%{text}<extra></extra>",
     },
   ], layout(
-    { title: "hidden width d", range: WIDTH_RANGE },
+    { title: "hidden width d", range: WIDTH_RANGE, zeroline: false },
     {
       title: "share of pairs wrong", type: "log", range: ERROR_RANGE,
       tickvals: [...ticks, floor], ticktext: [...ticks.map(String), "none"],
@@ -86,11 +86,16 @@ function remember(key, make) {
   if (!remembered.has(key)) remembered.set(key, make());
   return remembered.get(key);
 }
-const allModels = () => widths.map((d) => model(d, state.seed)).filter(Boolean);
+// Models that fail grow without bound and would flatten the others: they don't set the scale.
+function scaleModels() {
+  const there = widths.filter((d) => model(d, state.seed));
+  const good = there.filter((d) => rowOf.get(`${d}-${state.seed}`).full_acc >= 0.99);
+  return (good.length ? good : there).map((d) => model(d, state.seed));
+}
 const largestEigenvalue = (at) => remember(`eigenvalue ${at} ${state.seed}`, () => Math.max(
-  ...allModels().map((m) => Math.abs(m.eigenvalues[at * m.eigenvalues.length / remainders.length]))));
+  ...scaleModels().map((m) => Math.abs(m.eigenvalues[at * m.eigenvalues.length / remainders.length]))));
 const largestShare = () => remember(`share ${state.seed}`, () => Math.max(
-  0.05, ...allModels().map((m) => Math.max(...m.shares))));
+  0.05, ...scaleModels().map((m) => Math.max(...m.shares))));
 
 // A range that stays costs a chart far less than one that changes.
 const ranges = {};
@@ -112,15 +117,15 @@ function drawCharts(m) {
     y: [shown], customdata: [shown.map((v) => Math.abs(v) / total)],
     "marker.color": [shown.map((v) => (v > 0 ? WARM_NOW : BLUE_NOW))],
   }, [-limit, limit]);
-  $("spectrum-title").textContent = `Eigenspectrum of remainder ${state.c}, d = ${state.d}` +
+  $("spectrum-title").textContent = `Eigenspectrum of remainder ${state.c}, ${dText()}` +
     (r > BAR_RANKS.length ? `: strongest ${BAR_RANKS.length} of ${r}` : `: ${r} eigenvalues`);
 
   const shares = Array.from(m.shares);
   restyle("shares", {
     y: [shares], customdata: [shares.map((_, k) => [m.amplitudes[k], m.units[k]])],
   }, [0, 1.08 * (own ? Math.max(0.01, ...shares) : largestShare())]);
-  $("shares-title").textContent = `Frequencies of the model, d = ${state.d}: ` +
-    `${shares.filter((s) => s >= 0.01).length} hold ≥ 1 %`;
+  $("shares-title").textContent = `Frequencies of the model, ${dText()}: ` +
+    `${shares.filter((s) => s >= 0.01).length} hold ≥\u00a01\u00a0%`;
 
   moveRing();
 }

@@ -51,7 +51,8 @@ function element(parent, tag, className, text) {
 function format(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 1e4 || size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(3));
+  const text = size >= 1e4 || size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(3));
+  return text.replaceAll("-", "−");
 }
 
 class Heat {

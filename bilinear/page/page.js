@@ -38,7 +38,9 @@ function writeAddress() { // browsers limit how often, and playing is often
 const every = (n, step, from = 0) =>
   Array.from({ length: Math.ceil((n - from) / step) }, (_, i) => from + i * step);
 const tickStep = (n) => [1, 2, 4, 8, 16, 32, 64].find((s) => n / s <= 8) ?? 128;
-const numberTicks = (n, offset = 0) => every(n, tickStep(n)).map((t) => [t + 0.5 + offset, t]);
+const numberTicks = (n, offset = 0, step = tickStep(n)) =>
+  every(n, step).map((t) => [t + 0.5 + offset, t]);
+const halfTicks = [...numberTicks(p, 0, 2 * tickStep(p)), ...numberTicks(p, p, 2 * tickStep(p))];
 
 const matrix = new Heat("matrix", {
   kind: "diverging", unit: "logits",
@@ -71,8 +73,8 @@ const mid = Math.floor(p / 2), n_k = Math.floor(p / 2);
 const MATRIX_AXES = {
   full: {
     name: "interaction matrix", columnRules: [p], rowRules: [p],
-    x: { label: "input j:  a = 0 … p−1  |  b = 0 … p−1", ticks: [...numberTicks(p), ...numberTicks(p, p)] },
-    y: { label: "input i:  b  |  a", ticks: [...numberTicks(p), ...numberTicks(p, p)] },
+    x: { label: "input j:  a = 0 … p−1  |  b = 0 … p−1", ticks: halfTicks },
+    y: { label: "input i:  b  |  a", ticks: halfTicks },
   },
   functional: {
     name: "logits on all pairs",
@@ -107,6 +109,8 @@ function largest(values) {
   return most || 1;
 }
 
+const dText = () => `d\u00a0=\u00a0${state.d}`;
+
 function drawMatrix(m) {
   const full = state.view === "full";
   const values = full ? interactionMatrix(m, state.c) : logitTable(m, state.c);
@@ -115,12 +119,12 @@ function drawMatrix(m) {
   matrix.draw(values, state.scale === "all" ? DATA.limits[state.view][at] || 1 : largest(values),
     state.theme);
   $("matrix-title").textContent = full
-    ? `Full interaction matrix Q of remainder ${state.c}, d = ${state.d}`
-    : `Functional table: logit of remainder ${state.c} on all pairs, d = ${state.d}`;
+    ? `Full interaction matrix Q of remainder ${state.c}, ${dText()}`
+    : `Functional table: logit of remainder ${state.c} on all pairs, ${dText()}`;
   $("matrix-note").textContent = (full
     ? "xᵀQx is the logit. Entries off the diagonal of the aa and bb blocks never meet a pair (a, b)."
     : "What the pairs see of Q: Q_aa[a,a] + Q_bb[b,b] + 2 Q_ab[a,b].") +
-    (state.scale === "all" ? " One scale for all widths, full colour at the 99.5th percentile."
+    (state.scale === "all" ? " One scale for all widths: full colour at the 99.5th percentile over models with ≥ 99 % right."
       : " Full colour at this width's largest entry.");
 }
 
@@ -142,7 +146,7 @@ function drawSpectrum(m) {
   const limit = state.scale === "all" ? DATA.limits.spectrum[remainders.indexOf(state.c)] || 1
     : largest(values);
   dft.draw(values, limit, state.theme);
-  $("dft-title").textContent = `Fourier picture of remainder ${state.c}, d = ${state.d}`;
+  $("dft-title").textContent = `Fourier picture of remainder ${state.c}, ${dText()}`;
 }
 
 let mapKey = "";
