@@ -1,6 +1,14 @@
-"""Interaction matrices: each logit of a bilinear layer as an exact quadratic form of its input."""
+"""Interaction matrices: each logit of a bilinear layer as an exact quadratic form of its input.
+
+Two views of the same weights. The *full* matrix Q_c (d_in, d_in) holds every product of two inputs.
+On pairs of one-hot inputs, x = [e_a; e_b], only part of it ever meets data: the logit is
+Q_aa[a, a] + Q_bb[b, b] + 2 Q_ab[a, b], so the off-diagonals of the aa and bb blocks are free (a
+gauge), while they still enter eigenvalues and similarities of Q. The *functional* table, the p × p
+logits of output c, holds what the data sees and nothing else.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,3 +26,88 @@ def interaction_matrices(
         w_p = w_p[..., list(outputs), :]
     b = torch.einsum("...hi,...oh,...hj->...oij", w_l, w_p, w_r)
     return (b + b.mT) / 2
+
+
+def direction(w_p: Tensor, directions: Tensor) -> Tensor:
+    """Pull directions in output space, (…, n, d_out), back to rows (…, n, d) to use as a `w_p`.
+
+    The interaction matrix of direction u is Σ_c u_c Q_c; one-hot u is output c alone.
+    """
+    return directions.to(w_p.dtype) @ w_p
+
+
+class Blocks(NamedTuple):
+    """Blocks of an interaction matrix over x = [e_a; e_b], (…, p, p) each; Q_ba is Q_abᵀ."""
+
+    aa: Tensor
+    ab: Tensor
+    bb: Tensor
+
+
+def blocks(q: Tensor) -> Blocks:
+    """Split interaction matrices (…, 2p, 2p) into the a and b halves of their input."""
+    size = q.shape[-1]
+    if q.shape[-2] != size or size % 2:
+        raise ValueError(f"q: expected (…, 2p, 2p), got {tuple(q.shape)}")
+    p = size // 2
+    return Blocks(q[..., :p, :p], q[..., :p, p:], q[..., p:, p:])
+
+
+def cross_block(
+    w_l: Tensor, w_r: Tensor, w_p: Tensor, outputs: Sequence[int] | None = None
+) -> Tensor:
+    """Q_ab, the part of Q in which a meets b, without forming Q: (…, n_outputs, p, p)."""
+    check_weights(w_l, w_r, pairs=True)
+    if outputs is not None:
+        w_p = w_p[..., list(outputs), :]
+    (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
+    b = _products(l_a, r_b, w_p) + _products(r_a, l_b, w_p)
+    return b / 2
+
+
+def _products(a: Tensor, b: Tensor, w_p: Tensor) -> Tensor:
+    """Σ_h w_p[o, h] a[h, i] b[h, j]: (…, d, p), (…, d, p), (…, o, d) → (…, o, p, p)."""
+    return a.mT.unsqueeze(-3) @ (w_p.unsqueeze(-1) * b.unsqueeze(-3))
+
+
+def logit_table(
+    w_l: Tensor, w_r: Tensor, w_p: Tensor, outputs: Sequence[int] | None = None
+) -> Tensor:
+    """Functional table: logit of each output on every pair, (…, n_outputs, p, p), entry [a, b]."""
+    check_weights(w_l, w_r, pairs=True)
+    if outputs is not None:
+        w_p = w_p[..., list(outputs), :]
+    hidden = hidden_table(w_l, w_r)
+    return (w_p @ hidden.flatten(-2)).unflatten(-1, hidden.shape[-2:])
+
+
+def hidden_table(w_l: Tensor, w_r: Tensor) -> Tensor:
+    """Give the hidden units h on every pair, (…, d, p, p), entry [a, b]."""
+    check_weights(w_l, w_r, pairs=True)
+    (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
+    left = l_a.unsqueeze(-1) + l_b.unsqueeze(-2)
+    return left * (r_a.unsqueeze(-1) + r_b.unsqueeze(-2))
+
+
+def table_accuracy(tables: Tensor) -> Tensor:
+    """Share of all p² pairs that tables (…, p, p, p) of (a + b) mod p get right, ties wrong: (…).
+
+    Dimensions: output c, a, b.
+    """
+    p = tables.shape[-1]
+    a = torch.arange(p, device=tables.device)
+    label = ((a[:, None] + a) % p).expand(*tables.shape[:-3], 1, p, p)
+    right = tables.gather(-3, label)
+    others = tables.scatter(-3, label, -torch.inf).amax(dim=-3, keepdim=True)
+    return (right > others).double().mean(dim=(-3, -2, -1))
+
+
+def check_weights(w_l: Tensor, w_r: Tensor, *, pairs: bool = False) -> None:
+    """Raise ValueError unless both sides have one shape, (…, d, d_in), d_in even for pairs."""
+    if w_l.shape != w_r.shape or w_l.ndim < 2:
+        raise ValueError(
+            f"w_l, w_r: expected one shape (…, d, d_in), got {tuple(w_l.shape)} and "
+            f"{tuple(w_r.shape)}"
+        )
+    if pairs and w_l.shape[-1] % 2:
+        raise ValueError(f"w_l: expected d_in = 2p for pairs of one-hots, got {w_l.shape[-1]}")

@@ -1,8 +1,16 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilinear.interactions import interaction_matrices
+from bilinear.circuits import exact_circuit
+from bilinear.interactions import (
+    blocks,
+    cross_block,
+    interaction_matrices,
+    logit_table,
+    table_accuracy,
+)
 
 
 @settings(deadline=None, max_examples=30)
@@ -25,3 +33,37 @@ def test_chosen_outputs_are_those_of_all() -> None:
     torch.testing.assert_close(
         interaction_matrices(w_l, w_r, w_p, outputs=(4, 0)), every[[4, 0]], rtol=1e-6, atol=1e-6
     )
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 6), st.integers(2, 9), st.integers(0, 2**31))
+def test_table_and_blocks_are_what_pairs_see(d: int, p: int, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    w_l, w_r, w_p = (
+        torch.randn(*shape, generator=source, dtype=torch.float64)
+        for shape in ((2, d, 2 * p), (2, d, 2 * p), (2, p, d))
+    )
+    q = interaction_matrices(w_l, w_r, w_p)
+    aa, ab, bb = blocks(q)
+    torch.testing.assert_close(cross_block(w_l, w_r, w_p), ab)
+    table = aa.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + bb.diagonal(dim1=-2, dim2=-1).unsqueeze(
+        -2
+    )
+    torch.testing.assert_close(logit_table(w_l, w_r, w_p), table + 2 * ab)
+    torch.testing.assert_close(logit_table(w_l, w_r, w_p, [p - 1]), (table + 2 * ab)[:, p - 1 :])
+    torch.testing.assert_close(cross_block(w_l, w_r, w_p, [p - 1]), ab[:, p - 1 :])
+
+
+def test_table_accuracy_counts_ties_as_wrong() -> None:
+    tables = logit_table(**exact_circuit(9, dtype=torch.float64))
+    assert table_accuracy(tables) == 1
+    tables[3, 1, 2] = tables[4, 1, 2]
+    assert table_accuracy(tables).item() == 1 - 1 / 81
+    assert table_accuracy(torch.zeros(2, 5, 5, 5)).tolist() == [0, 0]
+
+
+def test_odd_inputs_are_no_pairs() -> None:
+    with pytest.raises(ValueError, match="q: expected"):
+        blocks(torch.zeros(3, 5, 5))
+    with pytest.raises(ValueError, match=r"w_l: expected d_in = 2p"):
+        logit_table(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(3, 2))
