@@ -6,6 +6,7 @@ from setuptools import Extension, find_packages, setup
 # installation: transformers users have a package of that name, which it would overwrite.
 setup(
     packages=find_packages(include=["bilinear", "bilinear.*"]),
+    package_data={"bilinear": ["page/*"]},
     package_dir={"bilinear.kernels": "kernels"},
     ext_modules=[
         Extension(
@@ -30,7 +31,8 @@ setup(
         'triton>=3.6; sys_platform == "linux"',
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis"],
+        "test": ["pytest", "pytest-benchmark", "hypothesis", "selenium", "nbclient", "ipykernel"],
+        "notebook": ["ipywidgets", "nbformat"],
         "dev": ["ruff", "mypy", "pandas-stubs"],
     },
 )

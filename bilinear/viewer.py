@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bilinear.errors import ConfigError
 from bilinear.fourier import frequency_shares
-from bilinear.interactions import interaction_matrices
+from bilinear.interactions import interaction_matrices, logit_table
 
 if TYPE_CHECKING:
     from bilinear.results import Results
@@ -29,9 +28,11 @@ _THRESHOLD = 0.01  # share of the interaction's power from which a frequency cou
 _MOST_FLOAT32_BYTES = 8_000_000
 _MOST_BYTES = 11_000_000
 # Blue to red through true white: told apart by all common kinds of colour blindness.
-_DIVERGING = ("053061", "2166ac", "4393c3", "92c5de", "d1e5f0", "ffffff")
-_DIVERGING += ("fddbc7", "f4a582", "d6604d", "b2182b", "67001f")
+_NEGATIVE = ("053061", "2166ac", "4393c3", "92c5de", "d1e5f0")
+_POSITIVE = ("fddbc7", "f4a582", "d6604d", "b2182b", "67001f")
+_DIVERGING = (*_NEGATIVE, "ffffff", *_POSITIVE)
 _SEQUENTIAL = ("ffffff", "dbe9f6", "9fcae3", "4b98c9", "1764ab", "08306b")
+_SEQUENTIAL_DARK = ("1b1f25", "16375c", "1764ab", "4b98c9", "9fcae3", "ffffff")
 
 
 def write_page(
@@ -70,7 +71,7 @@ def page_data(results: "Results", seeds: Sequence[int] | None = None) -> dict[st
     about = f"Trained on {100 * results.config.train_frac:g} % of the pairs. "
     about += f"{left_out} more seeds are in the results folder. " if left_out else ""
     about += "Weights rounded to float16 for this page." if dtype == "float16" else ""
-    table = results.table.set_index(["d_hidden", "seed"])
+    rows = results.table.set_index(["d_hidden", "seed"]).to_dict("index")
     return {
         "p": results.config.p,
         "dtype": dtype,
@@ -78,12 +79,15 @@ def page_data(results: "Results", seeds: Sequence[int] | None = None) -> dict[st
         "remainders": list(results.config.remainders) or [0],
         "threshold": _THRESHOLD,
         "diverging": colour_map(_DIVERGING).flatten().tolist(),
-        "sequential": colour_map(_SEQUENTIAL).flatten().tolist(),
+        "sequential": {
+            "light": colour_map(_SEQUENTIAL).flatten().tolist(),
+            "dark": colour_map(_SEQUENTIAL_DARK).flatten().tolist(),
+        },
         "limits": {
             seed: _limits([weights[job] for job in jobs if job.seed == seed]) for seed in chosen
         },
         "models": [
-            _model(job.d_hidden, job.seed, weights[job], table.loc[tuple(job)], dtype)
+            _model(job.d_hidden, job.seed, weights[job], rows[job.d_hidden, job.seed], dtype)
             for job in jobs
         ],
     }
@@ -117,22 +121,26 @@ def _fitting(results: "Results", seeds: list[int], may_drop: bool) -> tuple[list
 
 
 def _limits(models: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """Values of full colour for a seed: what 99.5 % of entries of all its widths stay within."""
+    """Values of full colour for all widths of a seed.
+
+    The median over widths of what 99.5 % of a width's entries stay within: the widths that fail
+    have entries a hundred times larger, and would leave the others white.
+    """
     p = models[0][2].shape[0]
     some = sorted({0, p // 3, 2 * p // 3})
-    q = torch.stack([interaction_matrices(*weights, outputs=some) for weights in models])
-    diagonal = q.diagonal(dim1=-2, dim2=-1)
-    table = diagonal[..., :p, None] + diagonal[..., None, p:] + 2 * q[..., :p, p:]
-    return {"q": _typical(q), "logits": _typical(table)}
+    views = {"q": interaction_matrices, "logits": logit_table}
+    return {
+        name: float(f"{np.median([_typical(view(*w, outputs=some)) for w in models]):.3g}") or 1.0
+        for name, view in views.items()
+    }
 
 
 def _typical(values: Tensor) -> float:
-    limit = float(np.quantile(values.abs().numpy(), 0.995))
-    return float(f"{limit:.3g}") or 1.0
+    return float(np.quantile(values.abs().numpy(), 0.995))
 
 
 def _model(
-    d: int, seed: int, weights: tuple[Tensor, Tensor, Tensor], row: Any, dtype: str
+    d: int, seed: int, weights: tuple[Tensor, Tensor, Tensor], row: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
     p = weights[2].shape[0]
     flat = np.concatenate([w.numpy().ravel() for w in weights])

@@ -62,6 +62,7 @@ function drawControls() {
     (used.length ? `${used.length} ${used.length === 1 ? "frequency" : "frequencies"}: ${used.join(", ")}` : "no frequency");
 }
 
+const sequential = () => data.sequential[document.documentElement.dataset.theme];
 const usedBy = (model) => [...model.shares.keys()].filter((i) => model.shares[i] >= data.threshold).sort((i, j) => model.shares[j] - model.shares[i]).map((i) => i + 1);
 const sideOf = (i) => (i < p ? `a = ${i}` : `b = ${i - p}`);
 
@@ -69,13 +70,13 @@ function drawMatrix() {
   const { table, limit, n } = shown, isQ = state.view === "q";
   paint(byId("matrix"), table, n, n, diverging, (v) => 0.5 + v / (2 * limit));
   byId("matrix").parentElement.dataset.split = isQ ? 1 : 0;
-  const which = state.scale === "shared" ? "the same scale at every width" : "this width's own scale";
+  const which = state.scale === "shared" ? "the same colours at every width" : "colours of this width alone";
   byId("matrix-title").innerHTML = isQ
     ? `<b>Full interaction matrix Q</b> of remainder ${state.c}, width ${state.d}: x<sup>⊤</sup>Qx is its logit; ${which}`
     : `<b>Functional table</b>: logit of remainder ${state.c} on every pair, width ${state.d}; ${which}`;
   byId("matrix-axes").textContent = isQ ? "rows and columns: a, then b (lines between)" : "rows: a, columns: b";
   byId("low").textContent = number(-limit);
-  byId("high").textContent = number(limit) + " logits";
+  byId("high").textContent = number(limit) + " logits or more";
   const ramp = Float64Array.from({ length: 129 }, (_, i) => i / 128);
   paint(byId("colours"), ramp, 1, 129, diverging, (v) => v);
 }
@@ -94,7 +95,7 @@ function drawSpectrum() {
   plot.begin(-1, n, -most, most);
   plot.axes(ticks(0, n - 1), ticks(-most, most, 4), "rank, from most positive", "eigenvalue");
   plot.line([[-1, 0], [n, 0]], colour("--line"), 1);
-  values.forEach((v, i) => { if (Math.abs(v) > 1e-6 * most) plot.line([[i, 0], [i, v]], v > 0 ? "#b2182b" : "#4393c3", Math.max(1.5, Math.min(5, 260 / n))); });
+  values.forEach((v, i) => { if (Math.abs(v) > 1e-6 * most) plot.line([[i, 0], [i, v]], v > 0 ? colour("--plus") : colour("--minus"), Math.max(1.5, Math.min(5, 260 / n))); });
   const four = [...values].sort((a, b) => b * b - a * a).slice(0, 4).reduce((s, v) => s + v * v, 0);
   const rank = values.filter((v) => Math.abs(v) > 1e-6 * most).length;
   byId("spectrum-title").innerHTML = `<b>Eigenspectrum of Q</b>: rank ${rank} of ${n}; the top four hold ${((100 * four) / squares).toFixed(1)} % of the sum of squares`;
@@ -114,7 +115,7 @@ function drawVectors() {
   plot.line([[p - 0.5, 0], [p - 0.5, -rows.length]], colour("--soft"), 1);
   rows.forEach((v, r) => {
     plot.line([[-0.5, -r - 0.5], [n - 0.5, -r - 0.5]], colour("--line"), 1);
-    for (const [from, to] of [[0, p], [p, n]]) plot.line(v.slice(from, to).map((x, i) => [from + i, -r - 0.5 + (0.45 * x) / most]), values[top[r]] > 0 ? "#b2182b" : "#4393c3");
+    for (const [from, to] of [[0, p], [p, n]]) plot.line(v.slice(from, to).map((x, i) => [from + i, -r - 0.5 + (0.45 * x) / most]), values[top[r]] > 0 ? colour("--plus") : colour("--minus"));
   });
   byId("vectors-title").innerHTML = "<b>Top eigenvectors of Q</b> by |λ|, unit length, over the inputs a and b; red: raises the logit, blue: lowers it";
   plot.hover = (x, y, event) => {
@@ -126,7 +127,7 @@ function drawVectors() {
 function drawFourier() {
   const plot = plots.fourier, { size, rows, columns } = shown.cross, half = rows - 1, most = size.reduce((m, v) => Math.max(m, v), 0) || 1;
   plot.begin(-half - 0.5, half + 0.5, -0.5, half + 0.5);
-  plot.image(size, rows, columns, data.sequential, (v) => v / most);
+  plot.image(size, rows, columns, sequential(), (v) => v / most);
   plot.axes(ticks(-half, half, 6), ticks(0, half, 4), "frequency in b", "frequency in a");
   byId("fourier-title").innerHTML = `<b>2-D Fourier transform of the a–b block</b> of remainder ${state.c}, |coefficient| up to ${number(most)}; a circuit of a + b lies on the rising diagonal`;
   plot.hover = (x, y, event) => {
@@ -158,7 +159,7 @@ function drawFrequencies() {
   const values = new Float64Array(half * n);
   widths.forEach((d, j) => models.find((m) => m.d === d && m.seed === state.seed).shares.forEach((s, k) => { values[k * n + j] = s; }));
   plot.begin(-0.5, n - 0.5, 0.5, half + 0.5);
-  plot.image(values, half, n, data.sequential, Math.sqrt);
+  plot.image(values, half, n, sequential(), Math.sqrt);
   const every = Math.max(1, Math.ceil(n / 9)), here = widths.indexOf(state.d);
   plot.axes(widths.map((d, j) => [j, d]).filter((_, j) => j % every === 0), ticks(1, half, 6), "hidden width (narrower to the right)", "frequency");
   plot.c.strokeStyle = colour("--accent");
