@@ -138,8 +138,10 @@ def _panel(state: SweepState) -> Group:
     for narrowest, widest, _ in row:
         bands.add_column(_band_name(narrowest, widest), justify="right")
     bands.add_row(*(_percent(best) for *_, best in row))
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=state.total, completed=state.done, width=60))
     return Group(
-        ProgressBar(total=state.total, completed=state.done, width=60),
+        bar,
         Text(state.line()),
         Text("best accuracy so far on all pairs:", style="dim"),
         bands,

@@ -68,14 +68,35 @@ def summary(results: Results) -> dict[str, Any]:
     }
 
 
+def _safe_row(widths: list[dict[str, Any]]) -> tuple[str, ...]:
+    """One row for the widths from which on every model is perfect."""
+    models = sum(w["models"] for w in widths)
+    steps = [w["median_steps"] for w in widths]
+    low = min(w["wilson_low"] for w in widths)
+    return (
+        f"{widths[-1]['d_hidden']}…{widths[0]['d_hidden']}",
+        f"{models}/{models}",
+        f"each {low:.2f} – 1.00",
+        f"{min(steps):,.0f} – {max(steps):,.0f}",
+        "1.0000",
+        "1.0000",
+    )
+
+
 def print_summary(console: Console, results: Results) -> None:
     """Print a row a width and the answer: the smallest width that generalises perfectly."""
     found = summary(results)
+    widths = found["widths"][::-1]
+    safe = found["all_perfect_from_width"]
+    safe_widths = [w for w in widths if safe is not None and w["d_hidden"] >= safe]
     table = Table(box=None, padding=(0, 2, 0, 0))
     headings = ("width", "perfect", "95 % interval", "median steps", "best acc", "median acc")
     for name in headings:
         table.add_column(name, justify="right")
-    for w in reversed(found["widths"]):
+    if len(safe_widths) > 1:
+        table.add_row(*_safe_row(safe_widths))
+        widths = widths[len(safe_widths) :]
+    for w in widths:
         steps = w["median_steps"]
         table.add_row(
             str(w["d_hidden"]),
@@ -86,11 +107,7 @@ def print_summary(console: Console, results: Results) -> None:
             f"{w['median_full_acc']:.4f}",
         )
     console.print(table)
-    p, smallest, safe = (
-        results.config.p,
-        found["smallest_perfect_width"],
-        found["all_perfect_from_width"],
-    )
+    p, smallest = results.config.p, found["smallest_perfect_width"]
     console.print(f"results in {results.path}", soft_wrap=True)
     if not results.complete:
         console.print(f"unfinished: {len(results.jobs)} of {len(results.config.jobs)} models")

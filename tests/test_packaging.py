@@ -1,0 +1,43 @@
+"""What an installation holds, and what an import costs."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(tmp_path)]
+    subprocess.run([*command, str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("bilinear-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"bilinear"}
+    for module in ("__init__.py", "sweep.py", "kernels/__init__.py", "kernels/grid_torch.py"):
+        assert f"bilinear/{module}" in names
+    assert any(name.startswith("bilinear/kernels/_grid_cpu.") for name in names)
+
+
+def test_library_and_sweep_work_without_triton(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import bilinear.cli\n"
+        f"out = {str(tmp_path / 'run')!r}\n"
+        "options = '--fused --p 5 --widths 3 --steps 20'.split()\n"
+        "sys.exit(bilinear.cli.main([*options, '--out', out]))"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, bilinear\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'triton'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert bilinear.load_results.__module__ == 'bilinear.results'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
