@@ -1,4 +1,4 @@
-"""One HTML file that shows a sweep's models with a slider over the width, from disk, with no network.
+"""One HTML file that shows a sweep with a slider over the width, from disk, with no network.
 
 The file holds the models' weights; the page computes interaction matrices, spectra and Fourier
 transforms from them (`page/*.js`), so it can show any remainder and stays small.
@@ -140,7 +140,7 @@ def _typical(values: Tensor) -> float:
 
 
 def _model(
-    d: int, seed: int, weights: tuple[Tensor, Tensor, Tensor], row: dict[str, Any], dtype: str
+    d: int, seed: int, weights: tuple[Tensor, Tensor, Tensor], row: dict[Any, Any], dtype: str
 ) -> dict[str, Any]:
     p = weights[2].shape[0]
     flat = np.concatenate([w.numpy().ravel() for w in weights])
