@@ -6,8 +6,8 @@ from setuptools import Extension, find_packages, setup
 # installation: transformers users have a package of that name, which it would overwrite.
 setup(
     packages=find_packages(include=["bilinear", "bilinear.*"]),
-    package_data={"bilinear": ["page/*"]},
     package_dir={"bilinear.kernels": "kernels"},
+    package_data={"bilinear": ["page/*"], "bilinear.kernels": ["table.json"]},
     ext_modules=[
         Extension(
             "bilinear.kernels._grid_cpu",
@@ -27,12 +27,11 @@ setup(
         "safetensors",
         "matplotlib",
         "rich",
-        "einops",
+        "plotly",
         'triton>=3.6; sys_platform == "linux"',
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis", "selenium", "nbclient", "ipykernel"],
-        "notebook": ["ipywidgets", "nbformat"],
+        "test": ["pytest", "pytest-benchmark", "hypothesis"],
         "dev": ["ruff", "mypy", "pandas-stubs"],
     },
 )

@@ -85,10 +85,12 @@ def by_width(results: Results) -> dict[int, list[Reading]]:
     return found
 
 
-def untrained(p: int, d: int, seed: int) -> Reading:
-    """Read a model as it is before training."""
+def random_model(p: int, d: int, seed: int) -> Reading:
+    """Read a model of random weights."""
     source = torch.Generator().manual_seed(seed)
-    return read(*(torch.randn(*shape, generator=source) for shape in ((d, 2 * p), (d, 2 * p), (p, d))))
+    shapes = ((d, 2 * p), (d, 2 * p), (p, d))
+    w_l, w_r, w_p = (torch.randn(*shape, generator=source) for shape in shapes)
+    return read(w_l, w_r, w_p)
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -96,7 +98,7 @@ def tables(results: Results) -> dict[str, str]:
     readings = by_width(results)
     p, seeds = results.config.p, len(results.config.seeds)
     rows = {str(d): found for d, found in readings.items()}
-    rows["64, random weights"] = [untrained(p, 64, seed) for seed in range(seeds)]
+    rows["64, random weights"] = [random_model(p, 64, seed) for seed in range(seeds)]
     heading = ["width", *(words for words, _ in COLUMNS.values())]
     lines = [heading, ["---:"] * len(heading)]
     for name, found in rows.items():
@@ -111,7 +113,7 @@ def filled(page: str, found: dict[str, str]) -> str:
     """Return the page with each table between its markers replaced."""
     for name, table in found.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        page, n = re.subn(pattern, lambda m, t=table: m[1] + t + m[2], page, flags=re.DOTALL)
+        page, n = re.subn(pattern, lambda m, t=table: m[1] + t + "\n" + m[2], page, flags=re.DOTALL)
         if n != 1:
             raise ValueError(f"{PAGE.name}: expected one table marked {name!r}, found {n}")
     return page

@@ -23,6 +23,7 @@ examples:
   python sweep.py                                  the notebook's own loop (slow: the reference)
   python sweep.py --fused --dry-run                what would run, and what it costs
   python sweep.py show runs/p64-20250101-120000    the summary of a finished sweep
+  python sweep.py view runs/p64-20250101-120000    a page with a slider over the widths
   python sweep.py export runs/p64-… --format notebook --file results.pkl
 
 Results go to a folder of their own. Stop at any time: the same command with the same --out, or
@@ -40,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"show": _show, "export": _export}
+    commands = {"show": _show, "export": _export, "view": _view}
     try:
         if argv and argv[0] in commands:
             return commands[argv[0]](argv[1:])
@@ -285,4 +286,30 @@ def _export(argv: Sequence[str]) -> int:
 
     write_notebook_pickle(load_results(args.results), args.file, seed=args.seed)
     print(f"wrote {args.file}")
+    return 0
+
+
+def _view(argv: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="sweep.py view", description="Write one HTML page with a slider over the widths."
+    )
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="the page (view.html in the results folder)")
+    parser.add_argument("--seeds", metavar="LIST", help="which seeds: 0,5,7 (the first that fit)")
+    parser.add_argument("--remainders", metavar="LIST", help="which outputs (those the sweep kept)")
+    args = parser.parse_args(argv)
+
+    from bilinear.results import load_results
+    from bilinear.viewer import write_page
+
+    page = write_page(
+        load_results(args.results),
+        args.out or args.results / "view.html",
+        seeds=_named("seeds", args.seeds) if args.seeds else None,
+        remainders=_named("remainders", args.remainders) if args.remainders else None,
+    )
+    if page.seeds_left_out:
+        left = ", ".join(map(str, page.seeds_left_out))
+        print(f"left out for size: seeds {left} (--seeds chooses)")
+    print(f"wrote {page.path}, {page.size / 1e6:.1f} MB: open it in a browser, no network needed")
     return 0

@@ -2,10 +2,10 @@
 
 The part of logit c in which a meets b is 2 Q_ab[a, b]. What a softmax can see of it, and what no
 term in a alone or b alone could stand in for, is its *interaction*: the mean over c, over a and
-over b taken away. A circuit of frequency k contributes Re(A_k e^{iθk(a+b−c)}), θ = 2π/p: one coefficient
-of the interaction's DFT over (a, b, c), at (k, k, −k), and its conjugate. A_k is its amplitude, in
-logits, and its angle a phase, which is 0 where the circuit points at the sum. All other
-coefficients are not of the task.
+over b taken away. A circuit of frequency k contributes Re(A_k e^{iθk(a+b−c)}), θ = 2π/p: one
+coefficient of the interaction's DFT over (a, b, c), at (k, k, −k), and its conjugate. A_k is its
+amplitude, in logits, and its angle a phase, which is 0 where the circuit points at the sum. All
+other coefficients are not of the task.
 
 A hidden unit adds p_h[c] (l_a[a] r_b[b] + r_a[a] l_b[b]), so every coefficient comes from one FFT
 of each row of the weights, and the amplitude of a model is the sum of its units' amplitudes.

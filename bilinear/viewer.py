@@ -1,170 +1,204 @@
-"""One HTML file that shows a sweep with a slider over the width, from disk, with no network.
+"""One self-contained HTML page with a slider over the widths of a sweep.
 
-The file holds the models' weights; the page computes interaction matrices, spectra and Fourier
-transforms from them (`page/*.js`), so it can show any remainder and stays small.
+The page carries every shown model's weights as float32 and computes interaction matrices, logit
+tables and Fourier pictures from them in the browser; eigenpairs and shares of frequencies come
+computed. It reads nothing from a network. Layout, style and script live in `bilinear/page/`, the
+charts are drawn by plotly.js.
 """
 
 import base64
-import html
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from bilinear.errors import ConfigError
-from bilinear.fourier import frequency_shares
-from bilinear.interactions import interaction_matrices, logit_table
+from bilinear.config import NOTEBOOK_REMAINDERS
+from bilinear.errors import ConfigError, ResultsError
+from bilinear.fourier import amplitudes, frequency_shares, units_per_frequency
+from bilinear.interactions import cross_block, interaction_matrices, logit_table
+from bilinear.results import Results
+from bilinear.similarity import functional_similarity
+from bilinear.spectra import eigenpairs
 
-if TYPE_CHECKING:
-    from bilinear.results import Results
+SIZE_LIMIT = 15_000_000  # bytes
+N_VECTORS = 4  # top eigenvectors a matrix that the page carries
 
-_SCRIPTS = ("eigen.js", "model.js", "drawing.js", "page.js")
-_THRESHOLD = 0.01  # share of the interaction's power from which a frequency counts as used
-_MOST_FLOAT32_BYTES = 8_000_000
-_MOST_BYTES = 11_000_000
-# Blue to red through true white: told apart by all common kinds of colour blindness.
-_NEGATIVE = ("053061", "2166ac", "4393c3", "92c5de", "d1e5f0")
-_POSITIVE = ("fddbc7", "f4a582", "d6604d", "b2182b", "67001f")
-_DIVERGING = (*_NEGATIVE, "ffffff", *_POSITIVE)
-_SEQUENTIAL = ("ffffff", "dbe9f6", "9fcae3", "4b98c9", "1764ab", "08306b")
-_SEQUENTIAL_DARK = ("1b1f25", "16375c", "1764ab", "4b98c9", "9fcae3", "ffffff")
+
+@dataclass(frozen=True)
+class Page:
+    """What was written: where, bytes, and the seeds and remainders there was room for."""
+
+    path: Path
+    size: int
+    seeds: tuple[int, ...]
+    seeds_left_out: tuple[int, ...]
+    remainders: tuple[int, ...]
 
 
 def write_page(
-    results: "Results", path: str | os.PathLike[str], *, seeds: Sequence[int] | None = None
-) -> Path:
-    """Write the page of a results folder to the file `path`; returns it.
+    results: Results,
+    path: str | os.PathLike[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    remainders: Sequence[int] | None = None,
+) -> Page:
+    """Write the page of a results folder to `path`, replacing what is there.
 
-    `seeds` None takes as many of the sweep's seeds, from the first, as keep the file under 15 MB;
-    the page says if some are left out. Weights are kept in float32, or in float16 where that is too
-    large, which the page says too. Raises ConfigError for seeds that have no model, or too many.
+    `seeds` None takes as many of the first as stay under `SIZE_LIMIT`, one at the least;
+    `remainders` None those whose interaction matrices the sweep kept, or the notebook's where it
+    kept none. Raises ConfigError for a seed or remainder there is not, ResultsError for a folder
+    without models.
     """
-    page = _fill(
-        files("bilinear").joinpath("page/page.html").read_text("utf-8"),
-        title=html.escape(f"(a + b) mod {results.config.p}, by hidden width"),
-        style=_asset("page.css"),
-        data=_json(page_data(results, seeds)),
-        script='"use strict";\n' + "\n".join(map(_asset, _SCRIPTS)),
-    )
+    if not results.jobs:
+        raise ResultsError(f"{results.path}: no model has ended yet")
+    remainders = _chosen_remainders(results, remainders)
+    there = sorted({job.seed for job in results.jobs})
+    wanted = list(there if seeds is None else dict.fromkeys(seeds))
+    if not wanted or not set(wanted) <= set(there):
+        raise ConfigError(f"seeds: expected some of {there}, got {wanted}")
+    if seeds is None:
+        wanted = wanted[: _affordable(results, wanted, len(remainders))]
+    content = page_data(results, wanted, remainders)
+    html = _fill(content)
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_bytes(html)
     os.replace(partial, path)
-    return path
+    left_out = tuple(seed for seed in there if seed not in wanted)
+    return Page(path, len(html), tuple(wanted), left_out, tuple(remainders))
 
 
-def page_data(results: "Results", seeds: Sequence[int] | None = None) -> dict[str, Any]:
-    """Return what the page shows, as plain JSON values."""
-    there = [seed for seed in results.config.seeds if any(job.seed == seed for job in results.jobs)]
-    strange = sorted(set(seeds or ()) - set(there))
-    if not there or strange:
-        raise ConfigError(f"seeds: expected seeds with models, some of {there}, got {strange}")
-    chosen, dtype = _fitting(results, there if seeds is None else list(seeds), seeds is None)
-    jobs = [job for job in results.jobs if job.seed in chosen]
-    weights = {job: weights_of(results.models[job]) for job in jobs}
-    left_out = len(there) - len(chosen)
-    about = f"Trained on {100 * results.config.train_frac:g} % of the pairs. "
-    about += f"{left_out} more seeds are in the results folder. " if left_out else ""
-    about += "Weights rounded to float16 for this page." if dtype == "float16" else ""
-    rows = results.table.set_index(["d_hidden", "seed"]).to_dict("index")
+def _chosen_remainders(results: Results, remainders: Sequence[int] | None) -> list[int]:
+    p = results.config.p
+    if remainders is None:
+        kept = results.config.remainders[: len(NOTEBOOK_REMAINDERS)]
+        remainders = kept or [r for r in NOTEBOOK_REMAINDERS if r < p]
+    chosen = list(dict.fromkeys(remainders))
+    if not chosen or not all(0 <= r < p for r in chosen):
+        raise ConfigError(f"remainders: expected some of 0 … {p - 1}, got {chosen}")
+    return chosen
+
+
+def _affordable(results: Results, seeds: Sequence[int], n_remainders: int) -> int:
+    """How many of the first seeds fit, one at the least, from the sizes of what each carries."""
+    p = results.config.p
+    size = len(_fill({}))
+    for n, seed in enumerate(seeds):
+        widths = [job.d_hidden for job in results.jobs if job.seed == seed]
+        numbers = sum(
+            d * 5 * p + n_remainders * (min(2 * d, 2 * p) + N_VECTORS * 2 * p) + p for d in widths
+        )
+        numbers += len(widths) ** 2
+        size += numbers * 16 // 3 + 600 * len(widths)
+        if n and size > SIZE_LIMIT:
+            return n
+    return len(seeds)
+
+
+def page_data(
+    results: Results, seeds: Sequence[int], remainders: Sequence[int]
+) -> dict[str, object]:
+    """Everything the page shows, as JSON with float32 arrays in base64."""
+    p = results.config.p
+    jobs = [job for job in results.jobs if job.seed in set(seeds)]
+    rows = json.loads(results.table.to_json(orient="records"))
+    weights = {job: _weights(results.models[job]) for job in jobs}
+    widths = sorted({job.d_hidden for job in jobs}, reverse=True)
+    similarity = {}
+    for seed in seeds:
+        mine = [weights[job] for d in widths for job in jobs if job == (d, seed)]
+        similarity[str(seed)] = _pack(functional_similarity(mine))
     return {
-        "p": results.config.p,
-        "dtype": dtype,
-        "about": about.strip(),
-        "remainders": list(results.config.remainders) or [0],
-        "threshold": _THRESHOLD,
-        "diverging": colour_map(_DIVERGING).flatten().tolist(),
-        "sequential": {
-            "light": colour_map(_SEQUENTIAL).flatten().tolist(),
-            "dark": colour_map(_SEQUENTIAL_DARK).flatten().tolist(),
+        "p": p,
+        "widths": widths,
+        "seeds": list(seeds),
+        "remainders": list(remainders),
+        "rows": [row for row in rows if row["seed"] in set(seeds)],
+        "all_rows": [[row["d_hidden"], row["seed"], row["full_acc"]] for row in rows],
+        "train_frac": results.config.train_frac,
+        "limits": _limits(list(weights.values()), remainders),
+        "similarity": similarity,
+        "models": {
+            f"{job.d_hidden}-{job.seed}": _model_data(*weights[job], remainders) for job in jobs
         },
-        "limits": {
-            seed: _limits([weights[job] for job in jobs if job.seed == seed]) for seed in chosen
-        },
-        "models": [
-            _model(job.d_hidden, job.seed, weights[job], rows[job.d_hidden, job.seed], dtype)
-            for job in jobs
-        ],
     }
 
 
-def colour_map(stops: Sequence[str], entries: int = 257) -> np.ndarray:
-    """Return uint8 (entries, 3): sRGB hex colours at even distances, linearly joined."""
-    rgb = np.array([[int(stop[i : i + 2], 16) for i in (0, 2, 4)] for stop in stops])
-    at = np.linspace(0, len(stops) - 1, entries)
-    channels = [np.interp(at, np.arange(len(stops)), rgb[:, i]) for i in range(3)]
-    return np.stack(channels, axis=1).round().astype(np.uint8)
+def _weights(state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    w_l, w_r = state["bi_linear.weight"].chunk(2)
+    return w_l, w_r, state["projection.weight"]
 
 
-def weights_of(state_dict: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return w_l (d, 2p), w_r (d, 2p) and w_p (p, d) of a model's state dict."""
-    w_l, w_r = state_dict["bi_linear.weight"].chunk(2)
-    return w_l, w_r, state_dict["projection.weight"]
-
-
-def _fitting(results: "Results", seeds: list[int], may_drop: bool) -> tuple[list[int], str]:
-    """Choose seeds and a number format that keep the page in its size."""
-    while True:
-        n = sum(job.d_hidden for job in results.jobs if job.seed in seeds) * 5 * results.config.p
-        if 4 * n <= _MOST_FLOAT32_BYTES:
-            return seeds, "float32"
-        if 2 * n <= _MOST_BYTES or (may_drop and len(seeds) == 1):
-            return seeds, "float16"
-        if not may_drop:
-            raise ConfigError(f"seeds: expected fewer, for a page under 15 MB, got {len(seeds)}")
-        seeds = seeds[:-1]
-
-
-def _limits(models: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """Values of full colour for all widths of a seed.
-
-    The median over widths of what 99.5 % of a width's entries stay within: the widths that fail
-    have entries a hundred times larger, and would leave the others white.
-    """
-    p = models[0][2].shape[0]
-    some = sorted({0, p // 3, 2 * p // 3})
-    views = {"q": interaction_matrices, "logits": logit_table}
+def _model_data(
+    w_l: Tensor, w_r: Tensor, w_p: Tensor, remainders: Sequence[int]
+) -> dict[str, object]:
+    pairs = eigenpairs(w_l, w_r, w_p[list(remainders)], dtype=torch.float64)
+    top = pairs.vectors[..., :N_VECTORS].mT
+    # A sign is arbitrary: the entry of largest magnitude is shown positive.
+    peak = top.gather(-1, top.abs().argmax(dim=-1, keepdim=True))
     return {
-        name: float(f"{np.median([_typical(view(*w, outputs=some)) for w in models]):.3g}") or 1.0
-        for name, view in views.items()
+        "weights": _pack(torch.cat([w_l.flatten(), w_r.flatten(), w_p.flatten()])),
+        "eigenvalues": _pack(pairs.values),
+        "eigenvectors": _pack(top * peak.sign()),
+        "n_vectors": top.shape[-2],
+        "shares": _pack(frequency_shares(w_l, w_r, w_p)),
+        "amplitudes": _pack(amplitudes(w_l, w_r, w_p).abs()),
+        "units": units_per_frequency(w_l, w_r, w_p).tolist(),
     }
 
 
-def _typical(values: Tensor) -> float:
-    return float(np.quantile(values.abs().numpy(), 0.995))
-
-
-def _model(
-    d: int, seed: int, weights: tuple[Tensor, Tensor, Tensor], row: dict[Any, Any], dtype: str
-) -> dict[str, Any]:
-    p = weights[2].shape[0]
-    flat = np.concatenate([w.numpy().ravel() for w in weights])
-    shares = frequency_shares(*(w.double() for w in weights))
-    return {
-        "d": d,
-        "seed": seed,
-        "wrong": round((1 - float(row["full_acc"])) * p * p),
-        "margin": float(f"{float(row['min_margin']):.4g}"),
-        "shares": [round(float(s), 4) for s in shares],
-        "data": base64.b64encode(flat.astype(np.dtype(dtype).newbyteorder("<"))).decode(),
+def _limits(
+    models: Sequence[tuple[Tensor, Tensor, Tensor]], remainders: Sequence[int]
+) -> dict[str, list[float]]:
+    """Full colour of each picture and remainder: 99.5th percentile of |entries| of all models."""
+    chosen = list(remainders)
+    views = {
+        "full": lambda left, right, w_p: interaction_matrices(left, right, w_p, outputs=chosen),
+        "functional": lambda left, right, w_p: logit_table(left, right, w_p, outputs=chosen),
+        "spectrum": lambda left, right, w_p: (
+            2
+            * torch.fft.fft2(cross_block(left, right, w_p, outputs=chosen)).abs()
+            / w_p.shape[-2] ** 2
+        ),
     }
+    limits = {}
+    for name, view in views.items():
+        entries = torch.stack([view(*w).abs().flatten(-2) for w in models], dim=1).flatten(1)
+        rank = max(1, round(0.995 * entries.shape[-1]))
+        limits[name] = entries.kthvalue(rank, dim=-1).values.tolist()
+    return limits
 
 
-def _asset(name: str) -> str:
-    return files("bilinear").joinpath("page", name).read_text("utf-8")
+def _pack(tensor: Tensor) -> str:
+    """Little-endian float32 in base64."""
+    numbers = tensor.detach().cpu().float().contiguous().numpy().astype("<f4")
+    return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _json(value: object) -> str:
-    # Inside <script>, "</" would end the element.
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+def _fill(content: dict[str, Any]) -> bytes:
+    """Put style, scripts and data into the page; each marker stands alone in the template."""
+    from plotly.offline import get_plotlyjs
 
-
-def _fill(template: str, **parts: str) -> str:
-    for name, text in parts.items():
-        template = template.replace("{{" + name + "}}", text, 1)
-    return template
+    folder = files("bilinear") / "page"
+    html = (folder / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "/*STYLE*/": (folder / "page.css").read_text(encoding="utf-8"),
+        "/*DATA*/": json.dumps(content, separators=(",", ":")).replace("</", "<\\/"),
+        "/*MODEL*/": (folder / "model.js").read_text(encoding="utf-8"),
+        "/*HEAT*/": (folder / "heat.js").read_text(encoding="utf-8"),
+        "/*PAGE*/": (folder / "page.js").read_text(encoding="utf-8"),
+        "/*CHARTS*/": (folder / "charts.js").read_text(encoding="utf-8"),
+        "/*PLOTLY*/": get_plotlyjs(),
+    }
+    for marker, part in parts.items():
+        before, found, after = html.partition(marker)
+        if not found:
+            raise ValueError(f"page.html: expected the marker {marker}")
+        html = before + part + after
+    return html.encode()

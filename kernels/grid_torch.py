@@ -38,6 +38,8 @@ class TorchGridModel:
             (torch.zeros_like(w), torch.zeros_like(w)) for w in (self._halves, self._w_p)
         ]
         self._pairs, self._n_train = pairs.long(), n_train
+        self._share = self._w_p.new_zeros(self._p, self._p)  # of each pair in the mean loss
+        self._share[tuple(self._pairs[:n_train].T)] = 1 / n_train
         self._betas, self._eps = betas, eps
         self._batch, self._shuffle_key = batch, shuffle_key
         self.steps_done = 0
@@ -45,13 +47,14 @@ class TorchGridModel:
     def steps(self, lr: Tensor, weight_decay: Tensor) -> None:
         """Take len(lr) AdamW steps, one value of `lr` and `weight_decay` for each."""
         for rate, decay in zip(lr.tolist(), weight_decay.tolist(), strict=True):
-            gradients = self._gradients(self._batch_of(self.steps_done))
+            if self._batch:
+                gradients = self._batch_gradients(self._batch_of(self.steps_done))
+            else:
+                gradients = self._full_gradients()
             self.steps_done += 1
             self._adamw(gradients, rate, decay)
 
     def _batch_of(self, step: int) -> Tensor:
-        if not self._batch:
-            return self._pairs[: self._n_train]
         epoch, i = divmod(step, self._n_train // self._batch)
         order = torch.from_numpy(shuffled(self._n_train, self._shuffle_key, epoch))
         return self._pairs[order[i * self._batch : (i + 1) * self._batch]]
@@ -63,20 +66,29 @@ class TorchGridModel:
         h = preact[0] * preact[1]
         return tokens, preact, h, h @ self._w_p.T
 
-    def _gradients(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch_gradients(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        d_halves = torch.zeros_like(self._halves)
+        tokens, preact, h, logits = self._forward(pairs)
+        g = _loss_gradient(logits, pairs.sum(1, keepdim=True) % self._p).div_(len(pairs))
+        d_preact = (g @ self._w_p) * preact.flip(0)
+        for column in (0, 1):
+            d_halves.index_add_(1, tokens[:, column], d_preact)
+        return d_halves, g.T @ h
+
+    def _full_gradients(self) -> tuple[Tensor, Tensor]:
+        """Walk the whole grid, some a's with all b's at a time: sums instead of scattered adds."""
+        p, d = self._w_p.shape
         d_halves, d_w_p = torch.zeros_like(self._halves), torch.zeros_like(self._w_p)
-        for block in pairs.split(_BLOCK):
-            tokens, preact, h, logits = self._forward(block)
-            label = block.sum(1, keepdim=True) % self._p
-            g = torch.softmax(logits, dim=1)
-            # p_label − 1 as −Σ of the others, which does not cancel when the label is certain.
-            g.scatter_(1, label, 0.0)
-            g.scatter_(1, label, -g.sum(1, keepdim=True))
-            g /= len(pairs)
+        of_a, of_b = self._halves[:, :p], self._halves[:, p:]
+        for some in torch.arange(p).split(max(1, _BLOCK // p)):
+            preact = of_a[:, some, None] + of_b[:, None]  # (2, len(some), p, d)
+            h = (preact[0] * preact[1]).view(-1, d)
+            label = ((some[:, None] + torch.arange(p)) % p).view(-1, 1)
+            g = _loss_gradient(h @ self._w_p.T, label).mul_(self._share[some].view(-1, 1))
             d_w_p.addmm_(g.T, h)
-            d_preact = (g @ self._w_p) * preact.flip(0)
-            for column in (0, 1):
-                d_halves.index_add_(1, tokens[:, column], d_preact)
+            d_preact = (g @ self._w_p).view(len(some), p, d) * preact.flip(0)
+            d_halves[:, some] = d_preact.sum(2)
+            d_halves[:, p:] += d_preact.sum(1)
         return d_halves, d_w_p
 
     def _adamw(self, gradients: tuple[Tensor, Tensor], lr: float, weight_decay: float) -> None:
@@ -114,3 +126,12 @@ class TorchGridModel:
         """Copy the weights out: w_l (d, 2p), w_r (d, 2p), w_p (p, d)."""
         w_l, w_r = (half.T.contiguous() for half in self._halves)
         return w_l, w_r, self._w_p.clone()
+
+
+def _loss_gradient(logits: Tensor, label: Tensor) -> Tensor:
+    """Gradient of each row's cross-entropy, for labels (n, 1).
+
+    p_label − 1 is taken as −Σ of the others, which does not cancel when the label is certain.
+    """
+    g = torch.softmax(logits, dim=1).scatter_(1, label, 0.0)
+    return g.scatter_(1, label, -g.sum(1, keepdim=True))

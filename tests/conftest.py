@@ -1,5 +1,31 @@
+import importlib
+import importlib.util
+import os
+
 import pytest
 import torch
+
+
+def _interpret_kernels() -> None:
+    """Import the Triton kernels for Triton's interpreter, which runs them on CPU tensors.
+
+    Triton decides at a kernel's definition, and its own library's at its first import, so this
+    comes before any test module. The variable is taken back for what reads it later.
+    """
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in ("dual", "mlp", "pointwise"):
+        importlib.import_module(f"bilinear.kernels.{name}")
+    # Triton itself imports this at the first launch, when the variable is gone.
+    importlib.import_module("triton.experimental.gluon")
+    if before is None:
+        del os.environ["TRITON_INTERPRET"]
+    else:
+        os.environ["TRITON_INTERPRET"] = before
+
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    _interpret_kernels()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

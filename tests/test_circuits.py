@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bilinear import BilinearMLP
 from bilinear.circuits import exact_circuit, exact_state_dict, smallest_margin
 from bilinear.errors import ConfigError
 from bilinear.interactions import interaction_matrices
@@ -43,6 +44,14 @@ def test_known_interaction_matrices() -> None:
     quarter = torch.cos(t[None, :, None] + t[None, None, :] - t[:, None, None])
     expected = torch.cat([torch.cat([quarter, quarter], 2), torch.cat([quarter, quarter], 2)], 1)
     torch.testing.assert_close(q, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_pair_is_right_through_the_fused_layer(recompute: bool) -> None:
+    model = BilinearMLP(128, 2, 64, recompute=recompute)
+    model.load_state_dict(exact_state_dict(64))
+    x, label = modular_addition(64).tensors
+    assert (model(x).argmax(1) == label).all()
 
 
 def test_bad_modulus() -> None:

@@ -1,71 +1,112 @@
-// A model's weights out of the page's data, and what is read off them.
-function decodeFloats(text, type) {
-  const raw = atob(text), bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  if (type === "float32") return new Float32Array(bytes.buffer);
-  return Float32Array.from(new Uint16Array(bytes.buffer), (h) => {
-    const sign = h >> 15 ? -1 : 1, exponent = (h >> 10) & 31, fraction = h & 1023;
-    return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
-  });
+"use strict";
+// The models the page carries, and what is computed of their weights.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+
+function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new Float32Array(bytes.buffer);
 }
 
-function weightsOf(model, p, type) {
-  if (!model.weights) {
-    const flat = decodeFloats(model.data, type), d = model.d, n = 2 * p;
-    model.weights = { d, p, left: flat.subarray(0, d * n), right: flat.subarray(d * n, 2 * d * n), out: flat.subarray(2 * d * n) };
+const models = new Map();
+
+// Weights as rows: l and r are d rows of 2p, w_p is p rows of d.
+function model(d, seed) {
+  const key = `${d}-${seed}`;
+  if (!models.has(key)) {
+    const raw = DATA.models[key];
+    if (!raw) return null;
+    const w = unpack(raw.weights), n = d * 2 * DATA.p;
+    models.set(key, {
+      d, l: w.subarray(0, n), r: w.subarray(n, 2 * n), w_p: w.subarray(2 * n),
+      eigenvalues: unpack(raw.eigenvalues), eigenvectors: unpack(raw.eigenvectors),
+      nVectors: raw.n_vectors, shares: unpack(raw.shares), amplitudes: unpack(raw.amplitudes),
+      units: raw.units, coefficients: null,
+    });
   }
-  return model.weights;
+  return models.get(key);
 }
 
-// Q_c = ½(B + Bᵀ), B = W_lᵀ diag(W_p[c]) W_r, row-major (2p × 2p).
-function interactionMatrix({ d, p, left, right, out }, c) {
-  const n = 2 * p, q = new Float64Array(n * n);
-  for (let h = 0; h < d; h++) {
-    const scale = out[c * d + h], l = left.subarray(h * n, h * n + n), r = right.subarray(h * n, h * n + n);
+// Q_c = ½ Σ_h w_p[c, h] (l_h r_hᵀ + r_h l_hᵀ), (2p, 2p)
+function interactionMatrix(m, c) {
+  const n = 2 * DATA.p, q = new Float32Array(n * n);
+  for (let h = 0; h < m.d; h++) {
+    const half = m.w_p[c * m.d + h] / 2, at = h * n;
     for (let i = 0; i < n; i++) {
-      const li = scale * l[i], row = i * n;
-      for (let j = 0; j < n; j++) q[row + j] += li * r[j];
+      const l = half * m.l[at + i], r = half * m.r[at + i], row = i * n;
+      for (let j = 0; j < n; j++) q[row + j] += l * m.r[at + j] + r * m.l[at + j];
     }
   }
-  for (let i = 0; i < n; i++)
-    for (let j = 0; j < i; j++) q[i * n + j] = q[j * n + i] = 0.5 * (q[i * n + j] + q[j * n + i]);
   return q;
 }
 
-// logit_c(a, b) = Q[a, a] + Q[p + b, p + b] + 2 Q[a, p + b], row-major (p × p).
-function logitTable(q, p) {
-  const n = 2 * p, table = new Float64Array(p * p);
-  for (let a = 0; a < p; a++)
-    for (let b = 0; b < p; b++) table[a * p + b] = q[a * n + a] + q[(p + b) * (n + 1)] + 2 * q[a * n + p + b];
+// logit c on every pair: Σ_h w_p[c, h] (l_h[a] + l_h[p + b]) (r_h[a] + r_h[p + b]), (p, p)
+function logitTable(m, c) {
+  const p = DATA.p, table = new Float32Array(p * p);
+  for (let h = 0; h < m.d; h++) {
+    const w = m.w_p[c * m.d + h], at = h * 2 * p;
+    for (let a = 0; a < p; a++) {
+      const l = m.l[at + a], r = m.r[at + a];
+      for (let b = 0; b < p; b++) {
+        table[a * p + b] += w * (l + m.l[at + p + b]) * (r + m.r[at + p + b]);
+      }
+    }
+  }
   return table;
 }
 
-// |2-D DFT| of the cross block 2 Q[a, p + b] / p²: rows k_a = 0 … p/2, columns k_b = −p/2 … p/2.
-function crossSpectrum(q, p) {
-  const n = 2 * p, half = p >> 1, cos = new Float64Array(p), sin = new Float64Array(p);
-  for (let i = 0; i < p; i++) { cos[i] = Math.cos((2 * Math.PI * i) / p); sin[i] = Math.sin((2 * Math.PI * i) / p); }
-  const re = new Float64Array((half + 1) * p), im = new Float64Array((half + 1) * p);
-  for (let k = 0; k <= half; k++)
-    for (let a = 0; a < p; a++) {
-      const t = (k * a) % p, row = a * n + p;
-      for (let b = 0; b < p; b++) { re[k * p + b] += cos[t] * q[row + b]; im[k * p + b] -= sin[t] * q[row + b]; }
-    }
-  const columns = 2 * half + 1, size = new Float64Array((half + 1) * columns);
-  for (let k = 0; k <= half; k++)
-    for (let m = -half; m <= half; m++) {
+const turns = (() => {
+  const p = DATA.p, cos = new Float64Array(p), sin = new Float64Array(p);
+  for (let t = 0; t < p; t++) {
+    cos[t] = Math.cos(2 * Math.PI * t / p);
+    sin[t] = Math.sin(2 * Math.PI * t / p);
+  }
+  return { cos, sin };
+})();
+
+// DFT of each row's a and b half at frequencies 0 … ⌊p/2⌋: Float64Array pairs (re, im).
+function rowCoefficients(rows, d) {
+  const p = DATA.p, half = Math.floor(p / 2) + 1, n = 2 * d * half;
+  const re = new Float64Array(n), im = new Float64Array(n);
+  for (let s = 0; s < 2 * d; s++) {
+    for (let k = 0; k < half; k++) {
       let x = 0, y = 0;
-      for (let b = 0, t = 0, step = ((m % p) + p) % p; b < p; b++, t = t + step >= p ? t + step - p : t + step) {
-        const u = re[k * p + b], v = im[k * p + b];
-        x += u * cos[t] + v * sin[t];
-        y += v * cos[t] - u * sin[t];
+      for (let t = 0, turn = 0; t < p; t++, turn = (turn + k) % p) {
+        x += rows[s * p + t] * turns.cos[turn];
+        y -= rows[s * p + t] * turns.sin[turn];
       }
-      size[k * columns + m + half] = (2 * Math.hypot(x, y)) / (p * p);
+      re[s * half + k] = x;
+      im[s * half + k] = y;
     }
-  return { size, rows: half + 1, columns };
+  }
+  return { re, im };
 }
 
-// The value that 99.5 % of entries stay within.
-function typicalLimit(values) {
-  const sizes = Float64Array.from(values, Math.abs).sort();
-  return sizes[Math.min(sizes.length - 1, Math.floor(0.995 * sizes.length))] || 1;
+// |2-D DFT| of 2 Q_ab over p², zero frequency at ⌊p/2⌋: (p, p). A real function's is even, so half
+// of the rows give the others.
+function crossSpectrum(m, c) {
+  const p = DATA.p, half = Math.floor(p / 2) + 1, mid = Math.floor(p / 2);
+  m.coefficients ??= { l: rowCoefficients(m.l, m.d), r: rowCoefficients(m.r, m.d) };
+  const { l, r } = m.coefficients, out = new Float32Array(p * p);
+  const x = new Float64Array(p), y = new Float64Array(p);
+  for (let ka = 0; ka < half; ka++) {
+    x.fill(0);
+    y.fill(0);
+    for (let h = 0; h < m.d; h++) {
+      const w = m.w_p[c * m.d + h], a = 2 * h * half + ka, b0 = (2 * h + 1) * half;
+      const lx = w * l.re[a], ly = w * l.im[a], rx = w * r.re[a], ry = w * r.im[a];
+      for (let kb = 0; kb < p; kb++) {
+        const folded = kb < half ? kb : p - kb, sign = kb < half ? 1 : -1, b = b0 + folded;
+        const sx = r.re[b], sy = sign * r.im[b], tx = l.re[b], ty = sign * l.im[b];
+        x[kb] += lx * sx - ly * sy + rx * tx - ry * ty;
+        y[kb] += lx * sy + ly * sx + rx * ty + ry * tx;
+      }
+    }
+    for (let kb = 0; kb < p; kb++) {
+      const size = Math.hypot(x[kb], y[kb]) / (p * p);
+      out[((ka + mid) % p) * p + ((kb + mid) % p)] = size;
+      out[((p - ka + mid) % p) * p + ((p - kb + mid) % p)] = size;
+    }
+  }
+  return out;
 }

@@ -1,0 +1,217 @@
+"""What the compiler makes of every kernel of the dispatch table: registers, spills, shared memory.
+
+    python -m bench.compile_report [--only 90:half 80:tf32 ...] [--match dual] [--json]
+
+Needs no GPU and no driver: launchers run on meta tensors, a recorder notes what they would start,
+and each start is compiled ahead of time for the device asked for.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bilinear.kernels import dispatch
+from bilinear.kernels.dual import (
+    dual_backward,
+    dual_backward_input,
+    dual_backward_weight,
+    dual_forward,
+)
+from bilinear.kernels.launch import Launch, recording
+from bilinear.kernels.mlp import mlp_backward, mlp_forward
+from bilinear.kernels.pointwise import product_backward, product_forward
+
+# Bytes of shared memory one program may use, by compute capability.
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
+ROWS = 8192
+KINDS = ("half", "tf32", "tf32x3", "ieee")
+_DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
+_TYPE_NAME = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One compiled variant; `stack` is what spills, in bytes a thread."""
+
+    kernel: str
+    kind: str
+    rows: int
+    capability: int
+    tile: str
+    registers: int
+    stack: int
+    shared: int
+    wgmma: bool
+
+
+def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[Launch]:
+    """What the launcher of kernel `name` starts for `rows` rows, with the table's tile."""
+    device = dispatch.device_class(divmod(capability, 10))
+    precision = "ieee" if kind in _DTYPE else kind
+    tile = dispatch.tile_of_class(name, rows, kind, device) if name != "pointwise" else None
+    d_in, d, d_out = 1024, 1024, 1024
+    if name.startswith("mlp"):
+        most = dispatch.table()["paths"][device][kind][
+            "mlp_forward" if name == "mlp_forward" else "mlp_backward"
+        ]
+        d_in, d, d_out = most["d_in"], most["d"], most["d_out"]
+        if name == "mlp_backward" and tile is not None:
+            d_in, d, d_out = tile.block_k, tile.block_d, tile.block_n
+    dtype = _DTYPE.get(kind, torch.float32)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, weight, bias = empty(rows, d_in), empty(2 * d, d_in), empty(2 * d)
+    dh, lr, w_p, dout = empty(rows, d), empty(rows, 2 * d), empty(d_out, d), empty(rows, d_out)
+
+    def whole_backward(*needs: str) -> None:
+        configs = {name: tile} if tile else {}
+        if name != "mlp_backward":
+            small = dispatch.Tile(block_m=0, num_warps=0, num_stages=0)
+            configs["mlp_backward"] = small
+        mlp_backward(dout, x, weight, bias, w_p, precision=precision, needs=needs, config=configs)
+
+    with_tile = {"precision": precision, "config": tile}
+    run: dict[str, Callable[[], object]] = {
+        "dual_forward": lambda: dual_forward(x, weight, bias, preact=True, **with_tile),
+        "dual_backward": lambda: dual_backward(dh, x, weight, bias, with_h=True, **with_tile),
+        "dual_backward_input": lambda: dual_backward_input(dh, lr, weight, **with_tile),
+        "dual_backward_weight": lambda: dual_backward_weight(dh, lr, x, bias=True, **with_tile),
+        "mlp_forward": lambda: mlp_forward(x, weight, bias, w_p, bias[:d_out], **with_tile),
+        "mlp_backward": lambda: whole_backward("x", "weight", "bias", "w_p"),
+        "mlp_backward_input": lambda: whole_backward("x"),
+        "mlp_backward_weight": lambda: whole_backward("weight", "bias"),
+        "mlp_backward_projection": lambda: whole_backward("w_p"),
+        "pointwise": lambda: (product_forward(lr), product_backward(dh, lr, with_h=True)),
+    }
+    found: list[Launch] = []
+    with recording(found.append):
+        run[name]()
+    return [one for one in found if one.kernel.fn.__name__ != "add_kernel"]
+
+
+def compile_launch(start: Launch, capability: int) -> tuple[int, int, int, bool]:
+    """(registers a thread, stack bytes a thread, shared bytes, whether wgmma is used)."""
+    names = start.kernel.arg_names
+    constants = dict(start.constants)
+    signature = dict.fromkeys(constants, "constexpr")
+    attributes = {}
+    for index, value in enumerate(start.args):
+        kind = _type_of(value)
+        signature[names[index]] = kind
+        if kind == "constexpr":
+            constants[names[index]] = value
+        elif isinstance(value, Tensor) or value % 16 == 0:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    signature = {name: signature[name] for name in names}
+    source = ASTSource(start.kernel, signature, constants, attributes)
+    options = {"num_warps": start.tile.num_warps, "num_stages": start.tile.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, stack = _resources(compiled.asm["cubin"])
+    return registers, stack, compiled.metadata.shared, "warp_group_dot" in compiled.asm["ttgir"]
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, Tensor):
+        return "*" + _TYPE_NAME[value.dtype]
+    if value is None or value == 1:
+        return "constexpr"
+    return "i32"
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump: expected REG and STACK figures, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
+    name, kind, capability, rows = job
+    found = []
+    for start in launches(name, kind, capability, rows):
+        registers, stack, shared, wgmma = compile_launch(start, capability)
+        blocks = {k: v for k, v in start.constants.items() if k in ("BM", "BD", "BN", "BK")}
+        shape = " ".join(f"{key}={size}" for key, size in blocks.items())
+        tile = f"{shape} w={start.tile.num_warps} s={start.tile.num_stages}"
+        found.append(Usage(name, kind, rows, capability, tile, registers, stack, shared, wgmma))
+    return found
+
+
+def jobs(capability: int, kind: str) -> Iterator[tuple[str, str, int, int]]:
+    """(kernel, arithmetic, capability, rows) of every distinct entry of the table."""
+    device = dispatch.device_class(divmod(capability, 10))
+    for name, entry in dispatch.table()["tiles"][device][kind].items():
+        yield name, kind, capability, ROWS
+        if entry["small"] != entry["large"]:
+            yield name, kind, capability, dispatch.table()["small_m"]
+    if kind == "half":
+        yield "pointwise", kind, capability, ROWS
+
+
+def report(targets: list[tuple[int, str]], match: str = "", processes: int = 2) -> list[Usage]:
+    """Compile the table's variants of each (capability, arithmetic) that `match` names."""
+    wanted = [job for target in targets for job in jobs(*target) if match in job[0]]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return [usage for found in pool.map(_measure, wanted) for usage in found]
+
+
+def _table(usages: list[Usage]) -> str:
+    lines = [
+        f"{'kernel':<25}{'kind':<8}{'rows':>5}  {'sm':<4}{'tile':<42}"
+        f"{'registers':>9}{'stack':>7}{'shared':>9}  wgmma"
+    ]
+    lines += [
+        f"{u.kernel:<25}{u.kind:<8}{u.rows:>5}  {u.capability:<4}{u.tile:<42}"
+        f"{u.registers:>9}{u.stack:>7}{u.shared:>9}  {'yes' if u.wgmma else 'no'}"
+        for u in usages
+    ]
+    return "\n".join(lines)
+
+
+def _target(text: str) -> tuple[int, str]:
+    capability, _, kind = text.partition(":")
+    if kind not in (*KINDS, "float64") or not capability.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected SM:KIND as in 90:half, got {text!r}")
+    return int(capability), kind
+
+
+def main() -> None:
+    """Parse arguments, compile, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    everything = [(capability, kind) for capability in (80, 89, 90) for kind in KINDS]
+    parser.add_argument("--only", type=_target, nargs="+", default=everything, metavar="SM:KIND")
+    parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    usages = report(arguments.only, arguments.match)
+    if arguments.json:
+        json.dump([asdict(usage) for usage in usages], sys.stdout, indent=1)
+    else:
+        print(_table(usages))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The bilinear layer as functions, with gradients of its own.
+
+Eager calls that need gradients run an autograd Function that saves less than torch's composition
+does and forms the rest again. Where a Function cannot follow, the same algebra runs as plain
+torch operations (`composed`), and is exact there too: `torch.func` transforms, forward mode,
+tensor subclasses such as DTensor, and gradients taken with `create_graph=True`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
+
+from . import backend, composed, ops
+from .arguments import check
+from .composed import Gradients
+
+# Below this many elements of x and [L, R] together, what a Function costs in Python is more than
+# what it saves: torch's own composition runs (on the CPU, where there is no launch to save).
+SMALL = 2**17
+
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
+
+def bilinear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, recompute: bool = False
+) -> Tensor:
+    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r).
+
+    x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first. Returns (…, d).
+    Saved for backward: x, the weights and [L, R] (2d numbers a row); with `recompute`, x and the
+    weights alone, for one more matmul in backward. Under autocast all are cast as `F.linear`
+    casts them; otherwise dtypes and devices must be equal.
+
+    Raises:
+        TypeError: an argument is no tensor, or the dtypes differ or are not floating.
+        ValueError: a shape or a device doesn't fit.
+    """
+    if _autocasts(x):
+        x, weight, bias = _autocast(x, weight, bias)
+    check(x, weight, None, bias, None)
+    if _composes((x, weight, bias), recompute):
+        return composed.bilinear(x, weight, bias)
+    if torch.is_grad_enabled() and _requires_grad(x, weight, bias):
+        result: Tensor = _Bilinear.apply(x, weight, bias, recompute)
+        return result
+    rows = x.reshape(-1, x.shape[-1])
+    if _opaque(x):
+        h = ops.forward(rows, weight, bias)
+    else:
+        h, _ = backend.bilinear_forward(rows, weight, bias, keep=False)
+    return h.view(*x.shape[:-1], h.shape[1])
+
+
+def bilinear_mlp(
+    x: Tensor,
+    weight: Tensor,
+    w_p: Tensor,
+    bias: Tensor | None = None,
+    b_p: Tensor | None = None,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p.
+
+    x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first; w_p (d_out, d);
+    b_p (d_out,). Returns (…, d_out). h is never saved: it is formed again from [L, R], which is
+    saved with x and the weights; with `recompute`, x and the weights alone. Where one kernel does
+    the whole MLP, [L, R] is not saved either way.
+
+    Raises:
+        TypeError: an argument is no tensor, or the dtypes differ or are not floating.
+        ValueError: a shape or a device doesn't fit.
+    """
+    if _autocasts(x):
+        x, weight, w_p, bias, b_p = _autocast(x, weight, w_p, bias, b_p)
+    if w_p is None:
+        raise TypeError("w_p: expected a tensor, got NoneType")
+    check(x, weight, w_p, bias, b_p)
+    if _composes((x, weight, w_p, bias, b_p), recompute):
+        return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
+    if torch.is_grad_enabled() and _requires_grad(x, weight, w_p, bias, b_p):
+        result: Tensor = _BilinearMLP.apply(x, weight, w_p, bias, b_p, recompute)
+        return result
+    rows = x.reshape(-1, x.shape[-1])
+    if _opaque(x):
+        out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
+    else:
+        out, _ = backend.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=False)
+    return out.view(*x.shape[:-1], out.shape[1])
+
+
+class _Bilinear(torch.autograd.Function):
+    """`bilinear` on rows, with saved tensors of its own."""
+
+    # Made in one step, not with `setup_context`: [L, R] need not become an output then, and the
+    # call costs half as much. `torch.func`, which wants the other form, never comes here.
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recompute: bool
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        lr: Tensor | None = None
+        if not _opaque(x):
+            h, lr = backend.bilinear_forward(rows, weight, bias, keep=not recompute)
+        elif recompute:
+            h = ops.forward(rows, weight, bias)
+        else:
+            h, lr = ops.forward_keep(rows, weight, bias)
+        ctx.save_for_backward(x, weight, bias, lr)
+        return h.view(*x.shape[:-1], h.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, lr = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1])
+        dh = grad_outputs[0].reshape(-1, weight.shape[0] // 2)
+        needs = ctx.needs_input_grad[:3]
+        found: Gradients
+        if _differentiated(dh):
+            found = composed.bilinear_gradients(dh, rows, weight, bias, needs)
+        elif _opaque(dh):
+            found = ops.spread(ops.backward(dh, rows, weight, bias, lr, needs), needs)
+        else:
+            found = backend.bilinear_backward(dh, rows, weight, bias, lr, needs)
+        return _shaped(found[0], x), *found[1:], None
+
+
+class _BilinearMLP(torch.autograd.Function):
+    """`bilinear_mlp` on rows; h is formed again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        w_p: Tensor,
+        bias: Tensor | None,
+        b_p: Tensor | None,
+        recompute: bool,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        keep = not recompute and backend.mlp_keeps_preact(x, weight, w_p)
+        lr: Tensor | None = None
+        if not _opaque(x):
+            out, lr = backend.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=keep)
+        elif keep:
+            out, lr = ops.mlp_forward_keep(rows, weight, w_p, bias, b_p)
+        else:
+            out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
+        ctx.save_for_backward(x, weight, w_p, bias, lr)
+        return out.view(*x.shape[:-1], out.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, w_p, bias, lr = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1])
+        dout = grad_outputs[0].reshape(-1, w_p.shape[0])
+        needs = ctx.needs_input_grad[:5]
+        found: Gradients
+        if _differentiated(dout):
+            found = composed.bilinear_mlp_gradients(dout, rows, weight, w_p, bias, needs)
+        elif _opaque(dout):
+            found = ops.spread(ops.mlp_backward(dout, rows, weight, w_p, bias, lr, needs), needs)
+        else:
+            found = backend.bilinear_mlp_backward(dout, rows, weight, w_p, bias, lr, needs)
+        return _shaped(found[0], x), *found[1:], None
+
+
+def _composes(tensors: tuple[Any, ...], recompute: bool) -> bool:
+    """Whether plain torch operations take the call: a Function can't follow it, or doesn't pay."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
+            return True
+    return not recompute and is_small(tensors[0], tensors[1])
+
+
+def is_small(x: Tensor, weight: Tensor) -> bool:
+    """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
+    if not x.is_cpu or backend.INTERPRETED:
+        return False
+    rows, d_in = weight.shape
+    return x.numel() // d_in * (d_in + rows) < SMALL
+
+
+def _opaque(tensor: Tensor) -> bool:
+    """Whether something watches operators, so that the registered ones must be called."""
+    return (
+        torch.compiler.is_compiling()
+        or type(tensor) not in _PLAIN
+        or tensor.device.type == "meta"
+        or is_in_torch_dispatch_mode()
+    )
+
+
+def _differentiated(gradient: Tensor) -> bool:
+    """Whether backward itself must be differentiable, or runs under a vmap over gradients."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        # What `is_grads_batched=True` hands to backward.
+        or torch._C._functorch.is_legacy_batchedtensor(gradient)
+    )
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _shaped(gradient: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.view(x.shape)
+
+
+def _autocasts(x: object) -> bool:
+    if not isinstance(x, Tensor) or x.device.type == "meta":
+        return False
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return tuple(_cast(tensor, dtype) for tensor in tensors)
+
+
+def _cast(tensor: Any, dtype: torch.dtype) -> Any:
+    """Cast what autocast casts: floating tensors, but float64 ones."""
+    if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return tensor.to(dtype)
+    return tensor

@@ -1,0 +1,163 @@
+"use strict";
+// Heat maps: one canvas pixel an entry, axes and a colour bar around it, values under the pointer.
+
+// Blue below zero, red above, the page's own neutral at zero: told apart with any colour vision.
+const STOPS = {
+  light: {
+    diverging: ["#053061", "#2a71b2", "#8fc3de", "#ffffff", "#f6a582", "#c53a3f", "#67001f"],
+    sequential: ["#ffffff", "#cfe1f2", "#93c4de", "#4a97c9", "#1763a9", "#08306b"],
+  },
+  dark: {
+    diverging: ["#b8e2ff", "#5fb0f0", "#2a5f8f", "#1a1d20", "#96492a", "#f0894f", "#ffdcc2"],
+    sequential: ["#1a1d20", "#1f3f5f", "#2a6a9e", "#4f9ed8", "#97cdf5", "#eef8ff"],
+  },
+};
+
+const LEVELS = 511; // odd, so that the middle one is exactly zero's
+
+function lookup(stops) {
+  const rgb = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
+  const table = new Uint32Array(LEVELS);
+  for (let level = 0; level < LEVELS; level++) {
+    const at = level / (LEVELS - 1) * (rgb.length - 1);
+    const i = Math.min(Math.floor(at), rgb.length - 2), f = at - i;
+    const [r, g, b] = [0, 1, 2].map((k) => Math.round(rgb[i][k] * (1 - f) + rgb[i + 1][k] * f));
+    table[level] = 0xff000000 | (b << 16) | (g << 8) | r;
+  }
+  return table;
+}
+
+const LOOKUPS = {};
+for (const theme of ["light", "dark"]) {
+  LOOKUPS[theme] = {
+    diverging: lookup(STOPS[theme].diverging), sequential: lookup(STOPS[theme].sequential),
+  };
+}
+
+// Level of a value: −limit … limit over the diverging map, 0 … limit over the sequential one.
+function levelOf(value, limit, kind) {
+  const x = kind === "diverging" ? (value / limit + 1) / 2 : value / limit;
+  return Math.round(Math.min(1, Math.max(0, x)) * (LEVELS - 1));
+}
+
+function element(parent, tag, className, text) {
+  const node = document.createElement(tag);
+  node.className = className;
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
+}
+
+function format(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e4 || size < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(3));
+}
+
+class Heat {
+  // spec: {kind, unit, say(i, j, value) → text, click(i, j)?}
+  constructor(id, spec) {
+    this.root = document.getElementById(id);
+    this.spec = spec;
+    this.ylabel = element(this.root, "div", "ylabel");
+    this.yticks = element(this.root, "div", "yticks");
+    this.frame = element(this.root, "div", "frame");
+    this.canvas = element(this.frame, "canvas", "");
+    this.marks = element(this.frame, "div", "");
+    const bar = element(this.root, "div", "bar");
+    this.barCanvas = element(element(bar, "div", "ramp"), "canvas", "");
+    this.ends = element(bar, "div", "ends");
+    element(bar, "div", "unit", spec.unit);
+    this.xticks = element(this.root, "div", "xticks");
+    this.xlabel = element(this.root, "div", "xlabel");
+    this.hover = element(this.root, "div", "hover");
+    this.canvas.setAttribute("role", "img");
+    this.canvas.addEventListener("pointermove", (e) => this.point(e));
+    this.canvas.addEventListener("pointerdown", (e) => this.point(e));
+    this.canvas.addEventListener("pointerleave", () => { this.at = null; this.speak(); });
+    if (spec.click) {
+      this.canvas.addEventListener("click", (e) => spec.click(...this.entry(e)));
+    }
+  }
+
+  // axes: {x: {label, ticks: [[position, text]]}, y: …, columnRules: [position], rowRules: …, name}
+  setAxes(rows, columns, axes) {
+    const key = JSON.stringify([rows, columns, axes]);
+    if (key === this.axesKey) return;
+    this.axesKey = key;
+    [this.rows, this.columns] = [rows, columns];
+    this.canvas.width = columns;
+    this.canvas.height = rows;
+    this.image = new ImageData(columns, rows);
+    this.pixels = new Uint32Array(this.image.data.buffer);
+    this.xlabel.textContent = axes.x.label;
+    this.ylabel.textContent = axes.y.label;
+    this.canvas.setAttribute("aria-label", axes.name);
+    this.place(this.xticks, axes.x.ticks, columns, "left");
+    this.place(this.yticks, axes.y.ticks, rows, "top");
+    for (const rule of this.frame.querySelectorAll(".rule")) rule.remove();
+    for (const at of axes.columnRules ?? []) {
+      const rule = element(this.frame, "div", "rule");
+      rule.style.cssText = `left:${100 * at / columns}%;width:1px;top:0;bottom:0`;
+    }
+    for (const at of axes.rowRules ?? []) {
+      const rule = element(this.frame, "div", "rule");
+      rule.style.cssText = `top:${100 * at / rows}%;height:1px;left:0;right:0`;
+    }
+  }
+
+  place(parent, ticks, n, side) {
+    parent.replaceChildren();
+    for (const [at, text] of ticks) {
+      element(parent, "span", "", text).style[side] = `${100 * at / n}%`;
+    }
+  }
+
+  draw(values, limit, theme) {
+    const { kind } = this.spec, table = LOOKUPS[theme][kind];
+    this.values = values;
+    for (let i = 0; i < values.length; i++) this.pixels[i] = table[levelOf(values[i], limit, kind)];
+    this.canvas.getContext("2d").putImageData(this.image, 0, 0);
+    const bar = `${kind} ${limit} ${theme}`;
+    if (bar !== this.bar) this.drawBar(limit, table, kind);
+    this.bar = bar;
+    this.speak();
+  }
+
+  drawBar(limit, table, kind) {
+    [this.barCanvas.width, this.barCanvas.height] = [1, LEVELS];
+    const image = new ImageData(1, LEVELS), pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < LEVELS; i++) pixels[i] = table[LEVELS - 1 - i];
+    this.barCanvas.getContext("2d").putImageData(image, 0, 0);
+    this.ends.replaceChildren();
+    const ends = kind === "diverging" ? [limit, 0, -limit] : [limit, 0];
+    for (const end of ends) element(this.ends, "span", "", format(end));
+  }
+
+  // Outline columns i0 … i1 and rows j0 … j1.
+  mark(i0, i1, j0, j1) {
+    this.marks.className = "mark";
+    const [x, y] = [100 / this.columns, 100 / this.rows];
+    this.marks.style.cssText =
+      `left:calc(${i0 * x}% - 2px);width:calc(${(i1 - i0 + 1) * x}% + 4px);` +
+      `top:calc(${j0 * y}% - 2px);height:calc(${(j1 - j0 + 1) * y}% + 4px)`;
+  }
+
+  entry(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const clamp = (x, n) => Math.min(n - 1, Math.max(0, Math.floor(x * n)));
+    return [clamp((event.clientY - box.top) / box.height, this.rows),
+      clamp((event.clientX - box.left) / box.width, this.columns)];
+  }
+
+  point(event) {
+    this.at = this.entry(event);
+    this.speak();
+  }
+
+  speak() {
+    const text = this.at && this.values
+      ? this.spec.say(...this.at, this.values[this.at[0] * this.columns + this.at[1]]) : "";
+    if (this.hover.textContent !== text) this.hover.textContent = text;
+  }
+}

@@ -1,0 +1,128 @@
+"""Which path and which tile a call takes, read from one committed table; never from a search.
+
+`table.json` holds, per class of device and per arithmetic, the tile of every kernel and the sizes
+at which one path takes over from another. `python -m bilinear.kernels.tune` writes it anew on a
+GPU; its "source" says what its figures rest on. With BILINEAR_AUTOTUNE=1 in the environment tiles
+are searched for on the first call of each size class instead.
+"""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .tiles import Tile
+
+TABLE = Path(__file__).with_name("table.json")
+AUTOTUNE = "BILINEAR_AUTOTUNE"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run: `path` is "mlp", "dual" or "pointwise"; `reason` says why, in words."""
+
+    path: str
+    config: Tile | None
+    reason: str
+
+
+def choose(
+    op: str,
+    m: int,
+    d_in: int,
+    d: int,
+    d_out: int | None,
+    dtype: torch.dtype,
+    device_capability: tuple[int, int],
+    precision: str,
+) -> Plan:
+    """Plan of one op: "bilinear_forward", "bilinear_backward", "mlp_forward" or "mlp_backward".
+
+    Paths of a forward: "mlp" is `mlp.mlp_forward`; "dual" is `dual.dual_forward`, then a library
+    matmul with w_p for an mlp; "pointwise" is a library matmul with the packed weight, then
+    `pointwise.product_forward`, then w_p likewise.
+    Paths of a backward: "mlp" is `mlp.mlp_backward`; "dual" recomputes with `dual.dual_backward`,
+    or with saved lr uses `dual.dual_backward_input` and `dual_backward_weight`; "pointwise" is
+    `pointwise.product_backward` on a saved or recomputed lr, then library matmuls.
+    d_out is None for the bilinear ops.
+    """
+    family, _, direction = op.partition("_")
+    if family not in ("bilinear", "mlp") or direction not in ("forward", "backward"):
+        raise ValueError(
+            "op: expected bilinear_forward, bilinear_backward, mlp_forward or mlp_backward, "
+            f"got {op!r}"
+        )
+    if (d_out is None) != (family == "bilinear"):
+        raise ValueError(f"d_out: expected {'None' if d_out else 'a size'} for {op}, got {d_out}")
+    device, kind = device_class(device_capability), arithmetic_class(dtype, precision)
+    limits = table()["paths"][device][kind]
+    basis = f"{device}, {kind}; {table()['source']}"
+    kernel = f"mlp_{direction}"
+    if d_out is not None:
+        most = limits[kernel]
+        if d <= most["d"] and d_in <= most["d_in"] and d_out <= most["d_out"]:
+            why = "d, d_in, d_out = {}, {}, {} are within {}, {}, {}".format(
+                d, d_in, d_out, most["d"], most["d_in"], most["d_out"]
+            )
+            return Plan("mlp", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
+    kernel, most_in = f"dual_{direction}", limits[f"dual_{direction}"]["d_in"]
+    if d_in <= most_in:
+        why = f"d_in = {d_in} is within {most_in}"
+        return Plan("dual", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
+    why = f"d_in = {d_in} is above {most_in}: a library matmul carries the work"
+    return Plan("pointwise", None, f"{why} ({basis})")
+
+
+def tile(
+    kernel: str, m: int, dtype: torch.dtype, precision: str, device: torch.device | None = None
+) -> Tile:
+    """Tile of one kernel for m rows on `device`; tensors elsewhere than on CUDA get sm_90's."""
+    capability = (9, 0)
+    if device is not None and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+    return tile_of_class(kernel, m, arithmetic_class(dtype, precision), device_class(capability))
+
+
+def device_class(capability: tuple[int, int]) -> str:
+    """ "sm_90" for data-centre devices from Hopper on, else "sm_80", whose tiles fit 99 KB."""
+    return "sm_90" if capability[0] in (9, 10) else "sm_80"
+
+
+def arithmetic_class(dtype: torch.dtype, precision: str) -> str:
+    """ "half", "float64", or for float32 the precision its products are formed in."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return "half"
+    if dtype == torch.float64:
+        return "float64"
+    if dtype == torch.float32:
+        return precision
+    raise TypeError(f"dtype: expected bfloat16, float16, float32 or float64, got {dtype}")
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """The committed table."""
+    loaded: dict[str, Any] = json.loads(TABLE.read_text())
+    return loaded
+
+
+def tile_of_class(kernel: str, m: int, kind: str, device: str) -> Tile:
+    """Tile of one kernel for m rows, by classes of arithmetic and of device."""
+    if os.environ.get(AUTOTUNE) == "1":
+        from . import tune
+
+        return tune.searched_tile(kernel, m_class(m), kind, device)
+    entry = table()["tiles"][device][kind][kernel]
+    return Tile(**entry["small" if m <= table()["small_m"] else "large"])
+
+
+def m_class(m: int) -> int:
+    """Power of four that covers m: sizes that share a search. Never the exact m."""
+    covered = 64
+    while covered < m and covered < 65536:
+        covered *= 4
+    return covered

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+
+from bilinear.kernels import dispatch, tune
+from bilinear.kernels.dispatch import choose
+from bilinear.kernels.tiles import Tile, cover
+
+HOPPER = (9, 0)
+
+
+def plan(op, m=4096, d_in=128, d=64, d_out=None, dtype=torch.bfloat16, capability=HOPPER):
+    return choose(op, m, d_in, d, d_out, dtype, capability, "ieee")
+
+
+def test_paths_follow_the_sizes():
+    assert plan("mlp_forward", d_out=64).path == "mlp"
+    assert plan("mlp_backward", d_out=64).path == "mlp"
+    assert plan("mlp_forward", d=4096, d_out=64).path == "dual"
+    assert plan("bilinear_forward").path == "dual"
+    assert plan("bilinear_forward", d_in=16384).path == "pointwise"
+    assert plan("bilinear_backward", d_in=16384).path == "pointwise"
+
+
+def test_plan_says_why_and_what_it_rests_on():
+    made = plan("bilinear_forward", d_in=16384)
+    assert "16384" in made.reason
+    assert dispatch.table()["source"] in made.reason
+    assert made.config is None
+    assert plan("bilinear_forward").config == dispatch.tile_of_class(
+        "dual_forward", 4096, "half", "sm_90"
+    )
+
+
+def test_rows_matter_only_by_class():
+    configs = {plan("bilinear_forward", m=m).config for m in range(1, 20_000, 97)}
+    assert len(configs) <= 2
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_every_device_and_arithmetic_has_a_tile(capability, precision, dtype):
+    for op, d_out in (("bilinear_forward", None), ("mlp_backward", 16)):
+        found = choose(op, 100, 32, 16, d_out, dtype, capability, precision)
+        assert isinstance(found.config, Tile)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("conv_forward", 1, 1, 1, None, torch.float32, HOPPER, "ieee"), "op: expected"),
+        (("mlp_forward", 1, 1, 1, None, torch.float32, HOPPER, "ieee"), "d_out: expected a size"),
+        (("bilinear_forward", 1, 1, 1, 4, torch.float32, HOPPER, "ieee"), "d_out: expected None"),
+        (("bilinear_forward", 1, 1, 1, None, torch.int32, HOPPER, "ieee"), "dtype: expected"),
+    ],
+)
+def test_errors_name_the_argument(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        choose(*arguments)
+
+
+@pytest.mark.parametrize("extent", [1, 15, 16, 17, 64, 65, 1000])
+def test_blocks_shrink_to_what_covers_the_problem(extent):
+    assert cover(extent) == max(16, 2 ** math.ceil(math.log2(extent)))
+    tile = Tile(block_m=128, block_d=64, block_k=32, num_warps=4, num_stages=2)
+    fitted = tile.fit(m=extent, d=extent, k=extent)
+    assert fitted.block_m == min(128, cover(extent))
+    assert fitted.block_d == min(64, cover(extent))
+    assert fitted.block_n == 0
+
+
+def test_search_keeps_the_fastest_and_skips_what_does_not_fit():
+    from triton.runtime.errors import OutOfResources
+
+    tiles = tune.candidates("dual_forward", dispatch.tile_of_class(
+        "dual_forward", 4096, "half", "sm_90"
+    ))  # fmt: skip
+    assert len(set(tiles)) == len(tiles) > 20
+    times = {tile: 1.0 + index for index, tile in enumerate(reversed(tiles))}
+
+    def timer(run):
+        tile = run()
+        if tile == tiles[-1]:
+            raise OutOfResources(1, 0, "shared memory")
+        return times[tile]
+
+    assert tune.fastest(tiles, lambda tile: tile, timer) == tiles[-2]
+
+
+def test_tuned_tiles_have_the_tables_form():
+    # A timer that runs nothing: the plumbing alone.
+    tuned = tune.tuned_tiles("sm_80", ["ieee"], lambda run: 1.0, on="cpu")
+    kernels = dispatch.table()["tiles"]["sm_80"]["ieee"]
+    assert tuned["ieee"].keys() == kernels.keys()
+    for entry in tuned["ieee"].values():
+        assert {Tile(**entry[size]) for size in ("small", "large")}
+
+
+def test_search_at_the_first_call_needs_a_gpu(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.setenv("BILINEAR_AUTOTUNE", "1")
+    with pytest.raises(RuntimeError, match="BILINEAR_AUTOTUNE: expected a CUDA device"):
+        plan("bilinear_forward")
