@@ -16,13 +16,18 @@ Contestants = dict[str, Callable[[], object]]
 
 
 def take_turns(contestants: Contestants, seconds: float, least_rounds: int = 5) -> dict[str, list]:
-    """Time every contestant once a round, for about `seconds` in all; durations by name."""
+    """Time every contestant once a round, for about `seconds` in all; durations by name.
+
+    Before its timed call each has one that is not timed: OpenMP's threads spin for some time after
+    the last contestant's work, and would be charged to the next.
+    """
     for run in contestants.values():
         run()  # warm-up: allocations, first-call set-up
     durations: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     for rounds in itertools.count(1):
         for name, run in contestants.items():
+            run()
             start = time.perf_counter()
             run()
             durations[name].append(time.perf_counter() - start)

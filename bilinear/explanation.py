@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from . import backend
+from . import paths
 from .functional import SMALL
 from .fusing import FusedGatedMLP, FusedPair
 from .modules import Bilinear, BilinearMLP
@@ -86,9 +86,9 @@ class _Call:
         return tuple(self._choice(f"{family}_{way}") for way in ("forward", "backward"))
 
     def _choice(self, op: str) -> Choice:
-        missing = backend.kernels_missing(self.device)
+        missing = paths.kernels_missing(self.device)
         if not missing:
-            plan = backend.plan(op, self.m, self.d_in, self.d, self.d_out, self.dtype, self.device)
+            plan = paths.plan(op, self.m, self.d_in, self.d, self.d_out, self.dtype, self.device)
             return Choice(self.name, op, plan.path, plan.config, plan.reason)
         if self._is_small():
             why = f"{missing}, and fewer than {SMALL} elements don't pay for a Function"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
-from . import backend, composed, ops
+from . import composed, ops, paths
 from .arguments import check
 from .composed import Gradients
 
@@ -50,7 +50,7 @@ def bilinear(
     if _opaque(x):
         h = ops.forward(rows, weight, bias)
     else:
-        h, _ = backend.bilinear_forward(rows, weight, bias, keep=False)
+        h, _ = paths.bilinear_forward(rows, weight, bias, keep=False)
     return h.view(*x.shape[:-1], h.shape[1])
 
 
@@ -88,7 +88,7 @@ def bilinear_mlp(
     if _opaque(x):
         out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
     else:
-        out, _ = backend.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=False)
+        out, _ = paths.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=False)
     return out.view(*x.shape[:-1], out.shape[1])
 
 
@@ -104,7 +104,7 @@ class _Bilinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         lr: Tensor | None = None
         if not _opaque(x):
-            h, lr = backend.bilinear_forward(rows, weight, bias, keep=not recompute)
+            h, lr = paths.bilinear_forward(rows, weight, bias, keep=not recompute)
         elif recompute:
             h = ops.forward(rows, weight, bias)
         else:
@@ -124,7 +124,7 @@ class _Bilinear(torch.autograd.Function):
         elif _opaque(dh):
             found = ops.spread(ops.backward(dh, rows, weight, bias, lr, needs), needs)
         else:
-            found = backend.bilinear_backward(dh, rows, weight, bias, lr, needs)
+            found = paths.bilinear_backward(dh, rows, weight, bias, lr, needs)
         return _shaped(found[0], x), *found[1:], None
 
 
@@ -142,10 +142,10 @@ class _BilinearMLP(torch.autograd.Function):
         recompute: bool,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        keep = not recompute and backend.mlp_keeps_preact(x, weight, w_p)
+        keep = not recompute and paths.mlp_keeps_preact(x, weight, w_p)
         lr: Tensor | None = None
         if not _opaque(x):
-            out, lr = backend.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=keep)
+            out, lr = paths.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=keep)
         elif keep:
             out, lr = ops.mlp_forward_keep(rows, weight, w_p, bias, b_p)
         else:
@@ -165,7 +165,7 @@ class _BilinearMLP(torch.autograd.Function):
         elif _opaque(dout):
             found = ops.spread(ops.mlp_backward(dout, rows, weight, w_p, bias, lr, needs), needs)
         else:
-            found = backend.bilinear_mlp_backward(dout, rows, weight, w_p, bias, lr, needs)
+            found = paths.bilinear_mlp_backward(dout, rows, weight, w_p, bias, lr, needs)
         return _shaped(found[0], x), *found[1:], None
 
 
@@ -183,7 +183,7 @@ def _composes(tensors: tuple[Any, ...], recompute: bool) -> bool:
 
 def is_small(x: Tensor, weight: Tensor) -> bool:
     """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
-    if not x.is_cpu or backend.INTERPRETED:
+    if not x.is_cpu or paths.INTERPRETED:
         return False
     rows, d_in = weight.shape
     return x.numel() // d_in * (d_in + rows) < SMALL

@@ -1,7 +1,7 @@
 """The layer's steps as opaque operators (`torch.ops.bilinear.*`), with shapes for fake tensors.
 
 For whatever traces or intercepts operators: torch.compile, torch.export, FakeTensor, meta tensors.
-Plain eager calls go to `backend` directly, which saves tens of microseconds a call. An operator
+Plain eager calls go to `paths` directly, which saves tens of microseconds a call. An operator
 may not return None, so those that keep [L, R] stand apart, and backwards return only the
 gradients asked for.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backend
+from . import paths
 from .composed import Gradients
 
 # mypy: disable-error-code="untyped-decorator"
@@ -20,7 +20,7 @@ from .composed import Gradients
 @torch.library.custom_op("bilinear::forward", mutates_args=())
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """h (M, d) for x (M, d_in), weight (2d, d_in), bias (2d,)."""
-    return backend.bilinear_forward(x, weight, bias, keep=False)[0]
+    return paths.bilinear_forward(x, weight, bias, keep=False)[0]
 
 
 @forward.register_fake
@@ -31,7 +31,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("bilinear::forward_keep", mutates_args=())
 def forward_keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """h (M, d) and lr = [L, R] (M, 2d)."""
-    h, lr = backend.bilinear_forward(x, weight, bias, keep=True)
+    h, lr = paths.bilinear_forward(x, weight, bias, keep=True)
     assert lr is not None
     return h, lr
 
@@ -52,7 +52,7 @@ def backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x, weight and bias, those that `needs` names true, in this order."""
-    return _present(backend.bilinear_backward(dh, x, weight, bias, lr, needs))
+    return _present(paths.bilinear_backward(dh, x, weight, bias, lr, needs))
 
 
 @backward.register_fake
@@ -73,7 +73,7 @@ def mlp_forward(
     x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None
 ) -> Tensor:
     """Out (M, d_out) for w_p (d_out, d) and b_p (d_out,)."""
-    return backend.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=False)[0]
+    return paths.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=False)[0]
 
 
 @mlp_forward.register_fake
@@ -86,7 +86,7 @@ def mlp_forward_keep(
     x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Out (M, d_out) and lr = [L, R] (M, 2d)."""
-    out, lr = backend.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=True)
+    out, lr = paths.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=True)
     assert lr is not None
     return out, lr
 
@@ -110,7 +110,7 @@ def mlp_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x, weight, w_p, bias and b_p, those that `needs` names true, in this order."""
-    return _present(backend.bilinear_mlp_backward(dout, x, weight, w_p, bias, lr, needs))
+    return _present(paths.bilinear_mlp_backward(dout, x, weight, w_p, bias, lr, needs))
 
 
 @mlp_backward.register_fake

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bilinear import backend, ops
+from bilinear import ops, paths
 from bilinear.functional import bilinear, bilinear_mlp
 
 GOOD: dict[str, Any] = {
@@ -76,7 +76,7 @@ def test_error_names_the_argument_before_anything_runs(
         raise AssertionError("something ran")
 
     for runner in ("bilinear_forward", "bilinear_mlp_forward"):
-        monkeypatch.setattr(backend, runner, fail)
+        monkeypatch.setattr(paths, runner, fail)
     monkeypatch.setattr(ops, "mlp_forward", fail)
     given = bad(name, value)
     with pytest.raises(error, match=message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilinear import backend, composed, functional
+from bilinear import composed, functional, paths
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.modules import BilinearMLP
 
@@ -22,7 +22,7 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(functional, "SMALL", 0)
-    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(paths, "INTERPRETED", False)
     torch.compiler.reset()
     yield
     torch.compiler.reset()

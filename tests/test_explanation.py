@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from bilinear import Bilinear, BilinearMLP, backend, explain, functional, fuse, reference
+from bilinear import Bilinear, BilinearMLP, explain, functional, fuse, paths, reference
 
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(paths, "INTERPRETED", False)
 
 
 def test_sizes() -> None:
@@ -62,7 +62,7 @@ def test_models() -> None:
 
 
 def test_kernels_say_their_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "INTERPRETED", True)
+    monkeypatch.setattr(paths, "INTERPRETED", True)
     for choice in explain((4096, 64, 32, 16)).choices:
         assert choice.path in ("mlp", "dual", "pointwise")
         assert choice.reason

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from bilinear import backend, composed, functional
+from bilinear import composed, functional, paths
 from bilinear.functional import bilinear, bilinear_mlp
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -24,7 +24,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def _function_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sizes of a test would go to torch's composition; memory that nobody wrote reads as NaN."""
     monkeypatch.setattr(functional, "SMALL", 0)
-    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(paths, "INTERPRETED", False)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -145,14 +145,14 @@ def test_any_leading_shape_and_strides() -> None:
 
 def test_gradients_nobody_asked_for_are_not_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[bool, ...]] = []
-    real = backend.bilinear_mlp_backward
+    real = paths.bilinear_mlp_backward
 
     def spy(*arguments: Any) -> Any:
         found = real(*arguments)
         asked.append(tuple(gradient is not None for gradient in found))
         return found
 
-    monkeypatch.setattr(backend, "bilinear_mlp_backward", spy)
+    monkeypatch.setattr(paths, "bilinear_mlp_backward", spy)
     everything = mlp_inputs()
     want = results(bilinear_mlp, everything, torch.ones(5, 3, dtype=torch.float64))
     subsets = [s for s in itertools.product([False, True], repeat=5) if any(s)]

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bilinear import Bilinear, backend, functional, fuse, reference, unfuse
+from bilinear import Bilinear, functional, fuse, paths, reference, unfuse
 from bilinear.fusing import FusedBilinear, FusedGatedMLP, FusedPair
 
 
 @pytest.fixture(autouse=True)
 def _function_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "SMALL", 0)
-    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(paths, "INTERPRETED", False)
 
 
 class LlamaMLP(nn.Module):

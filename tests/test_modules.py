@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import bilinear
-from bilinear import Bilinear, BilinearMLP, backend, functional, reference
+from bilinear import Bilinear, BilinearMLP, functional, paths, reference
 
 
 @pytest.fixture(autouse=True)
 def _function_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "SMALL", 0)
-    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(paths, "INTERPRETED", False)
 
 
 def pairs(bias: bool) -> list[tuple[nn.Module, nn.Module]]:

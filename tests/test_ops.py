@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilinear import backend, ops
+from bilinear import ops, paths
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(autouse=True)
 def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(paths, "INTERPRETED", False)
 
 
 def samples(device: str, m: int, bias: bool) -> list[tuple[Any, tuple[Any, ...]]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilinear import Bilinear, backend, composed, explain, ops
+from bilinear import Bilinear, composed, explain, ops, paths
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.kernels import dispatch, dual, mlp, pointwise
 
@@ -140,7 +140,7 @@ def test_opcheck_on_the_kernels(path: str) -> None:
 
 def test_the_table_decides_and_explain_tells() -> None:
     layer = Bilinear(6, 4)
-    plan = backend.plan("bilinear_forward", 64, 6, 4, None, torch.float32, torch.device("cpu"))
+    plan = paths.plan("bilinear_forward", 64, 6, 4, None, torch.float32, torch.device("cpu"))
     told = explain(layer, rows=64).choices[0]
     assert (told.path, told.config, told.reason) == (plan.path, plan.config, plan.reason)
     x = torch.randn(64, 6)
