@@ -112,7 +112,7 @@ def tables(results: Results) -> dict[str, str]:
 def filled(page: str, found: dict[str, str]) -> str:
     """Return the page with each table between its markers replaced."""
     for name, table in found.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         page, n = re.subn(pattern, lambda m, t=table: m[1] + t + "\n" + m[2], page, flags=re.DOTALL)
         if n != 1:
             raise ValueError(f"{PAGE.name}: expected one table marked {name!r}, found {n}")
