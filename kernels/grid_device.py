@@ -8,11 +8,11 @@ Algebra, for all pairs (a, b) with label c = (a + b) mod p and weights L_a, R_a,
     dW_p = gᵀ h     dh = g W_p     dl = dh∘r → Σ_b: dL_a[a], Σ_a: dL_b[b]     dr = dh∘l likewise
 
 Tiles: one b against a block of BA a's, so that l is a block of L_a plus one row, and sums over b
-stay in registers. Only U units are held at a time: l, r, h, dh, dL_a, dR_a are (BA, U), dW_p (C, U);
-a wider model makes its logits anew for each U of its units. Logits and g are one or two tiles of
-C classes, (BA, C) each: p ≤ 2C (TWO). Models of unequal widths share a launch: rows in memory are
-D long, a multiple of U, and zero past a model's own width, which they stay. p is a compile-time
-constant because its masks and addresses else take the registers that the tiles need.
+stay in registers. Only U units are held at a time: l, r, h, dh, dL_a, dR_a are (BA, U), dW_p
+(C, U); a wider model makes its logits anew for each U of its units. Logits and g are one or two
+tiles of C classes, (BA, C) each: p ≤ 2C (TWO). Models of unequal widths share a launch: rows in
+memory are D long, a multiple of U, and zero past a model's own width, which they stay. p is a
+compile-time constant because its masks and addresses else take the registers that the tiles need.
 
 The label is set apart from the other classes: its gradient is −Σ_{c'≠c} p_c', never p_c − 1, and
 the loss of a pair that is right is log1p, which do not cancel in float32.
@@ -89,7 +89,7 @@ def _apart(logits, classes, label, p):
 
 @triton.jit
 def _loss_gradient(e, classes, label, of_label, scale):
-    """Gradient (n, C) of a row's cross-entropy from e = exp(logit − shift), which is 0 at the label.
+    """Gradient (n, C) of a row's cross-entropy from e = exp(logit − shift), 0 at the label.
 
     `of_label` (n,) is the label's own gradient, `scale` (n,) what turns e into the others'.
     """

@@ -31,8 +31,9 @@ class Recipe:
     """How all models of a grid are trained.
 
     `lr` and `weight_decay` (steps,) are float64. `batch` 0 is full batch, otherwise pairs a step.
-    Weights are evaluated every `eval_every` steps and after the last; a model stops at the `hold`-th
-    evaluation in a row at which all pairs, or with `goal_is_val` all held-out ones, are right.
+    Weights are evaluated every `eval_every` steps and after the last; a model stops at the
+    `hold`-th evaluation in a row at which all pairs, or with `goal_is_val` all held-out ones, are
+    right.
     """
 
     p: int
@@ -71,8 +72,8 @@ def bytes_a_model(recipe: Recipe, d: int, chunks: int = 1) -> int:
 class TritonGrid:
     """Many models of one padded width on a device, trained in place.
 
-    `counters` (n, 3) int32 are steps taken, evaluations in a row at the goal, and whether a model is
-    done; `history` (n, evaluations, 5) its evaluations: mean losses over training and validation
+    `counters` (n, 3) int32 are steps taken, evaluations in a row at the goal, and whether a model
+    is done; `history` (n, evaluations, 5) its evaluations: mean losses over training and validation
     pairs (nats), counts of right answers likewise, smallest margin.
     """
 
@@ -158,13 +159,13 @@ class TritonGrid:
         launch(
             grid_step_kernel, (n, self.chunks), args, self._tile, CHUNKS=self.chunks, **constants
         )
-        args = (
+        update = (
             self._weights, self._moment1, self._moment2, self._gradient, self._sums,
             self.counters, self.history, models, self._split_of, self._schedule, self._hyper,
             r.n_train, r.steps, r.eval_every, r.hold, int(r.goal_is_val),
         )  # fmt: skip
         sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _BLOCK}
-        launch(grid_update_kernel, (n,), args, _UPDATE, **sizes)
+        launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
 
     def _constants(self) -> dict[str, object]:
         tile = self._tile.fit(m=self.recipe.p, d=self.d, n=self.recipe.p)

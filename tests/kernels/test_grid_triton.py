@@ -28,8 +28,8 @@ def recipe(p: int, steps: int, *, train_frac: float = 0.75, **changes: Any) -> R
     n_train = split_pairs(p, train_frac, 0).n_train
     lr = torch.linspace(LR, LR / 2, steps, dtype=torch.float64)
     settings: dict[str, Any] = {
-        "p": p, "n_train": n_train, "lr": lr, "weight_decay": torch.full_like(lr, DECAY), "betas": BETAS,
-        "eps": EPS, "eval_every": 2, "hold": 10**6, "goal_is_val": False,
+        "p": p, "n_train": n_train, "lr": lr, "weight_decay": torch.full_like(lr, DECAY),
+        "betas": BETAS, "eps": EPS, "eval_every": 2, "hold": 10**6, "goal_is_val": False,
     }  # fmt: skip
     return Recipe(**settings | changes)
 
