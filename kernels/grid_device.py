@@ -137,35 +137,33 @@ def grid_gradient(
     """Gradient of the loss over the training pairs with b in [b_first, b_end), `share` each.
 
     Reads weights and trained (p, p) int8, entry [b, a]; writes gradient (5p, D): all rows but those
-    of L_b and R_b outside the range.
+    of L_b and R_b outside the range. Walks the pairs once for each tile of C classes and U units,
+    which bounds the registers, and makes all logits again each time.
     """
-    for first in range(0, D, U):
-        _units_gradient(
-            weights_ptr, gradient_ptr, trained_ptr, p, D, first, b_first, b_end, share,
-            C, TWO, BA, U, HOLD, PRECISION, ACC,
-        )  # fmt: skip
+    for tile in range(0, p, C):
+        for first in range(0, D, U):
+            _tile_gradient(
+                weights_ptr, gradient_ptr, trained_ptr, p, D, tile, first, b_first, b_end, share,
+                C, TWO, BA, U, HOLD, PRECISION, ACC,
+            )  # fmt: skip
 
 
 @triton.jit
-def _units_gradient(
-    weights_ptr, gradient_ptr, trained_ptr, p, D, first, b_first, b_end, share,
+def _tile_gradient(
+    weights_ptr, gradient_ptr, trained_ptr, p, D, tile, first, b_first, b_end, share,
     C: tl.constexpr, TWO: tl.constexpr, BA: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Columns first … first + U − 1 of the gradient.
+    """What C classes from `tile` give to the gradient's columns first … first + U − 1.
 
-    HOLD keeps l and r in registers from the logits on, for a model of U units; without it they are
-    read again after the softmax, which frees the registers that more classes or units take.
+    HOLD keeps l and r in registers from the logits on; without it they are read again after the
+    softmax.
     """
     units = first + tl.arange(0, U)
-    low = tl.arange(0, C)
-    high = C + low
-    w_p_ptr = weights_ptr + 2 * p * D
-    w_low = _rows(w_p_ptr, low, low < p, D, units)
-    d_w_low = tl.zeros((C, U), ACC)
-    if TWO:
-        w_high = _rows(w_p_ptr, high, high < p, D, units)
-        d_w_high = tl.zeros((C, U), ACC)
+    classes = tile + tl.arange(0, C)
+    is_class = classes < p
+    w_p = _rows(weights_ptr + 2 * p * D, classes, is_class, D, units)
+    d_w_p = tl.zeros((C, U), ACC)
     for a_first in range(0, p, BA):
         a = a_first + tl.arange(0, BA)
         inside = a < p
@@ -180,38 +178,32 @@ def _units_gradient(
             if HOLD:
                 left = l_a + tl.load(weights_ptr + b_at)[None, :]
                 right = r_a + tl.load(weights_ptr + p * D + b_at)[None, :]
-                logits = _dot(left * right, tl.trans(w_low), PRECISION, ACC)
+                logits = _dot(left * right, tl.trans(w_p), PRECISION, ACC)
                 if D > U:
                     logits = _other_units(
-                        weights_ptr, p, D, a, inside, b, first, low, logits, U, PRECISION, ACC
+                        weights_ptr, p, D, a, inside, b, first, classes, logits, U, PRECISION, ACC
                     )
             else:
-                logits = _logits(weights_ptr, p, D, a, inside, b, low, BA, C, U, PRECISION, ACC)
-            label_logit, z_low, best = _apart(logits, low, label, p)
+                logits = _logits(weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC)
+            label_logit, z, best = _apart(logits, classes, label, p)
             if TWO:
-                logits = _logits(weights_ptr, p, D, a, inside, b, high, BA, C, U, PRECISION, ACC)
-                more, z_high, best_high = _apart(logits, high, label, p)
-                label_logit += more
-                best = tl.maximum(best, best_high)
+                other = C - tile + tl.arange(0, C)
+                logits = _logits(weights_ptr, p, D, a, inside, b, other, BA, C, U, PRECISION, ACC)
+                logit_there, z_there, best_there = _apart(logits, other, label, p)
+                label_logit += logit_there
+                best = tl.maximum(best, best_there)
             shift = tl.maximum(best, label_logit)
-            e_low = tl.exp(z_low - shift[:, None])
-            others = tl.sum(e_low, 1)
+            e = tl.exp(z - shift[:, None])
+            total = tl.sum(e, 1)
             if TWO:
-                e_high = tl.exp(z_high - shift[:, None])
-                others += tl.sum(e_high, 1)
+                total += tl.sum(tl.exp(z_there - shift[:, None]), 1)
             trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0).to(ACC)
-            scale = trained * share / (others + tl.exp(label_logit - shift))
-            of_label = -others * scale
+            scale = trained * share / (total + tl.exp(label_logit - shift))
+            g = _loss_gradient(e, classes, label, -total * scale, scale)
             if not HOLD:
                 left, right = _halves(weights_ptr, p, D, a, inside, b, units)
-            h = left * right
-            g = _loss_gradient(e_low, low, label, of_label, scale)
-            d_w_low = _add_dot(tl.trans(g), h, d_w_low, PRECISION, ACC)
-            dh = _dot(g, w_low, PRECISION, ACC)
-            if TWO:
-                g = _loss_gradient(e_high, high, label, of_label, scale)
-                d_w_high = _add_dot(tl.trans(g), h, d_w_high, PRECISION, ACC)
-                dh = _add_dot(g, w_high, dh, PRECISION, ACC)
+            d_w_p = _add_dot(tl.trans(g), left * right, d_w_p, PRECISION, ACC)
+            dh = _dot(g, w_p, PRECISION, ACC)
             d_left = dh * right
             d_right = dh * left
             d_l_a += d_left
@@ -219,19 +211,21 @@ def _units_gradient(
             d_l_b = tl.sum(d_left, 0)
             d_r_b = tl.sum(d_right, 0)
             if TWO:
-                again = a_first > 0
+                again = (a_first > 0) | (tile > 0)
                 d_l_b += tl.load(gradient_ptr + b_at, mask=again, other=0.0)
                 d_r_b += tl.load(gradient_ptr + p * D + b_at, mask=again, other=0.0)
             tl.store(gradient_ptr + b_at, d_l_b)
             tl.store(gradient_ptr + p * D + b_at, d_r_b)
-        a_at = a[:, None] * D + units[None, :]
-        tl.store(gradient_ptr + a_at, d_l_a, mask=inside[:, None])
-        tl.store(gradient_ptr + p * D + a_at, d_r_a, mask=inside[:, None])
-        tl.debug_barrier()  # the next block of a's adds to what is stored of each b
-    w_at = 2 * p * D + low[:, None] * D + units[None, :]
-    tl.store(gradient_ptr + w_at, d_w_low, mask=(low < p)[:, None])
-    if TWO:
-        tl.store(gradient_ptr + w_at + C * D, d_w_high, mask=(high < p)[:, None])
+        a_at = gradient_ptr + a[:, None] * D + units[None, :]
+        if TWO:
+            again = inside[:, None] & (tile > 0)
+            d_l_a += tl.load(a_at, mask=again, other=0.0)
+            d_r_a += tl.load(a_at + p * D, mask=again, other=0.0)
+        tl.store(a_at, d_l_a, mask=inside[:, None])
+        tl.store(a_at + p * D, d_r_a, mask=inside[:, None])
+        tl.debug_barrier()  # what comes next adds to what is stored
+    w_p_at = gradient_ptr + (2 * p + classes)[:, None] * D + units[None, :]
+    tl.store(w_p_at, d_w_p, mask=is_class[:, None])
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The GPU's grid kernels, here under Triton's interpreter, against PyTorch ops in float64."""
+"""The GPU's grid kernels against PyTorch ops in float64; without a GPU, under the interpreter."""
 
 import math
 from typing import Any
@@ -14,6 +14,7 @@ from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.kernels.grid_triton import Recipe, TritonGrid
 from bilinear.kernels.tiles import Tile
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BETAS, EPS = (0.9, 0.97), 1e-8
 LR, DECAY = 2e-2, 0.3
 
@@ -47,9 +48,9 @@ class Case:
         keys = [2**63 + 11 + i for i in range(len(widths))]
         which = [i % 2 for i in range(len(widths))]
         self.grid = TritonGrid(
-            how, start, [s.pairs for s in splits], which, keys, torch.device("cpu"), **changes
+            how, start, [s.pairs for s in splits], which, keys, DEVICE, **changes
         )
-        self.models = torch.arange(len(widths), dtype=torch.int32).flip(0)
+        self.models = torch.arange(len(widths), dtype=torch.int32, device=DEVICE).flip(0)
         self.oracles = [
             TorchGridModel(
                 *(w.double() for w in weights), splits[s].pairs, how.n_train,
@@ -71,7 +72,7 @@ class Case:
                     for x, y in zip(found.tolist(), oracle.evaluate(), strict=True):
                         assert x == pytest.approx(y, rel=10 * rtol, abs=10 * rtol)
             d = self.grid.widths[i]
-            w_l, w_r, w_p = (w[0] for w in self.grid.weights([i]))
+            w_l, w_r, w_p = (w[0].cpu() for w in self.grid.weights([i]))
             assert not w_l[d:].any()
             assert not w_r[d:].any()
             assert not w_p[:, d:].any()
@@ -89,7 +90,7 @@ def test_a_run_follows_the_oracle(p: int, widths: list[int]) -> None:
 
 
 def test_two_tiles_of_classes() -> None:
-    """As p from 65 up has them; smaller ones here, so that it takes no minute to interpret."""
+    """As p from 65 up has them; small ones here, since the interpreter takes its time."""
     small = Tile(block_m=16, block_d=16, block_n=16, num_warps=4, num_stages=1)
     case = Case(recipe(19, steps=2), [3, 18], tile=small)
     case.grid.run(case.models, 2)
@@ -139,8 +140,8 @@ def test_a_model_at_its_goal_stops(goal_is_val: bool) -> None:
     split = split_pairs(5, 0.75, 0)
     circuit = tuple(exact_circuit(5).values())
     other = fresh_weights(5, 2, torch.float32)
-    grid = TritonGrid(how, [circuit, other], [split.pairs], [0, 0], [1, 2], torch.device("cpu"))
-    grid.run(torch.tensor([0, 1], dtype=torch.int32), 40)
+    grid = TritonGrid(how, [circuit, other], [split.pairs], [0, 0], [1, 2], DEVICE)
+    grid.run(torch.tensor([0, 1], dtype=torch.int32, device=DEVICE), 40)
     assert grid.counters[0].tolist() == [6, 3, 1]  # evaluated at 2, 4 and 6
     assert grid.counters[1, 0] == 40
     assert grid.history[0, 3:].isnan().all()
@@ -151,8 +152,8 @@ def test_diverged_weights_are_never_right() -> None:
     w_l, w_r, w_p = fresh_weights(7, 3, torch.float32)
     w_p[2, 1] = float("nan")
     split = split_pairs(7, 0.75, 0)
-    grid = TritonGrid(how, [(w_l, w_r, w_p)], [split.pairs], [0], [0], torch.device("cpu"))
-    grid.run(torch.tensor([0], dtype=torch.int32), 2)
+    grid = TritonGrid(how, [(w_l, w_r, w_p)], [split.pairs], [0], [0], DEVICE)
+    grid.run(torch.tensor([0], dtype=torch.int32, device=DEVICE), 2)
     _, _, train_right, val_right, min_margin = grid.history[0, 0].tolist()
     assert (train_right, val_right) == (0, 0)
     assert math.isnan(min_margin)
@@ -164,8 +165,8 @@ def test_loss_keeps_its_digits_when_every_pair_is_certain() -> None:
     weights = tuple(w * scale for w in exact_circuit(5).values())
     how, split = recipe(5, steps=1), split_pairs(5, 0.75, 0)
     how = Recipe(**vars(how) | {"lr": how.lr * 0, "weight_decay": how.weight_decay * 0})
-    grid = TritonGrid(how, [weights], [split.pairs], [0], [0], torch.device("cpu"))
-    grid.run(torch.tensor([0], dtype=torch.int32), 1)
+    grid = TritonGrid(how, [weights], [split.pairs], [0], [0], DEVICE)
+    grid.run(torch.tensor([0], dtype=torch.int32, device=DEVICE), 1)
     exact = grid_cpu.CpuGridModel(*weights, split.pairs, split.n_train).evaluate().train_loss
     assert 0 < exact < 1e-12
     assert grid.history[0, 0, 0].item() == pytest.approx(exact, rel=1e-3)
@@ -177,10 +178,10 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="p: expected at most 128"):
         TritonGrid(
             Recipe(**vars(how) | {"p": 131}), [weights], [split.pairs], [0], [0],
-            torch.device("cpu"),
+            DEVICE,
         )  # fmt: skip
     with pytest.raises(ValueError, match="precision"):
         TritonGrid(
             Recipe(**vars(how) | {"precision": "half"}), [weights], [split.pairs], [0], [0],
-            torch.device("cpu"),
+            DEVICE,
         )  # fmt: skip
