@@ -73,6 +73,15 @@ def interaction_matrix(matrix: "Tensor", ax: "Axes", *, limit: float, title: str
     return ax
 
 
+def functional_table(table: "Tensor", ax: "Axes", *, limit: float, title: str = "") -> "Axes":
+    """One output's logits on all pairs (p, p), row a and column b, white at zero."""
+    _signed_image(ax, table.numpy(), limit, aspect="equal")
+    ax.set_xlabel("b")
+    ax.set_ylabel("a")
+    ax.set_title(title, fontsize=9)
+    return ax
+
+
 def interaction_grid(
     matrices: "Tensor",
     widths: Sequence[int],
