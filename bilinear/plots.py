@@ -252,7 +252,7 @@ def similarity_map(results: "Results", ax: "Axes", *, seed: int | None = None) -
     return ax
 
 
-def _signed_image(ax: "Axes", rows: "np.ndarray", limit: float, *, aspect: str = "auto") -> Any:
+def _signed_image(ax: "Axes", rows: "np.ndarray", limit: float, *, aspect: Any = "auto") -> Any:
     """An image that is white at zero and symmetric about it."""
     from matplotlib import colormaps
 
@@ -263,7 +263,7 @@ def _signed_image(ax: "Axes", rows: "np.ndarray", limit: float, *, aspect: str =
 
 
 def _colour_bar(ax: "Axes", image: Any, label: str, *, extend: str = "neither") -> None:
-    ax.get_figure(root=True).colorbar(image, ax=ax, label=label, extend=extend)
+    ax.figure.colorbar(image, ax=ax, label=label, extend=extend)
 
 
 def _some(labels: Sequence[int]) -> tuple[list[int], list[str]]:
