@@ -87,3 +87,14 @@ def test_interactions_of_any_model_with_the_three_weights() -> None:
     assert torch.equal(interactions_of(Other()), q)
     reference = Model(ModelConfig(p=4, d_hidden=3))
     assert interactions_of(reference, [2]).shape == (1, 8, 8)
+
+
+def test_identity_holds_to_1e_5_in_float32() -> None:
+    p, model = 23, BilinearMLP(46, 16, 23)
+    a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
+    x = torch.zeros(p * p, 2 * p)
+    x[torch.arange(p * p), a] = x[torch.arange(p * p), p + b] = 1
+    logits = torch.einsum("ni,oij,nj->no", x, model.interactions(), x)
+    expected = model.double()(x.double()).detach()
+    assert expected.abs().max() > 0.03  # far above the tolerance
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-6)
