@@ -1,6 +1,7 @@
 """How long until the library is there? Import, and the first result, each in a new process.
 
-Beside them PyTorch alone. `import bilinear` loads torch only at first use, so compare first results.
+Beside them PyTorch alone. `import bilinear` loads torch only at first use, so compare first
+results.
 """
 
 import subprocess
