@@ -52,10 +52,10 @@ def plan(model: nn.Module) -> dict[str, ParallelStyle]:
 class PairParallel(ParallelStyle):
     """Shard a `BilinearMLP` by its hidden products, or a `Bilinear` by its outputs.
 
-    `input_layouts`: how x (…, d_in) lies over the ranks, whole on each by default. `output_layouts`:
-    how the output shall lie: by default whole on each rank for a `BilinearMLP`, and for a `Bilinear`
-    each rank's (…, d / n), as `RowwiseParallel` after it takes it. With `use_local_output` the output
-    is an ordinary tensor, otherwise a DTensor.
+    `input_layouts`: how x (…, d_in) lies over the ranks; whole on each by default.
+    `output_layouts`: how the output shall lie; by default whole on each rank for a `BilinearMLP`,
+    and for a `Bilinear` each rank's (…, d / n), as `RowwiseParallel` after it takes it.
+    With `use_local_output` the output is an ordinary tensor, otherwise a DTensor.
 
     The parameters `weight` and `bias` of the packed layer become (2, d, d_in) and (2, d) DTensors;
     `state_dict` gives and takes them as ever, (2·d, d_in) and (2·d,). It holds copies: after a
