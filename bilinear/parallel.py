@@ -25,7 +25,8 @@ def plan(model: nn.Module) -> dict[str, ParallelStyle]:
 
     `parallelize_module(model, mesh, plan(model))` then computes what the model did: inputs and
     outputs are whole on each rank. Other modules are left as they are; add their styles to the
-    dict, or replace some of those in it, to shard them too.
+    dict, or replace some of those in it, to shard them too. Parallelize before `fully_shard`, DDP
+    or `torch.compile`; pairs that `fuse` replaced are not sharded.
 
     Raises:
         TypeError: `model` is no module.
@@ -36,10 +37,9 @@ def plan(model: nn.Module) -> dict[str, ParallelStyle]:
     styles: dict[str, ParallelStyle] = {}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if type(module) is BilinearMLP:
-            inside.update(module.modules())
-        elif type(module) is not Bilinear or module in inside:
+        if module in inside or not isinstance(module, (Bilinear, BilinearMLP)):
             continue
+        inside.update(module.modules())
         styles[name] = PairParallel(output_layouts=Replicate())
     if not styles:
         raise ValueError(
@@ -58,8 +58,9 @@ class PairParallel(ParallelStyle):
     With `use_local_output` the output is an ordinary tensor, otherwise a DTensor.
 
     The parameters `weight` and `bias` of the packed layer become (2, d, d_in) and (2, d) DTensors;
-    `state_dict` gives and takes them as ever, (2·d, d_in) and (2·d,). It holds copies: after a
-    checkpoint was read into it, call `load_state_dict`, which takes whole tensors as well.
+    `state_dict` gives and takes them as ever, (2·d, d_in) and (2·d,). It holds copies, made by all
+    ranks together: after a checkpoint was read into it, call `load_state_dict`, which takes whole
+    tensors as well. An optimizer's state keeps the parameters' shapes.
 
     Raises, when it is applied:
         TypeError: the module is neither of the two.
@@ -96,6 +97,7 @@ class PairParallel(ParallelStyle):
             raise TypeError(
                 f"module: expected Bilinear or BilinearMLP, got {type(module).__name__}"
             )
+        assert isinstance(module, (ShardedBilinear, ShardedBilinearMLP))
         module.layouts = (self.input_layouts or Replicate(), self.output_layouts or default)
         module.use_local_output = self.use_local_output
         return module
@@ -176,6 +178,7 @@ class ShardedBilinear(Bilinear):
 class ShardedBilinearMLP(BilinearMLP):
     """A `BilinearMLP` sharded by its hidden products; made by `PairParallel`."""
 
+    bi_linear: ShardedBilinear
     layouts: tuple[Placement, Placement]
     use_local_output: bool
 
@@ -240,11 +243,15 @@ def _laid_out(
     mesh: DeviceMesh,
 ) -> Tensor:
     """Bring an output from the layout it was computed in to the one the style asks for."""
-    out = DTensor.from_local(local, mesh, [layout], run_check=False)
-    out = out.redistribute(placements=[module.layouts[1]])
+    computed = DTensor.from_local(local, mesh, [layout], run_check=False)
+    out: Tensor = computed.redistribute(placements=[module.layouts[1]])
     if b_p is not None:
         out = out + b_p.to(out.dtype)
-    return out.to_local() if module.use_local_output else out
+    if not module.use_local_output:
+        return out
+    assert isinstance(out, DTensor)
+    plain: Tensor = out.to_local()
+    return plain
 
 
 def _packed(pairs: Tensor) -> Tensor:

@@ -164,9 +164,7 @@ def work(rank: int, folder: str) -> None:
     results: dict[str, Any] = {}
     for name, case in CASES.items():
         tp = four if name.endswith("four") else mesh["tp"]
-        t0 = __import__("time").time()
         model, losses = case(mesh["dp"], tp, batch())
-        print(rank, name, __import__("time").time() - t0, flush=True)
         results[name] = losses, get_model_state_dict(model, options=WHOLE)
         if name == "tensor parallel, four":
             local_calls(model)
@@ -295,12 +293,29 @@ def test_ranks_train_as_one(case: str, folder: Path, alone: tuple[nn.Module, lis
     torch.testing.assert_close(state, dict(want), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_sharded_checkpoint_loads_in_one_process(
     folder: Path, alone: tuple[nn.Module, list[float]]
 ) -> None:
     state = transformer().state_dict()
     dcp.load(state, checkpoint_id=folder / "checkpoint", no_dist=True)
     torch.testing.assert_close(state, alone[0].state_dict(), rtol=1e-8, atol=1e-9)
+
+
+def test_readme_shows_what_is_trained_here() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = next(part for part in readme.split("```") if "bilinear.parallel" in part)
+    names: dict[str, Any] = {"model": transformer(), "mesh": None}
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "torch.distributed.tensor.parallel.parallelize_module",
+            lambda *given: calls.append(given),
+        )
+        exec(block.removeprefix("python"), names)
+    ((model, _, styles),) = calls
+    assert model is names["model"]
+    assert list(styles) == ["1.mlp", "2.mlp", "3"]
 
 
 def test_plan_names_the_layers() -> None:
