@@ -31,7 +31,17 @@ setup(
         'triton>=3.6; sys_platform == "linux"',
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "hypothesis"],
+        "notebook": ["ipywidgets", "ipykernel"],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "hypothesis",
+            "selenium",
+            "ipywidgets",
+            "ipykernel",
+            "nbclient",
+            "nbformat",
+        ],
         "dev": ["ruff", "mypy", "pandas-stubs"],
     },
 )

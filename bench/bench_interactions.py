@@ -1,7 +1,10 @@
-"""How fast are eigenpairs of interaction matrices? Through the weights' span, and the dense way.
+r"""How fast are interaction matrices and eigenpairs? Through the weights' span, and the dense way.
 
-P = 64 (d_in = 128), float32, every remainder of every width, on all cores. The dense way builds
-each matrix by one einsum and hands it to `torch.linalg.eigh`.
+P = 64 (d_in = 128), float32, random weights, every remainder, on all cores. The dense way builds
+each matrix by one einsum and hands it to `torch.linalg.eigh`; at d = 64 both solve 128 × 128.
+
+    pytest bench/bench_interactions.py --benchmark-only \
+        --benchmark-json bench/results/interactions.json
 """
 
 from typing import Any
@@ -15,39 +18,43 @@ from bilinear.interactions import interaction_matrices
 from bilinear.spectra import eigenpairs
 
 P = 64
-EVERY_FOURTH = tuple(range(4, 65, 4))
+CONTESTANTS = ("span", "dense")
 
 
-def _models(widths: tuple[int, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    source = torch.Generator().manual_seed(0)
-    return [
-        tuple(torch.randn(*shape, generator=source) for shape in ((d, 2 * P), (d, 2 * P), (P, d)))
-        for d in widths
-    ]
+def _weights(d: int) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(d)
+    w_l, w_r, w_p = (
+        torch.randn(*shape, generator=source) for shape in ((d, 2 * P), (d, 2 * P), (P, d))
+    )
+    return w_l, w_r, w_p
+
+
+def _both(*weights: Tensor) -> tuple[Tensor, Any]:
+    return interaction_matrices(*weights), eigenpairs(*weights)
+
+
+def _dense(*weights: Tensor) -> tuple[Tensor, Any]:
+    q = torch.einsum("hi,oh,hj->oij", weights[0], weights[2], weights[1])
+    q = (q + q.mT) / 2
+    return q, torch.linalg.eigh(q)
 
 
 def _contestants(*widths: int) -> Contestants:
-    models = _models(widths)
+    models = [_weights(d) for d in widths]
     return {
-        "span": lambda: [eigenpairs(*weights) for weights in models],
-        "dense": lambda: [torch.linalg.eigh(interaction_matrices(*weights)) for weights in models],
+        "span": lambda: [_both(*weights) for weights in models],
+        "dense": lambda: [_dense(*weights) for weights in models],
     }
 
 
 @pytest.mark.parametrize("width", [4, 16, 32, 64])
-@pytest.mark.parametrize("name", ["span", "dense"])
+@pytest.mark.parametrize("name", CONTESTANTS)
 def test_one_width(benchmark: Any, name: str, width: int) -> None:
-    benchmark.group = f"eigenpairs, d = {width}, 64 remainders"
+    benchmark.group = f"interaction matrices and eigenpairs, d = {width}, 64 remainders"
     enter(benchmark, name, _contestants, width, seconds=1.0)
 
 
-@pytest.mark.parametrize("name", ["span", "dense"])
-def test_every_fourth_width(benchmark: Any, name: str) -> None:
-    benchmark.group = "eigenpairs, 16 widths × 64 remainders"
-    enter(benchmark, name, _contestants, *EVERY_FOURTH, seconds=1.0)
-
-
-def test_all_widths(benchmark: Any) -> None:
-    benchmark.group = "eigenpairs, 64 widths × 64 remainders"
-    run = _contestants(*range(64, 0, -1))["span"]
-    benchmark.pedantic(run, rounds=1, warmup_rounds=0)
+@pytest.mark.parametrize("name", CONTESTANTS)
+def test_all_widths(benchmark: Any, name: str) -> None:
+    benchmark.group = "interaction matrices and eigenpairs, 64 widths × 64 remainders"
+    enter(benchmark, name, _contestants, *range(64, 0, -1), seconds=1.0)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bilinear.backends.gpu import make_grid
+from bilinear.config import SweepConfig
 from bilinear.kernels import dispatch
 from bilinear.kernels.dual import (
     dual_backward,
@@ -34,13 +37,25 @@ from bilinear.kernels.dual import (
 from bilinear.kernels.launch import Launch, recording
 from bilinear.kernels.mlp import mlp_backward, mlp_forward
 from bilinear.kernels.pointwise import product_backward, product_forward
+from bilinear.training import Job
 
 # Bytes of shared memory one program may use, by compute capability.
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 ROWS = 8192
-KINDS = ("half", "tf32", "tf32x3", "ieee")
+# How a training step of the sweep multiplies, and what the library calls it.
+GRID_PRECISION = {"tf32": "tf32", "bf16x3": "high", "bf16x6": "highest"}
+# (p, width) of training steps: one and two tiles of classes, one and several blocks of units.
+GRID_SIZES = [(64, 16), (64, 64), (59, 64), (113, 16), (97, 32)]
+KINDS = ("half", "tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
-_TYPE_NAME = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+_TYPE_NAME = {
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int8: "i8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,8 @@ class Usage:
 
 def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[Launch]:
     """What the launcher of kernel `name` starts for `rows` rows, with the table's tile."""
+    if name.startswith("grid"):
+        return _grid_launches(name, kind)
     device = dispatch.device_class(divmod(capability, 10))
     precision = "ieee" if kind in _DTYPE else kind
     tile = dispatch.tile_of_class(name, rows, kind, device) if name != "pointwise" else None
@@ -103,6 +120,25 @@ def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[La
     with recording(found.append):
         run[name]()
     return [one for one in found if one.kernel.fn.__name__ != "add_kernel"]
+
+
+def _grid_launches(name: str, kind: str) -> list[Launch]:
+    """What `grid_SHAPE_P_WIDTH` starts: a run, a minibatch run, or the two launches of a step."""
+    _, shape, p, d = name.split("_")
+    config = SweepConfig(
+        p=int(p),
+        widths=(int(d),),
+        remainders=(),
+        batch_size=64 if shape == "batch" else 0,
+        precision=GRID_PRECISION[kind],
+    )
+    chunks = 4 if shape == "step" else 1
+    grid = make_grid(config, [Job(int(d), 0)], torch.device("meta"), chunks)
+    models = torch.empty(1, dtype=torch.int32, device="meta")
+    found: list[Launch] = []
+    with recording(found.append):
+        grid.step(models) if shape == "step" else grid.run(models, 1)
+    return found
 
 
 def compile_launch(start: Launch, capability: int) -> tuple[int, int, int, bool]:
@@ -153,7 +189,11 @@ def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
     found = []
     for start in launches(name, kind, capability, rows):
         registers, stack, shared, wgmma = compile_launch(start, capability)
-        blocks = {k: v for k, v in start.constants.items() if k in ("BM", "BD", "BN", "BK")}
+        blocks = {
+            k: v
+            for k, v in start.constants.items()
+            if k in ("BM", "BD", "BN", "BK", "BA", "C", "D", "U", "HOLD")
+        }
         shape = " ".join(f"{key}={size}" for key, size in blocks.items())
         tile = f"{shape} w={start.tile.num_warps} s={start.tile.num_stages}"
         found.append(Usage(name, kind, rows, capability, tile, registers, stack, shared, wgmma))
@@ -163,7 +203,10 @@ def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
 def jobs(capability: int, kind: str) -> Iterator[tuple[str, str, int, int]]:
     """(kernel, arithmetic, capability, rows) of every distinct entry of the table."""
     device = dispatch.device_class(divmod(capability, 10))
-    for name, entry in dispatch.table()["tiles"][device][kind].items():
+    if kind in GRID_PRECISION:
+        for shape, (p, d) in product(("run", "batch", "step"), GRID_SIZES):
+            yield f"grid_{shape}_{p}_{d}", kind, capability, 1
+    for name, entry in dispatch.table()["tiles"][device].get(kind, {}).items():
         yield name, kind, capability, ROWS
         if entry["small"] != entry["large"]:
             yield name, kind, capability, dispatch.table()["small_m"]

@@ -36,8 +36,10 @@ def take_turns(contestants: Contestants, seconds: float, least_rounds: int = 5) 
 
 
 @cache
-def _contest(make: Callable[..., Contestants], arguments: tuple, seconds: float) -> dict[str, list]:
-    return take_turns(make(*arguments), seconds)
+def _contest(
+    make: Callable[..., Contestants], arguments: tuple, seconds: float, least_rounds: int
+) -> dict[str, list]:
+    return take_turns(make(*arguments), seconds, least_rounds)
 
 
 def enter(
@@ -46,12 +48,13 @@ def enter(
     make: Callable[..., Contestants],
     *arguments: Any,
     seconds: float = 4.0,
+    least_rounds: int = 5,
 ) -> dict[str, float]:
     """Report contestant `name` of `make(*arguments)`; the first to ask has all of them timed.
 
     Returns the median seconds of all, and notes in the report how many times faster `name` is.
     """
-    contest = _contest(make, arguments, seconds)
+    contest = _contest(make, arguments, seconds, least_rounds)
     medians = {other: median(durations) for other, durations in contest.items()}
     for other in medians:
         if other != name:

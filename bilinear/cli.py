@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bilinear.config import NOTEBOOK_REMAINDERS, SweepConfig
+from bilinear.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.presets import PRESETS
 from bilinear.schedule import SHAPES, Schedule
@@ -137,7 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")
     where.add_argument(
-        "--precision", choices=["highest", "tf32"], default="highest", help="of matmuls (highest)"
+        "--precision",
+        choices=PRECISIONS,
+        default="highest",
+        help="of a GPU's matmuls: float32, 16 bits, or tf32 (highest)",
     )
     where.add_argument("--out", type=Path, help="results folder (a fresh one under runs/)")
     where.add_argument("--resume", action="store_true", help="go on in --out, or in the last run")

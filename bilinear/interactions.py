@@ -8,7 +8,7 @@ logits of output c, holds what the data sees and nothing else.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,23 @@ def interaction_matrices(
         w_p = w_p[..., list(outputs), :]
     b = torch.einsum("...hi,...oh,...hj->...oij", w_l, w_p, w_r)
     return (b + b.mT) / 2
+
+
+class Readable(Protocol):
+    """What a model needs to be read: w_l and w_r (d, d_in), w_p (d_out, d)."""
+
+    @property
+    def w_l(self) -> Tensor: ...  # noqa: D102
+    @property
+    def w_r(self) -> Tensor: ...  # noqa: D102
+    @property
+    def w_p(self) -> Tensor: ...  # noqa: D102
+
+
+def interactions_of(model: Readable, outputs: Sequence[int] | None = None) -> Tensor:
+    """Interaction matrices (n_outputs, d_in, d_in) of any model with w_l, w_r and w_p, detached."""
+    w_l, w_r, w_p = (w.detach() for w in (model.w_l, model.w_r, model.w_p))
+    return interaction_matrices(w_l, w_r, w_p, outputs)
 
 
 def direction(w_p: Tensor, directions: Tensor) -> Tensor:

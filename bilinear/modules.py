@@ -4,12 +4,14 @@ Forward hooks on the inner modules of an MLP keep firing: while there are any, t
 are called one after the other, so that h can be read or changed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .functional import bilinear, bilinear_mlp
+from .interactions import interactions_of
 
 
 class Bilinear(nn.Linear):
@@ -104,6 +106,14 @@ class BilinearMLP(nn.Module):
     def w_p(self) -> Tensor:
         """Projection weights, (d_out, d_hidden)."""
         return self.projection.weight
+
+    def interactions(self, outputs: Sequence[int] | None = None) -> Tensor:
+        """Interaction matrices (n_outputs, d_in, d_in): xᵀ Q_c x is output c; None takes all.
+
+        Of the weights alone: biases, which add terms linear in x and constant ones, have no part.
+        For any other model with w_l, w_r, w_p: `bilinear.interactions.interactions_of`.
+        """
+        return interactions_of(self, outputs)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as at construction."""

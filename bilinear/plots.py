@@ -5,12 +5,13 @@ with white at true zero.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from matplotlib.axes import Axes
     from torch import Tensor
 
@@ -72,6 +73,15 @@ def interaction_matrix(matrix: "Tensor", ax: "Axes", *, limit: float, title: str
     return ax
 
 
+def functional_table(table: "Tensor", ax: "Axes", *, limit: float, title: str = "") -> "Axes":
+    """One output's logits on all pairs (p, p), row a and column b, white at zero."""
+    _signed_image(ax, table.numpy(), limit, aspect="equal")
+    ax.set_xlabel("b")
+    ax.set_ylabel("a")
+    ax.set_title(title, fontsize=9)
+    return ax
+
+
 def interaction_grid(
     matrices: "Tensor",
     widths: Sequence[int],
@@ -91,6 +101,198 @@ def interaction_grid(
             title = f"d = {width}, remainder {remainder}"
             interaction_matrix(matrices[i, j], axes[i, j], limit=limit, title=title)
     return axes
+
+
+def learning_curves(
+    results: "Results", ax: "Axes", *, widths: Sequence[int], column: str = "val_acc"
+) -> "Axes":
+    """Validation accuracy against steps, a line a model, a colour a width.
+
+    `column` is any of `bilinear.training.Evaluation`; accuracies are drawn as the share wrong, on a
+    logarithmic scale that is linear near 0, losses on a logarithmic one.
+    """
+    from matplotlib import colormaps
+
+    shades = colormaps["viridis"](np.linspace(0.9, 0, len(widths)))
+    is_accuracy = column.endswith("acc")
+    for d, shade in zip(widths, shades, strict=True):
+        mine = [job for job in results.jobs if job.d_hidden == d]
+        if not mine:
+            raise ValueError(f"widths: expected some of the results', got {d}")
+        for i, job in enumerate(mine):
+            history = results.histories[job]
+            y = 1 - history[column] if is_accuracy else history[column]
+            label = f"d = {d}" if i == 0 else None
+            ax.plot(history["step"], y, color=shade, lw=1, alpha=0.8, label=label)
+    name = {"val": "validation", "train": "training", "full": "all"}[column.partition("_")[0]]
+    if is_accuracy:
+        ax.set_yscale("symlog", linthresh=1e-3)
+        ax.set_ylim(-2e-4, 1.1)
+        ax.set_yticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+        ax.set_ylabel(f"share of {name} pairs wrong")
+    else:
+        ax.set_yscale("log")
+        ax.set_ylabel(f"{name} loss [nats]")
+    ax.set_xlabel("step")
+    ax.set_title("Learning curves, a line a model", fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def eigenspectra(
+    results: "Results",
+    ax: "Axes",
+    *,
+    widths: Sequence[int],
+    remainder: int = 0,
+    seed: int | None = None,
+    n_shown: int = 16,
+    limit: float | None = None,
+) -> "Axes":
+    """Signed eigenvalues of one remainder's full Q, a row a width, strongest first, one scale.
+
+    `limit` is the value of full colour; None takes the median width's largest magnitude, so that
+    the few models that grow don't hide the rest. The first seed by default.
+    """
+    from bilinear.spectra import eigenvalues
+
+    rows = np.full((len(widths), n_shown), np.nan)
+    for i, d in enumerate(widths):
+        w_l, w_r, w_p = _weights(results, d, seed)
+        values = eigenvalues(w_l, w_r, w_p[[remainder]], dtype=_double())[0][:n_shown]
+        rows[i, : len(values)] = values.numpy()
+    if limit is None:
+        limit = float(np.median(np.nanmax(np.abs(rows), axis=1))) or 1.0
+    image = _signed_image(ax, rows, limit)
+    ax.set_yticks(range(len(widths)), [str(d) for d in widths])
+    ax.set_xticks(range(0, n_shown, 4), [str(k) for k in range(1, n_shown + 1, 4)])
+    ax.set_ylabel("hidden width d")
+    ax.set_xlabel("rank by magnitude")
+    ax.set_title(f"Eigenvalues of the full Q, remainder {remainder}", fontsize=10)
+    _colour_bar(ax, image, "eigenvalue [logits]", extend="both")
+    return ax
+
+
+def eigenvectors(
+    results: "Results",
+    ax: "Axes",
+    *,
+    width: int,
+    remainder: int = 0,
+    seed: int | None = None,
+    n_shown: int = 6,
+    limit: float | None = None,
+) -> "Axes":
+    """Top eigenvectors of one remainder's full Q, a row each, a and b halves split by a line.
+
+    Rows are labelled with their eigenvalues. A sign is arbitrary: the entry of largest magnitude is
+    shown positive. `limit` None takes 2/√(2p), the same at every width (a flat sinusoid has √2 of
+    1/√(2p)).
+    """
+    from bilinear.spectra import eigenpairs
+
+    w_l, w_r, w_p = _weights(results, width, seed)
+    values, vectors = eigenpairs(w_l, w_r, w_p[[remainder]], dtype=_double())
+    rows = vectors[0, :, :n_shown].mT.numpy()
+    peaks = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
+    p = results.config.p
+    image = _signed_image(ax, rows * np.sign(peaks), limit or 2 / np.sqrt(2 * p))
+    ax.axvline(p - 0.5, color="black", lw=1)
+    ax.set_yticks(range(len(rows)), [f"λ = {value:.3g}" for value in values[0, : len(rows)]])
+    step = max(1, p // 4)
+    ticks = np.arange(0, p, step)
+    ax.set_xticks([*ticks, *(ticks + p)], [str(t) for t in [*ticks, *ticks]])
+    ax.set_xlabel(f"input: a = 0 … {p - 1}  |  b = 0 … {p - 1}")
+    ax.set_title(f"Top eigenvectors of the full Q, d = {width}, remainder {remainder}", fontsize=10)
+    _colour_bar(ax, image, "entry of the unit vector")
+    return ax
+
+
+def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
+    """Share of the interaction's power in the circuit of each frequency, frequency × width.
+
+    Of the functional table of logits (`bilinear.fourier.frequency_shares`); the first seed by
+    default. Full colour at the 99.5th percentile of all shares.
+    """
+    from bilinear.fourier import frequency_shares
+
+    widths = _widths(results, seed)
+    columns = [frequency_shares(*_weights(results, d, seed)).numpy() for d in widths]
+    shares = np.stack(columns, axis=1)
+    full = float(np.quantile(shares, 0.995)) or 1.0
+    image = ax.imshow(
+        shares, cmap="Blues", vmin=0, vmax=full, origin="lower", aspect="auto", interpolation="none"
+    )
+    ax.set_yticks(*_some(range(1, len(shares) + 1)))
+    ax.set_xticks(*_some(widths))
+    ax.set_xlabel("hidden width d")
+    ax.set_ylabel("frequency k")
+    ax.set_title("Frequencies in use, functional table of logits", fontsize=10)
+    _colour_bar(ax, image, "share of the interaction's power", extend="max")
+    return ax
+
+
+def similarity_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
+    """Cosine between the logits of every two widths on all pairs, width × width, −1 … 1.
+
+    (`bilinear.similarity.functional_similarity`; the first seed by default.)
+    """
+    from bilinear.similarity import functional_similarity
+
+    widths = _widths(results, seed)
+    similarity = functional_similarity(_weights(results, d, seed) for d in widths)
+    image = _signed_image(ax, similarity.numpy(), 1.0, aspect="equal")
+    ax.set_xticks(*_some(widths))
+    ax.set_yticks(*_some(widths))
+    ax.set_xlabel("hidden width d")
+    ax.set_ylabel("hidden width d")
+    ax.set_title("Functional similarity of widths", fontsize=10)
+    _colour_bar(ax, image, "cosine of the logits on all pairs")
+    return ax
+
+
+def _signed_image(ax: "Axes", rows: "np.ndarray", limit: float, *, aspect: Any = "auto") -> Any:
+    """An image that is white at zero and symmetric about it."""
+    from matplotlib import colormaps
+
+    colours = colormaps["RdBu_r"].with_extremes(bad="#e6e6e6")
+    return ax.imshow(
+        rows, cmap=colours, vmin=-limit, vmax=limit, interpolation="none", aspect=aspect
+    )
+
+
+def _colour_bar(ax: "Axes", image: Any, label: str, *, extend: str = "neither") -> None:
+    ax.figure.colorbar(image, ax=ax, label=label, extend=extend)
+
+
+def _some(labels: Sequence[int]) -> tuple[list[int], list[str]]:
+    """Positions and texts of at most nine of an axis' labels."""
+    step = -(-len(labels) // 8)
+    return list(range(0, len(labels), step)), [str(x) for x in labels[::step]]
+
+
+def _widths(results: "Results", seed: int | None) -> list[int]:
+    """Widths there is a model of, by falling width."""
+    seed = results.config.seeds[0] if seed is None else seed
+    widths = sorted((job.d_hidden for job in results.jobs if job.seed == seed), reverse=True)
+    if not widths:
+        raise ValueError(f"seed: expected one of the results' {results.config.seeds}, got {seed}")
+    return widths
+
+
+def _weights(
+    results: "Results", d_hidden: int, seed: int | None
+) -> "tuple[Tensor, Tensor, Tensor]":
+    state = results.models[d_hidden, results.config.seeds[0] if seed is None else seed]
+    w_l, w_r = state["bi_linear.weight"].chunk(2)
+    return w_l, w_r, state["projection.weight"]
+
+
+def _double() -> "torch.dtype":
+    import torch
+
+    return torch.float64
 
 
 def save_summary(results: "Results") -> None:

@@ -216,9 +216,12 @@ class ResultsWriter:
         ):
             dtype = torch.int64 if name in _INTEGER_COLUMNS else torch.float64
             tensors[f"history.{name}"] = torch.tensor(column, dtype=dtype)
-        tensors["interactions"] = interaction_matrices(
-            model.w_l, model.w_r, model.w_p, outputs=self.config.remainders
-        ).contiguous()
+        interactions = model.interactions
+        if interactions is None:
+            interactions = interaction_matrices(
+                model.w_l, model.w_r, model.w_p, outputs=self.config.remainders
+            )
+        tensors["interactions"] = interactions.contiguous()
         # One metadata key: the format keeps several in no fixed order.
         row = json.dumps(model.record.row(model.job))
         name = str(_model_path(self.path, model.job).relative_to(self.path))

@@ -115,13 +115,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """A model at the end of its run: w_l, w_r (d, 2p), w_p (p, d), float32 on the CPU."""
+    """A model at the end of its run: w_l, w_r (d, 2p), w_p (p, d), float32 on the CPU.
+
+    `interactions` (n_remainders, 2p, 2p) are those of the config's remainders, if the backend has
+    made them already.
+    """
 
     job: Job
     record: Record
     w_l: Tensor
     w_r: Tensor
     w_p: Tensor
+    interactions: Tensor | None = None
 
     @property
     def state_dict(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ def _interpret_kernels() -> None:
     """
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
-    for name in ("dual", "mlp", "pointwise"):
+    for name in ("dual", "grid_triton", "mlp", "pointwise"):
         importlib.import_module(f"bilinear.kernels.{name}")
     # Triton itself imports this at the first launch, when the variable is gone.
     importlib.import_module("triton.experimental.gluon")

@@ -100,3 +100,17 @@ def test_projection_of_another_modulus() -> None:
     w_l, w_r, _ = random_model(5, 2)
     with pytest.raises(ValueError, match=r"w_p: expected \(…, p, d\) = \(…, 5, 2\)"):
         amplitudes(w_l, w_r, torch.randn(2, 6, 2))
+
+
+@pytest.mark.parametrize(("p", "k", "shift"), [(7, 2, 1), (31, 4, -3), (12, 5, 2)])
+def test_phase_is_how_far_a_circuit_points_from_the_sum(p: int, k: int, shift: int) -> None:
+    w = exact_circuit(p, k, dtype=torch.float64)
+    before = serving_units(**w).phase
+    w["w_p"] = w["w_p"].roll(shift, dims=0)  # class c now answers for c - shift
+    turn = torch.polar(
+        torch.tensor(1.0, dtype=torch.float64),
+        torch.tensor(2 * torch.pi * k * shift / p, dtype=torch.float64),
+    )
+    torch.testing.assert_close(amplitudes(**w)[k - 1], 2 * turn)
+    turned = torch.exp(1j * (serving_units(**w).phase - before))
+    torch.testing.assert_close(turned, turn.expand(2))

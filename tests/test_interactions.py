@@ -8,9 +8,12 @@ from bilinear.interactions import (
     blocks,
     cross_block,
     interaction_matrices,
+    interactions_of,
     logit_table,
     table_accuracy,
 )
+from bilinear.modules import BilinearMLP
+from bilinear.reference import Model, ModelConfig
 
 
 @settings(deadline=None, max_examples=30)
@@ -67,3 +70,31 @@ def test_odd_inputs_are_no_pairs() -> None:
         blocks(torch.zeros(3, 5, 5))
     with pytest.raises(ValueError, match=r"w_l: expected d_in = 2p"):
         logit_table(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(3, 2))
+
+
+def test_interactions_of_any_model_with_the_three_weights() -> None:
+    mlp = BilinearMLP(9, 3, 5).double()
+    q = mlp.interactions()
+    assert q.shape == (5, 9, 9)
+    assert not q.requires_grad
+    x = torch.randn(7, 9, dtype=torch.float64)
+    torch.testing.assert_close(torch.einsum("ni,oij,nj->no", x, q, x), mlp(x).detach())
+    torch.testing.assert_close(mlp.interactions([4, 0]), q[[4, 0]])
+
+    class Other:
+        w_l, w_r, w_p = mlp.w_l, mlp.w_r, mlp.w_p
+
+    assert torch.equal(interactions_of(Other()), q)
+    reference = Model(ModelConfig(p=4, d_hidden=3))
+    assert interactions_of(reference, [2]).shape == (1, 8, 8)
+
+
+def test_identity_holds_to_1e_5_in_float32() -> None:
+    p, model = 23, BilinearMLP(46, 16, 23)
+    a, b = torch.arange(p).repeat_interleave(p), torch.arange(p).repeat(p)
+    x = torch.zeros(p * p, 2 * p)
+    x[torch.arange(p * p), a] = x[torch.arange(p * p), p + b] = 1
+    logits = torch.einsum("ni,oij,nj->no", x, model.interactions(), x)
+    expected = model.double()(x.double()).detach()
+    assert expected.abs().max() > 0.03  # far above the tolerance
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-6)

@@ -39,11 +39,11 @@ def _reference(config: SweepConfig, device: str) -> Backend:
 
 
 def _fused(config: SweepConfig, device: str) -> Backend:
-    if device == "cuda":
-        raise ConfigError("device: the fused sweep has no CUDA backend yet, got 'cuda'")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return _gpu(config)
     if config.precision != "highest":
         raise ConfigError(f"precision: a CPU trains in true float32, got {config.precision!r}")
-    reason = "--device cpu" if device == "cpu" else _why_cpu()
+    reason = "--device cpu" if device == "cpu" else "no CUDA device here"
     missing = unavailable_because()
     if missing:
         return CpuBackend(TorchGridModel, 1, "torch-cpu", f"{reason}; {missing}")
@@ -52,7 +52,15 @@ def _fused(config: SweepConfig, device: str) -> Backend:
     return CpuBackend(CpuGridModel, workers or 1, "compiled-cpu", reason)
 
 
-def _why_cpu() -> str:
-    if torch.cuda.is_available():
-        return "the fused sweep has no CUDA backend yet"
-    return "no CUDA device here"
+def _gpu(config: SweepConfig) -> Backend:
+    from bilinear.backends.gpu import GpuBackend
+    from bilinear.kernels.grid_triton import LARGEST_P, PRECISIONS
+
+    if config.p > LARGEST_P:
+        raise ConfigError(
+            f"p: the fused GPU path trains up to {LARGEST_P}, got {config.p}; add --device cpu"
+        )
+    device = torch.device("cuda")
+    name = torch.cuda.get_device_name(device)
+    reason = f"{name}; all models at once, {PRECISIONS[config.precision]} products"
+    return GpuBackend(device, reason)

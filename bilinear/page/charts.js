@@ -1,5 +1,5 @@
 "use strict";
-// Curves and bars, by plotly.js: made once a theme, then only their numbers change.
+// The curve of all models, by plotly.js: made once a theme, then only its ring moves.
 
 const CONFIG = { displayModeBar: false, responsive: true };
 const BLUE = () => css("--accent"), WARM = () => css("--warm");
@@ -22,7 +22,7 @@ const floor = 0.25 / (p * p); // where "none wrong" is drawn on a logarithmic ax
 const wrong = (accuracy) => Math.max(1 - accuracy, floor);
 const wrongText = (accuracy) => `${Math.round((1 - accuracy) * p * p)} of ${p * p} wrong`;
 
-const MARGIN = { l: 54, r: 10, t: 6, b: 40 };
+const MARGIN = { l: 62, r: 10, t: 6, b: 40 };
 const WIDTH_RANGE = [Math.max(...DATA.all_rows.map((r) => r[0])) + 1.5,
   Math.min(...DATA.all_rows.map((r) => r[0])) - 1.5];
 const ERROR_RANGE = [Math.log10(floor) - 0.25, 0.15];
@@ -31,6 +31,8 @@ const ring = element($("accuracy-box"), "div", "ring");
 // A node over the chart, not a trace in it: moving it redraws nothing.
 function moveRing() {
   const row = rowOf.get(`${state.d}-${state.seed}`);
+  ring.hidden = !row;
+  if (!row) return;
   const x = (state.d - WIDTH_RANGE[0]) / (WIDTH_RANGE[1] - WIDTH_RANGE[0]);
   const y = (Math.log10(wrong(row.full_acc)) - ERROR_RANGE[0]) / (ERROR_RANGE[1] - ERROR_RANGE[0]);
   ring.style.left = `calc(${MARGIN.l}px + ${x} * (100% - ${MARGIN.l + MARGIN.r}px))`;
@@ -60,85 +62,14 @@ function accuracyChart() {
   });
 }
 
-function barChart(id, at, x, y, template) {
-  const bars = { type: "bar", x: at, y: at.map(() => 0), marker: { color: BLUE() } };
-  const range = [0.3, at.length + 0.7];
-  Plotly.newPlot(id, [{ ...bars, hovertemplate: template }],
-    layout({ ...x, range }, y, { bargap: 0.15 }), CONFIG);
-}
-
-function makeCharts() {
-  accuracyChart();
-  barChart("eigenvalues", BAR_RANKS, { title: "rank by magnitude" }, { title: "eigenvalue, logits" },
-    "λ<sub>%{x}</sub> = %{y:.4g}<br>%{customdata:.1%} of Σ|λ|<extra></extra>");
-  barChart("shares", Array.from({ length: n_k }, (_, k) => k + 1), { title: "frequency k" },
-    { title: "share of power", tickformat: ".0%", rangemode: "tozero" },
-    "k = %{x}: %{y:.1%}<br>amplitude %{customdata[0]:.3g} logits<br>" +
-    "%{customdata[1]} hidden units<extra></extra>");
-}
-
-const MOST_BARS = 48;
-const BAR_RANKS = Array.from({ length: Math.min(MOST_BARS, 2 * Math.max(8, ...widths), 2 * p) }, (_, i) => i + 1);
-
-// Ranges over all widths of a seed, so that the axes stand still under the slider.
-const remembered = new Map();
-function remember(key, make) {
-  if (!remembered.has(key)) remembered.set(key, make());
-  return remembered.get(key);
-}
-// Models that fail grow without bound and would flatten the others: they don't set the scale.
-function scaleModels() {
-  const there = widths.filter((d) => model(d, state.seed));
-  const good = there.filter((d) => rowOf.get(`${d}-${state.seed}`).full_acc >= 0.99);
-  return (good.length ? good : there).map((d) => model(d, state.seed));
-}
-const largestEigenvalue = (at) => remember(`eigenvalue ${at} ${state.seed}`, () => Math.max(
-  ...scaleModels().map((m) => Math.abs(m.eigenvalues[at * m.eigenvalues.length / remainders.length]))));
-const largestShare = () => remember(`share ${state.seed}`, () => Math.max(
-  0.05, ...scaleModels().map((m) => Math.max(...m.shares))));
-
-// A range that stays costs a chart far less than one that changes.
-const ranges = {};
-function restyle(id, traces, range) {
-  const key = `${range} ${chartTheme}`;
-  if (ranges[id] === key) return Plotly.restyle(id, traces);
-  ranges[id] = key;
-  return Plotly.update(id, traces, { "yaxis.range": range });
-}
-
-function drawCharts(m) {
-  if (!m) return;
-  const at = remainders.indexOf(state.c), r = m.eigenvalues.length / remainders.length;
-  const values = Array.from(m.eigenvalues.subarray(at * r, (at + 1) * r)), own = state.scale === "own";
-  const total = values.reduce((sum, v) => sum + Math.abs(v), 0) || 1;
-  const shown = BAR_RANKS.map((rank) => values[rank - 1] ?? null);
-  const limit = 1.08 * ((own ? Math.abs(values[0]) : largestEigenvalue(at)) || 1);
-  restyle("eigenvalues", {
-    y: [shown], customdata: [shown.map((v) => Math.abs(v) / total)],
-    "marker.color": [shown.map((v) => (v > 0 ? WARM_NOW : BLUE_NOW))],
-  }, [-limit, limit]);
-  $("spectrum-title").textContent = `Eigenspectrum of remainder ${state.c}, ${dText()}` +
-    (r > BAR_RANKS.length ? `: strongest ${BAR_RANKS.length} of ${r}` : `: ${r} eigenvalues`);
-
-  const shares = Array.from(m.shares);
-  restyle("shares", {
-    y: [shares], customdata: [shares.map((_, k) => [m.amplitudes[k], m.units[k]])],
-  }, [0, 1.08 * (own ? Math.max(0.01, ...shares) : largestShare())]);
-  $("shares-title").textContent = `Frequencies of the model, ${dText()}: ` +
-    `${shares.filter((s) => s >= 0.01).length} hold ≥\u00a01\u00a0%`;
-
+let chartTheme = "";
+function updateCharts() {
+  if (chartTheme !== state.theme) {
+    chartTheme = state.theme;
+    accuracyChart();
+  }
   moveRing();
 }
 
-let BLUE_NOW = "", WARM_NOW = "", chartTheme = "";
-function updateCharts(m) {
-  if (chartTheme !== state.theme) {
-    chartTheme = state.theme;
-    [BLUE_NOW, WARM_NOW] = [BLUE(), WARM()];
-    makeCharts();
-  }
-  drawCharts(m);
-}
-
 listeners.push(updateCharts);
-updateCharts(current());
+updateCharts();

@@ -55,6 +55,15 @@ function format(value) {
   return text.replaceAll("-", "−");
 }
 
+const HINT = "point at it to read values";
+
+function say(node, text) {
+  const words = text || HINT;
+  if (node.textContent === words) return;
+  node.textContent = words;
+  node.classList.toggle("idle", !text);
+}
+
 class Heat {
   // spec: {kind, unit, say(i, j, value) → text, click(i, j)?}
   constructor(id, spec) {
@@ -159,6 +168,6 @@ class Heat {
   speak() {
     const text = this.at && this.values
       ? this.spec.say(...this.at, this.values[this.at[0] * this.columns + this.at[1]]) : "";
-    if (this.hover.textContent !== text) this.hover.textContent = text;
+    say(this.hover, text);
   }
 }

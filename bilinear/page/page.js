@@ -73,7 +73,7 @@ const mid = Math.floor(p / 2), n_k = Math.floor(p / 2);
 const MATRIX_AXES = {
   full: {
     name: "interaction matrix", columnRules: [p], rowRules: [p],
-    x: { label: "input j:  a = 0 … p−1  |  b = 0 … p−1", ticks: halfTicks },
+    x: { label: `input j:  a = 0 … ${p - 1}  |  b = 0 … ${p - 1}`, ticks: halfTicks },
     y: { label: "input i:  b  |  a", ticks: halfTicks },
   },
   functional: {
@@ -124,7 +124,7 @@ function drawMatrix(m) {
   $("matrix-note").textContent = (full
     ? "xᵀQx is the logit. Entries off the diagonal of the aa and bb blocks never meet a pair (a, b)."
     : "What the pairs see of Q: Q_aa[a,a] + Q_bb[b,b] + 2 Q_ab[a,b].") +
-    (state.scale === "all" ? " One scale for all widths: full colour at the 99.5th percentile over models with ≥ 99 % right."
+    (state.scale === "all" ? " One scale for all widths; the narrowest grow beyond its ends."
       : " Full colour at this width's largest entry.");
 }
 
@@ -147,6 +147,59 @@ function drawSpectrum(m) {
     : largest(values);
   dft.draw(values, limit, state.theme);
   $("dft-title").textContent = `Fourier picture of remainder ${state.c}, ${dText()}`;
+}
+
+// Ranges over all widths of a seed, so that the axes stand still under the slider. Models that fail
+// grow without bound and would flatten the others: they don't set the scale.
+const remembered = new Map();
+function remember(key, make) {
+  if (!remembered.has(key)) remembered.set(key, make());
+  return remembered.get(key);
+}
+function scaleModels() {
+  const there = widths.filter((d) => model(d, state.seed));
+  const good = there.filter((d) => rowOf.get(`${d}-${state.seed}`).full_acc >= 0.99);
+  return (good.length ? good : there).map((d) => model(d, state.seed));
+}
+const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+const usualEigenvalue = (at) => remember(`eigenvalue ${at} ${state.seed}`, () => 2.5 * median(
+  scaleModels().map((m) => Math.abs(m.eigenvalues[at * m.eigenvalues.length / remainders.length]))));
+const largestShare = () => remember(`share ${state.seed}`, () => Math.max(
+  0.05, ...scaleModels().map((m) => Math.max(...m.shares))));
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const rankTicks = (n) => every(n, tickStep(n), tickStep(n) - 1).map((i) => [i + 0.5, i + 1]);
+const MOST_BARS = Math.min(48, 2 * Math.max(8, ...widths), 2 * p);
+let shownValues = [], valuesTotal = 1;
+const eigenvalueBars = new Bars("eigenvalues", {
+  n: MOST_BARS, xlabel: "rank by magnitude", xticks: rankTicks(MOST_BARS),
+  ylabel: "eigenvalue [logits]", name: "eigenvalues", tick: format,
+  say: (i) => i in shownValues ? `λ${i + 1} = ${format(shownValues[i])}, ` +
+    `${percent(Math.abs(shownValues[i]) / valuesTotal)} of Σ|λ|` : `no eigenvalue ${i + 1}`,
+});
+const shareBars = new Bars("shares", {
+  n: n_k, xlabel: "frequency k", xticks: rankTicks(n_k), ylabel: "share of power",
+  name: "share of each frequency", tick: (v) => `${+(100 * v).toFixed(1)} %`,
+  say: (i) => {
+    const m = current();
+    return `k = ${i + 1}: ${percent(m.shares[i])}, amplitude ${format(m.amplitudes[i])} logits, ` +
+      `${m.units[i]} hidden units`;
+  },
+});
+
+function drawBars(m) {
+  const at = remainders.indexOf(state.c), r = m.eigenvalues.length / remainders.length;
+  const own = state.scale === "own";
+  shownValues = Array.from(m.eigenvalues.subarray(at * r, (at + 1) * r));
+  valuesTotal = shownValues.reduce((sum, v) => sum + Math.abs(v), 0) || 1;
+  const most = Math.abs(shownValues[0]), limit = 1.08 * ((own ? most : usualEigenvalue(at)) || 1);
+  eigenvalueBars.draw(shownValues.slice(0, MOST_BARS), -limit, limit);
+  $("spectrum-title").textContent = `Eigenspectrum of remainder ${state.c}, ${dText()}` +
+    (r > MOST_BARS ? `: strongest ${MOST_BARS} of ${r}` : `: ${r} eigenvalues`);
+  $("spectrum-cut").textContent = most > limit ? ` Cut at the axis; the largest is ${format(most)}.` : "";
+  shareBars.draw(Array.from(m.shares), 0, 1.08 * (own ? Math.max(0.01, ...m.shares) : largestShare()));
+  $("shares-title").textContent = `Frequencies of the model, ${dText()}: ` +
+    `${m.shares.filter((s) => s >= 0.01).length} hold ≥\u00a01\u00a0%`;
 }
 
 let mapKey = "";
@@ -202,9 +255,10 @@ function draw() {
     drawMatrix(m);
     drawSpectrum(m);
     drawVectors(m);
+    drawBars(m);
   }
   drawMaps();
-  for (const listener of listeners) listener(m);
+  for (const listener of listeners) listener();
 }
 
 function choose(change) {

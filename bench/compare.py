@@ -1,0 +1,87 @@
+"""What became slower between two result files: `python -m bench.compare OLD NEW`.
+
+Reads what `pytest bench --benchmark-json FILE` and `python -m bench.gpu` write. A benchmark counts
+as slower when the quicker quarter of its new rounds (tenth, for a GPU visit) lies above the slower
+quarter of its old ones, so that the spread of both is allowed for. Exits with 1 if any is.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of the rounds, and the low and high end of their spread."""
+
+    median: float
+    low: float
+    high: float
+
+
+def timings(content: dict[str, Any]) -> dict[str, Timing]:
+    """Timings of a result file by benchmark.
+
+    Raises:
+        ValueError: the file holds neither benchmarks nor rows of times.
+    """
+    if "benchmarks" in content:
+        return {
+            benchmark["fullname"]: Timing(*(benchmark["stats"][k] for k in ("median", "q1", "q3")))
+            for benchmark in content["benchmarks"]
+        }
+    if "rows" not in content:
+        raise ValueError(f"results: expected 'benchmarks' or 'rows', got {sorted(content)}")
+    return {
+        f"{_label(row)} {way}": Timing(time["median"], time["p10"], time["p90"])
+        for row in content["rows"]
+        for way, time in row["times"].items()
+    }
+
+
+def slower(old: dict[str, Timing], new: dict[str, Timing]) -> dict[str, float]:
+    """How many times longer each benchmark takes that became slower beyond the spread."""
+    return {
+        name: new[name].median / old[name].median
+        for name in old.keys() & new.keys()
+        if new[name].low > old[name].high and new[name].median > old[name].median
+    }
+
+
+def _label(row: dict[str, Any]) -> str:
+    return " ".join(f"{k}={v}" for k, v in row.items() if isinstance(v, (str, int, list)))
+
+
+def _device(content: dict[str, Any]) -> object:
+    return content.get("machine_info", content.get("environment", {})).get("device")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what became slower; 1 if anything did, 2 if the files have no benchmark in common."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    chosen = parser.parse_args(arguments)
+    contents = [json.loads(path.read_text()) for path in (chosen.old, chosen.new)]
+    if _device(contents[0]) != _device(contents[1]):
+        print(f"different devices: {_device(contents[0])}, {_device(contents[1])}")
+    old, new = (timings(content) for content in contents)
+    common = old.keys() & new.keys()
+    if not common:
+        print("no benchmark is in both files")
+        return 2
+    found = slower(old, new)
+    for name, factor in sorted(found.items(), key=lambda item: -item[1]):
+        print(f"{factor:.2f}x  {old[name].median:.3g} s -> {new[name].median:.3g} s  {name}")
+    print(f"{len(found)} of {len(common)} slower beyond the spread")
+    for what, names in (("only in OLD", old.keys() - common), ("only in NEW", new.keys() - common)):
+        if names:
+            print(f"{what}: {len(names)}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""The sweep on a GPU: all models at once, a program each, in launches of some steps."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bilinear.config import SweepConfig
+from bilinear.data import split_pairs
+from bilinear.initial import initial_weights
+from bilinear.interactions import interaction_matrices
+from bilinear.kernels.grid_triton import Recipe, TritonGrid, bytes_a_model, padded
+from bilinear.streams import stream_key
+from bilinear.training import Finished, Job, Progress, Record
+
+# How long a launch should take: results and progress appear between launches.
+_LAUNCH_SECONDS = 0.25
+_FIRST_QUANTUM = 20
+_SHARE_OF_MEMORY = 0.6
+
+
+class GpuBackend:
+    """Trains on a CUDA device by `bilinear.kernels.grid_triton`."""
+
+    name = "triton-cuda"
+
+    def __init__(self, device: torch.device, reason: str, memory: int | None = None) -> None:
+        """Train on `device`, in waves of models that fit `memory` bytes (what is free there)."""
+        self.device, self.reason, self._memory = device, reason, memory
+
+    def train(self, config: SweepConfig, jobs: Sequence[Job]) -> Iterator[Progress | Finished]:
+        """See `bilinear.training.Backend`; events come a few times a second.
+
+        The bits of a model do not depend on the wave, the launch or the program it is trained in.
+        """
+        recipe = recipe_of(config)
+        for wave in _waves(sorted(jobs), recipe, self._room()):
+            lanes = [_Lane(config, recipe, some, self.device) for some in _by_padded_width(wave)]
+            yield from _train_wave(lanes)
+
+    def _room(self) -> float:
+        if self._memory is not None:
+            return self._memory
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free * _SHARE_OF_MEMORY
+
+
+def recipe_of(config: SweepConfig) -> Recipe:
+    """What the kernels need to know of a config."""
+    return Recipe(
+        p=config.p,
+        n_train=config.n_train,
+        lr=config.lr.values(config.steps),
+        weight_decay=config.weight_decay.values(config.steps),
+        betas=config.betas,
+        eps=config.eps,
+        eval_every=config.eval_every,
+        hold=config.hold,
+        goal_is_val=config.goal == "val",
+        batch=config.batch_size,
+        precision=config.precision,
+    )
+
+
+def make_grid(
+    config: SweepConfig, jobs: Sequence[Job], device: torch.device, chunks: int = 1
+) -> TritonGrid:
+    """Return jobs of one padded width at step 0."""
+    seeds = sorted({job.seed for job in jobs})
+    splits = [split_pairs(config.p, config.train_frac, seed).pairs for seed in seeds]
+    return TritonGrid(
+        recipe_of(config),
+        [initial_weights(config.p, *job, config.init_scale) for job in jobs],
+        splits,
+        [seeds.index(job.seed) for job in jobs],
+        [stream_key("shuffle", config.p, *job) for job in jobs],
+        device,
+        chunks,
+    )
+
+
+def _waves(jobs: Sequence[Job], recipe: Recipe, room: float) -> Iterator[list[Job]]:
+    """Runs of jobs that fit into `room` bytes together, each at least one job long."""
+    wave: list[Job] = []
+    used = 0
+    for job in jobs:
+        size = bytes_a_model(recipe, job.d_hidden)
+        if wave and used + size > room:
+            yield wave
+            wave, used = [], 0
+        wave.append(job)
+        used += size
+    if wave:
+        yield wave
+
+
+def _by_padded_width(jobs: Sequence[Job]) -> list[list[Job]]:
+    groups: defaultdict[int, list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[padded(job.d_hidden)].append(job)
+    return list(groups.values())
+
+
+class _Lane:
+    """The models of one padded width, on a stream of their own.
+
+    Jobs are queued narrowest first: those seldom reach their goal early, so they take longest.
+    """
+
+    def __init__(
+        self, config: SweepConfig, recipe: Recipe, jobs: list[Job], device: torch.device
+    ) -> None:
+        self._config, self._recipe, self._jobs, self._device = config, recipe, jobs, device
+        self._on_gpu = device.type == "cuda"
+        self._grid = make_grid(config, jobs, device)
+        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._copies = torch.cuda.Stream(device) if self._on_gpu else None
+        self._seen: torch.cuda.Event | None = None
+        self._live = list(range(len(jobs)))
+        self._records = [Record(config) for _ in jobs]
+        self._counters = self._pinned(self._grid.counters)
+        self._history = self._pinned(self._grid.history)
+        self._quantum, self._launched = _FIRST_QUANTUM, time.monotonic()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    @property
+    def live(self) -> bool:
+        """Whether a model is still in training."""
+        return bool(self._live)
+
+    def launch(self) -> None:
+        """Enqueue the next steps of all models that were live when last looked at."""
+        with self._on(self._stream):
+            models = torch.tensor(self._live, dtype=torch.int32, device=self._device)
+            self._grid.run(models, self._quantum)
+
+    def look(self) -> None:
+        """Enqueue copies of what the launches so far have found."""
+        with self._on(self._stream):
+            self._counters.copy_(self._grid.counters, non_blocking=True)
+            self._history.copy_(self._grid.history, non_blocking=True)
+            if self._stream is not None:
+                self._seen = self._stream.record_event()
+
+    def events(self) -> Iterator[Progress | Finished]:
+        """Wait for what `look` enqueued and yield what it shows."""
+        if self._seen is not None:
+            self._seen.synchronize()
+        self._adapt()
+        counters = self._counters.tolist()
+        ended = [i for i in self._live if counters[i][2]]
+        for i in self._live:
+            self._read(i, counters[i])
+            if i not in ended and self._records[i].evaluations:
+                yield Progress(self._jobs[i], self._records[i].evaluations[-1])
+        self._live = [i for i in self._live if not counters[i][2]]
+        if ended:
+            yield from self._finished(ended)
+
+    def _adapt(self) -> None:
+        """Aim the next launch at `_LAUNCH_SECONDS`; the number of steps changes no model's bits."""
+        now = time.monotonic()
+        ratio = _LAUNCH_SECONDS / max(now - self._launched, 1e-3)
+        self._quantum = max(1, min(self._recipe.steps, round(self._quantum * min(ratio, 4.0))))
+        self._launched = now
+
+    def _read(self, i: int, counters: list[int]) -> None:
+        """Append the evaluations that are new.
+
+        A model in training stands before the evaluation of its last step's weights.
+        """
+        taken, _, done = counters
+        every, record = self._recipe.eval_every, self._records[i]
+        known = -(-taken // every) if done else max(0, taken - 1) // every
+        seen = len(record.evaluations)
+        for n, row in enumerate(self._history[i, seen:known].tolist(), seen + 1):
+            record.add(min(n * every, self._recipe.steps), *row)
+
+    def _finished(self, models: list[int]) -> Iterator[Finished]:
+        """Weights and interaction matrices, made and copied beside the training that goes on."""
+        kept = list(self._config.remainders)
+        with self._on(self._copies):
+            weights = self._grid.weights(models)
+            found = [*weights, *([interaction_matrices(*weights, kept)] if kept else [])]
+            host = [self._pinned(tensor) for tensor in found]
+            for target, tensor in zip(host, found, strict=True):
+                target.copy_(tensor, non_blocking=True)
+            if self._copies is not None:
+                self._copies.synchronize()
+        w_l, w_r, w_p, *interactions = host
+        for n, i in enumerate(models):
+            d = self._jobs[i].d_hidden
+            yield Finished(
+                self._jobs[i],
+                self._records[i],
+                w_l[n, :d].contiguous(),
+                w_r[n, :d].contiguous(),
+                w_p[n, :, :d].contiguous(),
+                interactions[0][n].clone() if interactions else None,
+            )
+
+    def _pinned(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=self._on_gpu)
+
+    def _on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _train_wave(lanes: list[_Lane]) -> Iterator[Progress | Finished]:
+    """Keep one launch running while the results of the one before are read."""
+    for lane in lanes:
+        lane.launch()
+    while any(lane.live for lane in lanes):
+        live = [lane for lane in lanes if lane.live]
+        for lane in live:
+            lane.look()
+            lane.launch()
+        for lane in live:
+            yield from lane.events()

@@ -1,0 +1,208 @@
+"""Launcher of one-hot-pair training on a GPU (algebra and tiles: `grid_device.py`).
+
+Two shapes of the loop over steps, the same arithmetic: `run` trains each model to the end of a
+quantum of steps in one program, `step` takes one step of all models in two launches, each model cut
+into chunks of b's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .grid_device import grid_run_kernel, grid_step_kernel, grid_update_kernel
+from .launch import launch
+from .tiles import Tile, blocks
+
+# What each precision makes of a product of float32 matrices on tensor cores: sums of products of
+# bfloat16 parts (six of three parts each keep 24 bits, three of two parts 16), or tf32's 11 bits.
+PRECISIONS = {"highest": "bf16x6", "high": "bf16x3", "tf32": "tf32"}
+METRICS = 5
+TILE = Tile(block_m=64, block_d=16, block_n=64, num_warps=4, num_stages=1)
+LARGEST_P = 2 * TILE.block_n
+_UPDATE = Tile(block_m=0, num_warps=8, num_stages=1)
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How all models of a grid are trained.
+
+    `lr` and `weight_decay` (steps,) are float64. `batch` 0 is full batch, otherwise pairs a step.
+    Weights are evaluated every `eval_every` steps and after the last; a model stops at the
+    `hold`-th evaluation in a row at which all pairs, or with `goal_is_val` all held-out ones, are
+    right.
+    """
+
+    p: int
+    n_train: int
+    lr: Tensor
+    weight_decay: Tensor
+    betas: tuple[float, float]
+    eps: float
+    eval_every: int
+    hold: int
+    goal_is_val: bool
+    batch: int = 0
+    precision: str = "highest"
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole run."""
+        return len(self.lr)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of a whole run."""
+        return blocks(self.steps, self.eval_every)
+
+
+def padded(d: int) -> int:
+    """Width in memory of a model of d units: models of equal padded widths share a launch."""
+    return blocks(d, TILE.block_d) * TILE.block_d
+
+
+def bytes_a_model(recipe: Recipe, d: int, chunks: int = 1) -> int:
+    """Device memory that one model of d units takes while it trains in float32."""
+    return 4 * (5 * recipe.p * padded(d) * (3 + chunks) + recipe.evaluations * METRICS)
+
+
+class TritonGrid:
+    """Many models of one padded width on a device, trained in place.
+
+    `counters` (n, 3) int32 are steps taken, evaluations in a row at the goal, and whether a model
+    is done; `history` (n, evaluations, 5) its evaluations: mean losses over training and validation
+    pairs (nats), counts of right answers likewise, smallest margin.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        weights: Sequence[tuple[Tensor, Tensor, Tensor]],
+        splits: Sequence[Tensor],
+        split_of: Sequence[int],
+        shuffle_keys: Sequence[int],
+        device: torch.device,
+        chunks: int = 1,
+        tile: Tile = TILE,
+    ) -> None:
+        """Start from each model's w_l, w_r (d, 2p) and w_p (p, d), with zero moments.
+
+        `splits` are pairs (p², 2) int32 with those trained on first; `split_of` says which is each
+        model's, `shuffle_keys` (64 bits) each model's order of batches. `chunks` is how `step` cuts
+        a model. Arithmetic is done in the weights' dtype, float32 or float64. `tile` is a's
+        (block_m), units (block_d) and classes (block_n) held at a time.
+        """
+        p, dtype = recipe.p, weights[0][2].dtype
+        if p > 2 * tile.block_n:
+            raise ValueError(f"p: expected at most {2 * tile.block_n}, got {p}")
+        if recipe.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected {tuple(PRECISIONS)}, got {recipe.precision!r}")
+        self.recipe, self.device, self.chunks, self._tile = recipe, device, chunks, tile
+        self.widths = [w_l.shape[0] for w_l, _, _ in weights]
+        self.d = padded(max(self.widths))
+        packed = torch.stack([_pack(p, self.d, *each) for each in weights])
+        self._weights = packed.to(device)
+        self._moment1 = torch.zeros_like(self._weights)
+        self._moment2 = torch.zeros_like(self._weights)
+        n = len(weights)
+        shape = (n, chunks, 5 * p, self.d)
+        self._gradient = torch.empty(shape, dtype=dtype, device=device)
+        self._sums = torch.empty((n, chunks, METRICS), dtype=dtype, device=device)
+        self.counters = torch.zeros((n, 3), dtype=torch.int32, device=device)
+        history = torch.full((n, recipe.evaluations, METRICS), float("nan"), dtype=dtype)
+        self.history = history.to(device)
+        self._split_of = torch.tensor(split_of, dtype=torch.int32, device=device)
+        signed = [key - 2**64 if key >= 2**63 else key for key in shuffle_keys]
+        self._keys = torch.tensor(signed, dtype=torch.int64, device=device)
+        self._trained = torch.stack([_trained(p, s, recipe.n_train) for s in splits]).to(device)
+        self._pairs = torch.stack([s[: recipe.n_train] for s in splits]).int().to(device)
+        self._schedule = _schedule(recipe).to(dtype).to(device)
+        self._hyper = torch.tensor([*recipe.betas, recipe.eps], dtype=dtype, device=device)
+        # The interpreter multiplies in the operands' dtype and knows no other precision.
+        exact = dtype == torch.float64 or device.type == "cpu"
+        self._precision = "ieee" if exact else PRECISIONS[recipe.precision]
+        self._acc = tl.float64 if dtype == torch.float64 else tl.float32
+
+    def run(self, models: Tensor, quantum: int) -> None:
+        """Take up to `quantum` steps with each of `models` (n,) int32, in one launch.
+
+        Programs start in the order of `models`: those that take longest belong first.
+        """
+        r = self.recipe
+        half_bits = max(1, blocks((r.n_train - 1).bit_length(), 2))
+        args = (
+            self._weights, self._moment1, self._moment2, self._gradient, self.counters,
+            self.history, models, self._split_of, self._keys, self._trained, self._pairs,
+            self._schedule, self._hyper,
+            r.n_train, r.batch, half_bits, quantum, r.steps, r.eval_every, r.hold,
+            int(r.goal_is_val),
+        )  # fmt: skip
+        launch(
+            grid_run_kernel, (len(models),), args, self._tile,
+            **self._constants(), BLOCK=_BLOCK, MINIBATCH=r.batch > 0,
+        )  # fmt: skip
+
+    def step(self, models: Tensor) -> None:
+        """Take one full-batch step with each of `models` (n,) int32, in two launches."""
+        r = self.recipe
+        if r.batch:
+            raise ValueError("batch: expected 0 (full batch) for a launch a step")
+        n = len(models)
+        args = (
+            self._weights, self._gradient, self._sums, self.counters, models, self._split_of,
+            self._trained, r.n_train, r.steps, r.eval_every,
+        )  # fmt: skip
+        constants = self._constants()
+        launch(
+            grid_step_kernel, (n, self.chunks), args, self._tile, CHUNKS=self.chunks, **constants
+        )
+        update = (
+            self._weights, self._moment1, self._moment2, self._gradient, self._sums,
+            self.counters, self.history, models, self._split_of, self._schedule, self._hyper,
+            r.n_train, r.steps, r.eval_every, r.hold, int(r.goal_is_val),
+        )  # fmt: skip
+        sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _BLOCK}
+        launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
+
+    def _constants(self) -> dict[str, object]:
+        tile = self._tile.fit(m=self.recipe.p, d=self.d, n=self.recipe.p)
+        two = self.recipe.p > tile.block_n
+        return {
+            "p": self.recipe.p, "C": tile.block_n, "TWO": two, "BA": tile.block_m,
+            "D": self.d, "U": tile.block_d, "HOLD": not two,
+            "PRECISION": self._precision, "ACC": self._acc,
+        }  # fmt: skip
+
+    def weights(self, models: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Copy out, on the device: w_l, w_r (n, D, 2p) and w_p (n, p, D), zero past d units."""
+        rows = self._weights[torch.tensor(models, device=self.device)]
+        l_a, r_a, w_p, l_b, r_b = rows.unflatten(1, (5, self.recipe.p)).unbind(1)
+        return torch.cat([l_a, l_b], 1).mT, torch.cat([r_a, r_b], 1).mT, w_p
+
+
+def _pack(p: int, d: int, w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+    packed = w_l.new_zeros(5, p, d)
+    for rows, half in ((0, w_l), (1, w_r)):
+        packed[rows, :, : len(half)] = half[:, :p].T
+        packed[rows + 3, :, : len(half)] = half[:, p:].T
+    packed[2, :, : w_p.shape[1]] = w_p
+    return packed.view(5 * p, d)
+
+
+def _trained(p: int, pairs: Tensor, n_train: int) -> Tensor:
+    """Entry [b, a] is 1 if (a, b) is trained on."""
+    a, b = pairs[:n_train].long().T
+    mask = torch.zeros(p, p, dtype=torch.int8)
+    mask[b, a] = 1
+    return mask
+
+
+def _schedule(recipe: Recipe) -> Tensor:
+    """(steps, 3) float64: lr/(1 − β₁ᵗ), 1/√(1 − β₂ᵗ), lr·decay."""
+    t = torch.arange(1, recipe.steps + 1, dtype=torch.float64)
+    beta1, beta2 = recipe.betas
+    rate = recipe.lr / (1 - beta1**t)
+    return torch.stack([rate, (1 - beta2**t) ** -0.5, recipe.lr * recipe.weight_decay], 1)
