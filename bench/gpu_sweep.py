@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,8 @@ from bilinear.config import SweepConfig  # noqa: E402
 from bilinear.data import split_pairs  # noqa: E402
 from bilinear.frontier import frontier as frontier_of  # noqa: E402
 from bilinear.initial import initial_weights  # noqa: E402
+from bilinear.kernels.grid_triton import TILE  # noqa: E402
+from bilinear.kernels.tiles import Tile  # noqa: E402
 from bilinear.reference import ModelConfig, train_notebook  # noqa: E402
 from bilinear.sweep import run_sweep  # noqa: E402
 from bilinear.training import Job  # noqa: E402
@@ -39,6 +42,8 @@ from bilinear.training import Job  # noqa: E402
 ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
+# Beside the default: fewer passes over the pairs for wide models, with more registers spilled.
+TILES = [replace(TILE, block_d=32), replace(TILE, block_d=64, num_warps=8)]
 STEPS = 50 if ON_GPU else 2  # in one sample
 
 
@@ -84,10 +89,12 @@ def _config(p: int, jobs: Sequence[Job], **changes: Any) -> SweepConfig:
     return SweepConfig(**settings | changes)
 
 
-def _grids(config: SweepConfig, jobs: Sequence[Job], chunks: int = 1) -> list[Any]:
-    widths = sorted({padded(job.d_hidden) for job in jobs})
-    groups = [[job for job in jobs if padded(job.d_hidden) == d] for d in widths]
-    return [make_grid(config, group, DEVICE, chunks) for group in groups]
+def _grids(
+    config: SweepConfig, jobs: Sequence[Job], chunks: int = 1, tile: Tile = TILE
+) -> list[Any]:
+    widths = sorted({padded(job.d_hidden, tile) for job in jobs})
+    groups = [[job for job in jobs if padded(job.d_hidden, tile) == d] for d in widths]
+    return [make_grid(config, group, DEVICE, chunks, tile) for group in groups]
 
 
 def _models(grid: Any) -> Tensor:
@@ -109,9 +116,9 @@ def _side_by_side(each: Sequence[Callable[[], object]]) -> None:
         here.wait_stream(stream)
 
 
-def _runs(p: int, jobs: Sequence[Job], precision: str) -> Callable[[], object]:
+def _runs(p: int, jobs: Sequence[Job], precision: str, tile: Tile = TILE) -> Callable[[], object]:
     """(a) one program a model, `STEPS` steps in one launch for each padded width."""
-    grids = _grids(_config(p, jobs, precision=precision), jobs)
+    grids = _grids(_config(p, jobs, precision=precision), jobs, tile=tile)
     pairs = [(grid, _models(grid)) for grid in grids]
     return lambda: _side_by_side([lambda g=g, m=m: g.run(m, STEPS) for g, m in pairs])  # type: ignore[misc]
 
@@ -220,6 +227,9 @@ def _ways(
         for n in chunks:
             key = f"launch a step, {precision}, {n} chunks"
             makers[key] = lambda x=precision, n=n: _launches(p, jobs, x, n)  # type: ignore[misc]
+        for tile in TILES:
+            key = f"run, {precision}, {tile.block_d} units, {tile.num_warps} warps"
+            makers[key] = lambda x=precision, t=tile: _runs(p, jobs, x, t)  # type: ignore[misc]
     for kind in ("vmap", "bmm"):
         makers[f"{kind} ensemble, graph"] = lambda k=kind: _ensemble(p, jobs, k)  # type: ignore[misc]
     ways, failed = {}, {}
