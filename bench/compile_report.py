@@ -148,11 +148,12 @@ def compile_launch(start: Launch, capability: int) -> tuple[int, int, int, bool]
     signature = dict.fromkeys(constants, "constexpr")
     attributes = {}
     for index, value in enumerate(start.args):
-        kind = _type_of(value)
+        plain = start.kernel.params[index].do_not_specialize
+        kind = "i32" if plain else _type_of(value)
         signature[names[index]] = kind
         if kind == "constexpr":
             constants[names[index]] = value
-        elif isinstance(value, Tensor) or value % 16 == 0:
+        elif isinstance(value, Tensor) or (value % 16 == 0 and not plain):
             attributes[(index,)] = [["tt.divisibility", 16]]
     signature = {name: signature[name] for name in names}
     source = ASTSource(start.kernel, signature, constants, attributes)

@@ -31,6 +31,10 @@ import triton.language as tl
 # Columns of an evaluation: losses over training and validation pairs, counts of right answers
 # likewise, smallest margin.
 METRICS = tl.constexpr(5)
+# Numbers of a recipe: a kernel compiled anew for each that divides by 16 would gain nothing.
+_PLAIN = (
+    "n_train", "batch", "half_bits", "quantum", "steps", "eval_every", "hold", "goal_is_val",
+)  # fmt: skip
 
 
 @triton.jit
@@ -515,7 +519,7 @@ def _model(models_ptr, split_of_ptr, p, D: tl.constexpr):
     return model, model * (5 * p * D), tl.load(split_of_ptr + model).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def grid_run_kernel(
     weights_ptr, moment1_ptr, moment2_ptr, gradient_ptr, counters_ptr, history_ptr,
     models_ptr, split_of_ptr, key_ptr, trained_ptr, pairs_ptr, schedule_ptr, hyper_ptr,
@@ -581,7 +585,7 @@ def grid_run_kernel(
     tl.store(counters + 2, done)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def grid_step_kernel(
     weights_ptr, gradient_ptr, sums_ptr, counters_ptr, models_ptr, split_of_ptr, trained_ptr,
     n_train, steps, eval_every,
@@ -621,7 +625,7 @@ def grid_step_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def grid_update_kernel(
     weights_ptr, moment1_ptr, moment2_ptr, gradient_ptr, sums_ptr, counters_ptr, history_ptr,
     models_ptr, split_of_ptr, schedule_ptr, hyper_ptr,

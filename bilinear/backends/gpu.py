@@ -125,11 +125,12 @@ class _Lane:
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copies = torch.cuda.Stream(device) if self._on_gpu else None
         self._seen: torch.cuda.Event | None = None
+        self._last = self._shown = _Stopwatch(self._stream)
         self._live = list(range(len(jobs)))
         self._records = [Record(config) for _ in jobs]
         self._counters = self._pinned(self._grid.counters)
         self._history = self._pinned(self._grid.history)
-        self._quantum, self._launched = _FIRST_QUANTUM, time.monotonic()
+        self._quantum = _FIRST_QUANTUM
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
@@ -142,13 +143,16 @@ class _Lane:
         """Enqueue the next steps of all models that were live when last looked at."""
         with self._on(self._stream):
             models = torch.tensor(self._live, dtype=torch.int32, device=self._device)
+            self._last = _Stopwatch(self._stream)
             self._grid.run(models, self._quantum)
+            self._last.stop()
 
     def look(self) -> None:
         """Enqueue copies of what the launches so far have found."""
         with self._on(self._stream):
             self._counters.copy_(self._grid.counters, non_blocking=True)
             self._history.copy_(self._grid.history, non_blocking=True)
+            self._shown = self._last
             if self._stream is not None:
                 self._seen = self._stream.record_event()
 
@@ -169,10 +173,8 @@ class _Lane:
 
     def _adapt(self) -> None:
         """Aim the next launch at `_LAUNCH_SECONDS`; the number of steps changes no model's bits."""
-        now = time.monotonic()
-        ratio = _LAUNCH_SECONDS / max(now - self._launched, 1e-3)
+        ratio = _LAUNCH_SECONDS / max(self._shown.seconds(), 1e-4)
         self._quantum = max(1, min(self._recipe.steps, round(self._quantum * min(ratio, 4.0))))
-        self._launched = now
 
     def _read(self, i: int, counters: list[int]) -> None:
         """Append the evaluations that are new.
@@ -214,6 +216,27 @@ class _Lane:
 
     def _on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+class _Stopwatch:
+    """Seconds of what is enqueued on a stream, or run here, from now to `stop`."""
+
+    def __init__(self, stream: torch.cuda.Stream | None) -> None:
+        self._stream, self._start = stream, time.monotonic()
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if stream else []
+        if stream is not None:
+            self._events[0].record(stream)
+        self.stop()
+
+    def stop(self) -> None:
+        self._end = time.monotonic()
+        if self._stream is not None:
+            self._events[1].record(self._stream)
+
+    def seconds(self) -> float:
+        if self._events:
+            return self._events[0].elapsed_time(self._events[1]) / 1e3
+        return self._end - self._start
 
 
 def _train_wave(lanes: list[_Lane]) -> Iterator[Progress | Finished]:
