@@ -239,9 +239,7 @@ class ResultsWriter:
         from bilinear.frontier import frontier
 
         table = Results(self.path).table
-        partial = self.path / "table.parquet.partial"
-        table.to_parquet(partial, index=False)
-        os.replace(partial, self.path / "table.parquet")
+        write_table(self.path / "table.parquet", table)
         self._write("summary.json", encode_json(frontier(table)))
         return Results(self.path)
 
@@ -261,6 +259,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table as `write_whole` does: encoded first, so that a full disk leaves nothing."""
+    write_whole(path, table.to_parquet(None, index=False))
 
 
 def encode_json(value: object) -> bytes:

@@ -6,7 +6,6 @@ table.parquet        the rows of all cells, with their settings; there once ever
 summary.json         `bilinear.frontier.frontier` of each cell
 """
 
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bilinear.config import SweepConfig
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.frontier import frontier
-from bilinear.results import Results, encode_json, read_json, write_whole
+from bilinear.results import Results, encode_json, read_json, write_table, write_whole
 from bilinear.study import AXES, Study, cell_name, settings
 
 if TYPE_CHECKING:
@@ -126,8 +125,6 @@ def begin_study(path: Path, study: Study) -> None:
 def finish_study(path: Path) -> StudyResults:
     """Write the table and the summary once every cell is complete."""
     results = StudyResults(path)
-    partial = path / "table.parquet.partial"
-    results.table.to_parquet(partial, index=False)
-    os.replace(partial, path / "table.parquet")
+    write_table(path / "table.parquet", results.table)
     write_whole(path / "summary.json", encode_json(results.summary()))
     return results

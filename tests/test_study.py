@@ -1,5 +1,6 @@
 """A study: the product of lists of settings, in one folder, each cell as a sweep by itself."""
 
+import errno
 import filecmp
 import json
 import os
@@ -53,8 +54,10 @@ def test_one_table_of_all_cells(folder: Path) -> None:
     table = results.table
     columns = ["p", "train_frac", "lr", "weight_decay", "d_hidden", "seed"]
     assert list(table.columns[:6]) == columns
-    assert len(table) == 16 and not table[columns].duplicated().any()
-    assert results.complete and len(results.study) == 4
+    assert len(table) == 16
+    assert not table[columns].duplicated().any()
+    assert results.complete
+    assert len(results.study) == 4
     cell = results.cell(p=7, train_frac=0.8)
     mine = table[(table["p"] == 7) & (table["train_frac"] == 0.8)].reset_index(drop=True)
     assert mine.drop(columns=columns[:4]).equals(cell.table)
@@ -90,7 +93,8 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path: Path) -> 
     )
     deadline = time.monotonic() + 60
     while not any(killed.glob("cells/*/models/*.safetensors")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -121,8 +125,10 @@ def test_bad_lists_are_one_line_and_nothing_written(
     out, began = tmp_path / "out", time.monotonic()
     assert main(["--fused", *arguments, "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not out.exists() and time.monotonic() - began < 5
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+    assert time.monotonic() - began < 5
 
 
 def test_another_study_is_not_mixed_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,5 +177,29 @@ def test_plots_show_the_table(folder: Path) -> None:
     table.loc[(table["train_frac"] == 0.8) & (table["d_hidden"] == 6), "perfect"] = False
     ax = perfect_share_map(table, Figure().subplots())
     shown = ax.images[0].get_array()
-    assert shown is not None and shown.shape == (2, 2)
-    assert shown[0, 0] == 1 and shown[1, 1] == 0
+    assert shown is not None
+    assert shown.shape == (2, 2)
+    assert shown[0, 0] == 1
+    assert shown[1, 1] == 0
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, fsync, left = tmp_path / "out", os.fsync, 21
+
+    def full_after_a_while(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full_after_a_while)
+        assert main([*GRID, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == "sweep.py: No space left on device\n"
+    assert left < 0
+    assert not list(out.rglob("*.partial"))
+    assert main([*GRID, "--out", str(out)]) == 0
+    assert bilinear.load_results(out).complete
