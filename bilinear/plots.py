@@ -5,6 +5,7 @@ with white at true zero.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -376,12 +377,9 @@ def perfect_share_map(table: "pd.DataFrame", ax: "Axes") -> "Axes":
 def save_study(results: "StudyResults") -> None:
     """Write `accuracy.png` and a `perfect-p….png` for each P into a study's folder."""
     table = results.table
-    _save_one(results.path / "accuracy.png", lambda ax: accuracy_by_modulus(table, ax))
+    _save_one(results.path / "accuracy.png", partial(accuracy_by_modulus, table))
     for p, group in table.groupby("p"):
-        _save_one(
-            results.path / f"perfect-p{p}.png",
-            lambda ax, group=group: perfect_share_map(group, ax),
-        )
+        _save_one(results.path / f"perfect-p{p}.png", partial(perfect_share_map, group))
 
 
 def _save_one(path: Path, draw: Callable[["Axes"], "Axes"]) -> None:
@@ -393,6 +391,6 @@ def _save_one(path: Path, draw: Callable[["Axes"], "Axes"]) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure.subplots())
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=100)
-    os.replace(partial, path)
+    unfinished = path.with_name(f"{path.name}.partial")
+    figure.savefig(unfinished, format="png", dpi=100)
+    os.replace(unfinished, path)

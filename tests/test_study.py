@@ -65,9 +65,9 @@ def test_one_table_of_all_cells(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["models"] == 16
     assert summary["perfect"] == int(table["perfect"].sum())
-    with pytest.raises(ConfigError, match="expected settings that fit one cell, .* fit 2"):
+    with pytest.raises(ConfigError, match=r"expected settings that fit one cell, .* fit 2"):
         results.cell(p=7)
-    with pytest.raises(ConfigError, match="expected settings among p, .* got width"):
+    with pytest.raises(ConfigError, match=r"expected settings among p, .* got width"):
         results.cell(width=7)
 
 
@@ -148,7 +148,7 @@ def test_a_strange_or_damaged_folder_is_refused(
     assert main([*GRID, "--out", str(tmp_path)]) == 2
     assert "expected a new folder or this study's" in capsys.readouterr().err
     (tmp_path / "study.json").write_text('{"cells": 3}')
-    with pytest.raises(ResultsError, match="study.json: damaged"):
+    with pytest.raises(ResultsError, match=r"study\.json: damaged"):
         bilinear.load_results(tmp_path)
 
 
