@@ -1,10 +1,14 @@
 """Everything a visit to a GPU should do, in order of worth: `python -m bench.gpu`.
 
     tests    the tests marked `gpu`
+    kernels  all tests of the kernels, compiled for this device
+    command  the whole sweep: seconds of training, and from the command to the folder
+    steps    a training step of many models, in both shapes of the loop, against ensembles
     roofs    copy bandwidth and matmul rates of this device: what all else is held against
     layer    the layer against eager, torch.compile, and a library matmul with one fused kernel
     tune     tiles and crossovers measured; writes kernels/table.json anew
     layer-tuned   the layer once more, on the new table
+    frontier share of perfect seeds by width, for four moduli
 
 Each part writes gpu-PART.json as soon as it has it, and a part that fails leaves the others be.
 Needs PyTorch ≥ 2.11, Triton ≥ 3.6 and pytest, no network and no installation. `--quick` runs the
@@ -15,6 +19,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,24 +101,38 @@ class Visit:
 
 def tests(visit: Visit) -> dict[str, Any]:
     """Run the tests marked `gpu`; keep the summary and the failures."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += ["--continue-on-collection-errors", str(ROOT / "tests")]
+    return _pytest(visit, "-m", "gpu", str(ROOT / "tests"))
+
+
+def kernel_tests(visit: Visit) -> dict[str, Any]:
+    """Run every test of the kernels, which without a GPU run under the interpreter."""
+    return _pytest(visit, str(ROOT / "tests" / "kernels"))
+
+
+def _pytest(visit: Visit, *what: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors", *what]
     if visit.quick:
         command.append("--collect-only")
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PART_SECONDS)
     lines = done.stdout.splitlines()
     print("\n".join(lines[-15:]))
     return {"exit": done.returncode, "summary": lines[-1:], "output": done.stdout[-20_000:]}
+
+
+def _of_the_sweep(part: str) -> Callable[[Visit], dict[str, Any]]:
+    """A part of `bench.gpu_sweep`, in a process of its own."""
+
+    def run(visit: Visit) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "found.json"
+            command = [sys.executable, "-m", "bench.gpu_sweep", part, str(file)]
+            command += ["--quick"] if visit.quick else []
+            subprocess.run(command, cwd=ROOT, check=True, timeout=PART_SECONDS)
+            found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    return run
 
 
 def roofs(visit: Visit) -> dict[str, Any]:
@@ -215,10 +234,14 @@ def tune(visit: Visit) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Visit], dict[str, Any]]] = {
     "tests": tests,
+    "kernels": kernel_tests,
+    "command": _of_the_sweep("command"),
+    "steps": _of_the_sweep("steps"),
     "roofs": roofs,
     "layer": layer,
     "tune": tune,
     "layer-tuned": layer,
+    "frontier": _of_the_sweep("frontier"),
 }
 
 

@@ -60,7 +60,8 @@ class PairParallel(ParallelStyle):
     The parameters `weight` and `bias` of the packed layer become (2, d, d_in) and (2, d) DTensors;
     `state_dict` gives and takes them as ever, (2·d, d_in) and (2·d,). It holds copies, made by all
     ranks together: after a checkpoint was read into it, call `load_state_dict`, which takes whole
-    tensors as well. An optimizer's state keeps the parameters' shapes.
+    tensors as well. An optimizer's state keeps the parameters' shapes, and `fully_shard`, which
+    shards dim 0 unless told otherwise, parts them among two ranks at most.
 
     Raises, when it is applied:
         TypeError: the module is neither of the two.

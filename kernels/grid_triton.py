@@ -59,9 +59,9 @@ class Recipe:
         return blocks(self.steps, self.eval_every)
 
 
-def padded(d: int) -> int:
+def padded(d: int, tile: Tile = TILE) -> int:
     """Width in memory of a model of d units: models of equal padded widths share a launch."""
-    return blocks(d, TILE.block_d) * TILE.block_d
+    return blocks(d, tile.block_d) * tile.block_d
 
 
 def bytes_a_model(recipe: Recipe, d: int, chunks: int = 1) -> int:
@@ -102,7 +102,7 @@ class TritonGrid:
             raise ValueError(f"precision: expected {tuple(PRECISIONS)}, got {recipe.precision!r}")
         self.recipe, self.device, self.chunks, self._tile = recipe, device, chunks, tile
         self.widths = [w_l.shape[0] for w_l, _, _ in weights]
-        self.d = padded(max(self.widths))
+        self.d = padded(max(self.widths), tile)
         packed = torch.stack([_pack(p, self.d, *each) for each in weights])
         self._weights = packed.to(device)
         self._moment1 = torch.zeros_like(self._weights)

@@ -26,7 +26,9 @@ def test_contestants_take_turns() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inside torch.compile
-@pytest.mark.parametrize("part", ["tests", "roofs", "layer", "tune"])
+@pytest.mark.parametrize(
+    "part", ["tests", "command", "steps", "roofs", "layer", "tune", "frontier"]
+)
 def test_gpu_visit_runs_without_a_gpu(part: str, tmp_path: Path) -> None:
     assert gpu.main(["--quick", "--parts", part, "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / f"gpu-{part}.json").read_text())
@@ -35,5 +37,7 @@ def test_gpu_visit_runs_without_a_gpu(part: str, tmp_path: Path) -> None:
     if part == "layer":
         assert len(content["rows"]) == 6
         assert all(row["times"]["fused"]["median"] > 0 for row in content["rows"])
+    if part == "steps":
+        assert not any(case["failed"] for case in content["cases"].values() if "failed" in case)
     if part in ("tests", "tune"):
         assert content["exit"] == 0

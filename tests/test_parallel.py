@@ -131,7 +131,7 @@ def both(dp: DeviceMesh, tp: DeviceMesh, tokens: Tensor) -> tuple[nn.Module, lis
 
 
 Case = Callable[[DeviceMesh, DeviceMesh, Tensor], tuple[nn.Module, list[float]]]
-# Two ranks of data parallelism, and two, or four where it says so, of tensor parallelism.
+# Two ranks of data parallelism and two of tensor parallelism, except where the name says otherwise.
 CASES: dict[str, Case] = {
     "ddp": ddp,
     "fully_shard": sharded,
@@ -140,6 +140,7 @@ CASES: dict[str, Case] = {
     "checkpointed, four": checkpointed,
     "compiled": compiled,
     "fully_shard and tensor parallel": both,
+    "fully_shard over four and tensor parallel over one": both,
 }
 
 
@@ -161,15 +162,19 @@ def work(rank: int, folder: str) -> None:
     )
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     four = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("tp",))
+    # More ranks than the two halves that `fully_shard` parts a packed weight into.
+    uneven = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("dp", "tp"))
     results: dict[str, Any] = {}
     for name, case in CASES.items():
-        tp = four if name.endswith("four") else mesh["tp"]
-        model, losses = case(mesh["dp"], tp, batch())
+        grid = uneven if "over four" in name else mesh
+        tp = four if name.endswith("four") else grid["tp"]
+        model, losses = case(grid["dp"], tp, batch())
         results[name] = losses, get_model_state_dict(model, options=WHOLE)
         if name == "tensor parallel, four":
             local_calls(model)
             saved(model, four, folder)
     layouts(four)
+    drawn_anew(four)
     errors(mesh)
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
@@ -250,6 +255,15 @@ def compare(one: nn.Module, sharded: nn.Module, x: Tensor, mesh: DeviceMesh) -> 
     torch.testing.assert_close(mine.grad, x.grad.chunk(RANKS, 1)[mesh.get_local_rank()])
     for a, b in zip(sharded.parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(whole(a.grad).reshape(b.shape), b.grad)
+
+
+def drawn_anew(mesh: DeviceMesh) -> None:
+    """A layer made without storage is initialised as `nn.Linear` is, by its inputs."""
+    layer = BilinearMLP(WIDTH, 400, 4, bias=True, device="meta")
+    parallelize_module(layer, mesh, PairParallel()).to_empty(device="cpu")
+    layer.reset_parameters()
+    for drawn in (layer.w_l, layer.w_r, layer.bi_linear.bias):
+        assert 0.9 < whole(drawn).abs().max() * WIDTH**0.5 <= 1
 
 
 def errors(mesh: DeviceMesh) -> None:

@@ -12,7 +12,8 @@ from bilinear.config import SweepConfig
 from bilinear.data import split_pairs
 from bilinear.initial import initial_weights
 from bilinear.interactions import interaction_matrices
-from bilinear.kernels.grid_triton import Recipe, TritonGrid, bytes_a_model, padded
+from bilinear.kernels.grid_triton import TILE, Recipe, TritonGrid, bytes_a_model, padded
+from bilinear.kernels.tiles import Tile
 from bilinear.streams import stream_key
 from bilinear.training import Finished, Job, Progress, Record
 
@@ -66,7 +67,11 @@ def recipe_of(config: SweepConfig) -> Recipe:
 
 
 def make_grid(
-    config: SweepConfig, jobs: Sequence[Job], device: torch.device, chunks: int = 1
+    config: SweepConfig,
+    jobs: Sequence[Job],
+    device: torch.device,
+    chunks: int = 1,
+    tile: Tile = TILE,
 ) -> TritonGrid:
     """Return jobs of one padded width at step 0."""
     seeds = sorted({job.seed for job in jobs})
@@ -79,6 +84,7 @@ def make_grid(
         [stream_key("shuffle", config.p, *job) for job in jobs],
         device,
         chunks,
+        tile,
     )
 
 

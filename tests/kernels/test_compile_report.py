@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 # What most calls run; without arguments the report covers the rest.
-TARGETS = ["90:half", "90:tf32", "90:ieee", "80:half", "89:half"]
+TARGETS = ["90:half", "90:tf32", "90:ieee", "90:bf16x6", "80:half", "80:bf16x6", "89:half"]
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448}
 
 
@@ -29,8 +29,33 @@ def usages(tmp_path_factory):
 
 def test_no_default_variant_spills(usages):
     assert {f"{u['capability']}:{u['kind']}" for u in usages} == set(TARGETS)
-    spilled = [usage for usage in usages if usage["stack"] > 64]
+    spilled = [usage for usage in usages if usage["stack"] > (64 if not known(usage) else 600)]
     assert spilled == []
+
+
+def known(usage):
+    """Variants of a training step that spill, beside the default recipe at p up to 64.
+
+    Two tiles of classes, or minibatches, take more registers than there are; docs/decisions.md.
+    """
+    if not is_grid(usage):
+        return False
+    _, shape, p, _ = usage["kernel"].split("_")
+    return shape != "run" or int(p) > 64
+
+
+def is_grid(usage):
+    return usage["kernel"].startswith("grid")
+
+
+def test_training_uses_wgmma_on_hopper(usages):
+    steps = [
+        usage
+        for usage in usages
+        if is_grid(usage) and usage["capability"] == 90 and "BA" in usage["tile"]
+    ]
+    assert {usage["kind"] for usage in steps} >= {"tf32", "bf16x6"}
+    assert [usage for usage in steps if not usage["wgmma"]] == []
 
 
 def test_every_default_variant_fits_shared_memory(usages):
