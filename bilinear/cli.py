@@ -2,23 +2,31 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
+import math
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from bilinear.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.presets import PRESETS
 from bilinear.schedule import SHAPES, Schedule
+from bilinear.study import Study, check_size
+
+_Number = TypeVar("_Number", int, float)
 
 _EXAMPLES = """\
 examples:
   python sweep.py --fused                          every width of (a + b) mod 64, one seed each
   python sweep.py --fused --widths 16,12,8 --seeds 32
                                                    how often do narrow ones succeed?
+  python sweep.py --fused --p 59,64 --train-frac 0.5,0.75
+                                                   a study: every combination, in one folder
   python sweep.py --fused --preset notebook        the notebook's protocol, on the fused path
   python sweep.py                                  the notebook's own loop (slow: the reference)
   python sweep.py --fused --dry-run                what would run, and what it costs
@@ -109,10 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to train")
     what.add_argument("--fused", action="store_true", help="the fused path, all models at once")
-    what.add_argument("--p", type=int, default=64, help="the modulus (64)")
+    what.add_argument("--p", default="64", metavar="LIST", help="the modulus, or several (64)")
     what.add_argument("--widths", metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (1..P)")
     what.add_argument("--seeds", default="1", help="how many seeds a width, or a list: 0,5,7 (1)")
-    what.add_argument("--train-frac", type=float, help="share of pairs trained on (0.75)")
+    what.add_argument("--train-frac", metavar="LIST", help="share of pairs trained on (0.75)")
     how = parser.add_argument_group("how to train it (flags override the preset)")
     how.add_argument(
         "--preset",
@@ -121,10 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--steps", type=int, help="steps a model at most")
     how.add_argument("--epochs", type=int, help="the same, counted in epochs")
-    how.add_argument("--lr", type=float, help="AdamW's learning rate at the first step")
+    how.add_argument("--lr", metavar="LIST", help="AdamW's learning rate at the first step")
     how.add_argument("--lr-end", type=float, help="… and at the last")
     how.add_argument("--schedule", choices=SHAPES, help="how the learning rate gets there")
-    how.add_argument("--weight-decay", type=float, help="decoupled weight decay at the first step")
+    how.add_argument(
+        "--weight-decay", metavar="LIST", help="decoupled weight decay at the first step"
+    )
     how.add_argument("--weight-decay-end", type=float, help="… and at the last")
     how.add_argument("--decay-schedule", choices=SHAPES, help="how the weight decay gets there")
     how.add_argument("--beta1", type=float, help="AdamW's β₁")
@@ -154,7 +164,56 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def config_from(args: argparse.Namespace) -> SweepConfig:
-    """Build the config that the parsed options describe; raises ConfigError."""
+    """Build the config of options that describe one sweep; raises ConfigError."""
+    study = study_from(args)
+    if len(study) != 1:
+        raise ConfigError(f"expected one p, train fraction, lr and decay, got {len(study)} cells")
+    return study.cells[0]
+
+
+def study_from(args: argparse.Namespace) -> Study:
+    """Build the study: the product of the lists of p, train fraction, lr and weight decay.
+
+    Its size is checked before any cell is made. Raises ConfigError.
+    """
+    lists = {
+        "p": _each_once("p", _named("p", args.p)),
+        "train_frac": _numbers("train-frac", args.train_frac),
+        "lr": _numbers("lr", args.lr),
+        "weight_decay": _numbers("weight-decay", args.weight_decay),
+    }
+    per_cell = (len(_named("widths", args.widths)) if args.widths else 1) * len(_seeds(args.seeds))
+    check_size(per_cell * math.prod(map(len, lists.values())))
+    cells = itertools.product(*lists.values())
+    names = tuple(lists)
+    return Study(
+        tuple(
+            _cell(argparse.Namespace(**(vars(args) | dict(zip(names, values, strict=True)))))
+            for values in cells
+        )
+    )
+
+
+def _numbers(name: str, text: str | None) -> Sequence[float | None]:
+    """Parse `0.03,0.05`; None, for the preset's own, if the option was not given."""
+    if text is None:
+        return (None,)
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--{name}: expected numbers such as 0.3,0.5, got {text!r}") from None
+    return _each_once(name, values)
+
+
+def _each_once(name: str, values: Sequence[_Number]) -> Sequence[_Number]:
+    twice = [v for v, n in Counter(values).items() if n > 1]
+    if twice:
+        raise ConfigError(f"--{name}: expected each once, got {twice[0]} again")
+    return values
+
+
+def _cell(args: argparse.Namespace) -> SweepConfig:
+    """Build one cell; p, train_frac, lr and weight_decay are single numbers here."""
     preset = PRESETS[args.preset or ("default" if args.fused else "notebook")]
     preset = {f.name: f.default for f in dataclasses.fields(SweepConfig)} | preset
     given = {
@@ -220,7 +279,10 @@ def _remainders(text: str | None, p: int) -> tuple[int, ...]:
 
 def _sweep(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
-    config = config_from(args)
+    study = study_from(args)
+    if len(study) > 1:
+        return _study(args, study)
+    config = study.cells[0]
 
     from rich.console import Console
 
@@ -238,23 +300,78 @@ def _sweep(argv: Sequence[str]) -> int:
     if args.dry_run:
         report.print_plan(console, config, out)
         return 0
-    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    check_space(config, out, shutil.disk_usage(existing).free)
+    check_space(study, out, _free_bytes(out))
     try:
         with Display(config, console) as display:
             results = run_sweep(config, backend, out, display)
     except KeyboardInterrupt:
-        print(
-            f"sweep.py: stopped; models that ended are in {out}; the same command with "
-            f"--out {out} goes on",
-            file=sys.stderr,
-        )
-        return 130
+        return _stopped(out)
     report.print_summary(console, results)
     plots.save_summary(results)
     if args.json:
         print(json.dumps(report.summary(results)))
     return 0
+
+
+def _study(args: argparse.Namespace, study: Study) -> int:
+    from rich.console import Console
+
+    from bilinear import plots, report
+    from bilinear.backends import choose
+    from bilinear.progress import Display
+    from bilinear.study_results import is_study
+    from bilinear.sweep import check_space, fresh_folder, latest_study, run_study
+
+    backends = [choose(cell, fused=args.fused, device=args.device) for cell in study]
+    console = Console(highlight=False)
+    report.print_backend(console, backends[0])
+    out = args.out or (
+        latest_study(study) if args.resume else fresh_folder(study.cells[0], stem="study")
+    )
+    if args.resume and not is_study(out):
+        raise ConfigError(f"--resume: expected a study's folder, got {str(out)!r}")
+    if args.dry_run:
+        report.print_study_plan(console, study, out)
+        return 0
+    check_space(study, out, _free_bytes(out))
+
+    def display(cell: SweepConfig) -> Display:
+        report.print_cell(console, study, cell)
+        return Display(cell, console)
+
+    try:
+        results = run_study(study, backends, out, display)
+    except KeyboardInterrupt:
+        return _stopped(out)
+    report.print_study_summary(console, results)
+    plots.save_study(results)
+    if args.json:
+        print(json.dumps(report.study_summary(results)))
+    return 0
+
+
+def _free_bytes(out: Path) -> int:
+    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _stopped(out: Path) -> int:
+    print(
+        f"sweep.py: stopped; models that ended are in {out}; the same command with "
+        f"--out {out} goes on",
+        file=sys.stderr,
+    )
+    return 130
+
+
+def _one_sweep(path: Path) -> Any:
+    """Open a sweep's folder; a study's is refused, with the way to its cells."""
+    from bilinear.results import load_results
+    from bilinear.study_results import is_study
+
+    if is_study(path):
+        raise ConfigError(f"results: expected a sweep, got a study; name a folder in {path}/cells")
+    return load_results(path)
 
 
 def _show(argv: Sequence[str]) -> int:
@@ -267,9 +384,15 @@ def _show(argv: Sequence[str]) -> int:
 
     from bilinear import report
     from bilinear.results import load_results
+    from bilinear.study_results import is_study
 
     results = load_results(args.results)
-    if args.json:
+    if is_study(args.results):
+        if args.json:
+            print(json.dumps(report.study_summary(results)))
+        else:
+            report.print_study_summary(Console(highlight=False), results)
+    elif args.json:
         print(json.dumps(report.summary(results)))
     else:
         report.print_summary(Console(highlight=False), results)
@@ -285,9 +408,8 @@ def _export(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     from bilinear.export import write_notebook_pickle
-    from bilinear.results import load_results
 
-    write_notebook_pickle(load_results(args.results), args.file, seed=args.seed)
+    write_notebook_pickle(_one_sweep(args.results), args.file, seed=args.seed)
     print(f"wrote {args.file}")
     return 0
 
@@ -302,11 +424,10 @@ def _view(argv: Sequence[str]) -> int:
     parser.add_argument("--remainders", metavar="LIST", help="which outputs (those the sweep kept)")
     args = parser.parse_args(argv)
 
-    from bilinear.results import load_results
     from bilinear.viewer import write_page
 
     page = write_page(
-        load_results(args.results),
+        _one_sweep(args.results),
         args.out or args.results / "view.html",
         seeds=_named("seeds", args.seeds) if args.seeds else None,
         remainders=_named("remainders", args.remainders) if args.remainders else None,

@@ -4,7 +4,9 @@ Colours: matplotlib's colour-blind-safe `tableau-colorblind10`, and for signed m
 with white at true zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bilinear.results import Results
+    from bilinear.study_results import StudyResults
 
 # Widths at which the notebook's own run of P = 64 ended with every validation pair right (one
 # unseeded model a width).
@@ -338,3 +341,56 @@ def _some_widths(results: "Results") -> tuple[list[int], "Tensor"]:
     steps = np.linspace(0, len(candidates) - 1, min(5, len(candidates)))
     widths = [int(candidates[round(i)]) for i in steps]
     return widths, torch.stack([results.interactions[d, seed] for d in widths])
+
+
+def accuracy_by_modulus(table: "pd.DataFrame", ax: "Axes") -> "Axes":
+    """Median accuracy on all pairs against width, one line a P, of a study's table."""
+    for p, group in table.groupby("p"):
+        median = group.groupby("d_hidden")["full_acc"].median()
+        ax.plot(median.index, median, marker=".", label=f"P = {p}")
+    ax.set_xlabel("hidden width d")
+    ax.set_ylabel("median accuracy on all pairs")
+    ax.grid(alpha=0.3)
+    ax.legend(loc="lower right")
+    return ax
+
+
+def perfect_share_map(table: "pd.DataFrame", ax: "Axes") -> "Axes":
+    """Share of perfect seeds as a train fraction × width map; white where no model was trained.
+
+    Of a study's table; models of several P, lr or decay are taken together, so filter it first.
+    """
+    share = table.pivot_table(
+        index="train_frac", columns="d_hidden", values="perfect", aggfunc="mean"
+    )
+    image = ax.imshow(
+        share.to_numpy(dtype=float), vmin=0, vmax=1, cmap="viridis", aspect="auto", origin="lower"
+    )
+    ax.set_xticks(*_some([int(d) for d in share.columns]))
+    ax.set_yticks(range(len(share)), [f"{fraction:g}" for fraction in share.index])
+    ax.set_xlabel("hidden width d")
+    ax.set_ylabel("train fraction")
+    _colour_bar(ax, image, "share of perfect seeds")
+    return ax
+
+
+def save_study(results: "StudyResults") -> None:
+    """Write `accuracy.png` and a `perfect-p….png` for each P into a study's folder."""
+    table = results.table
+    _save_one(results.path / "accuracy.png", partial(accuracy_by_modulus, table))
+    for p, group in table.groupby("p"):
+        _save_one(results.path / f"perfect-p{p}.png", partial(perfect_share_map, group))
+
+
+def _save_one(path: Path, draw: Callable[["Axes"], "Axes"]) -> None:
+    import os
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.subplots())
+    unfinished = path.with_name(f"{path.name}.partial")
+    figure.savefig(unfinished, format="png", dpi=100)
+    os.replace(unfinished, path)

@@ -10,6 +10,8 @@ from bilinear.config import SweepConfig
 from bilinear.cost import sweep_cost
 from bilinear.frontier import frontier
 from bilinear.results import Results
+from bilinear.study import AXES, Study, cell_name
+from bilinear.study_results import StudyResults
 from bilinear.training import Backend
 
 
@@ -37,6 +39,48 @@ def print_plan(console: Console, config: SweepConfig, out: Path) -> None:
     }
     for name, value in rows.items():
         console.print(f"{name:>14}  {value}", soft_wrap=True)
+
+
+def print_study_plan(console: Console, study: Study, out: Path) -> None:
+    """Say what a study would run and what it costs at most."""
+    costs = [sweep_cost(cell) for cell in study]
+    for cell in study:
+        console.print(f"cell {cell_name(cell)}: {len(cell.jobs)} models", soft_wrap=True)
+    console.print(
+        f"{len(study)} cells, {sum(len(cell.jobs) for cell in study):,} models, at most "
+        f"{sum(cost.flop for cost in costs) / 1e12:,.2f}·10¹² FLOP and "
+        f"{sum(cost.disk_bytes for cost in costs) / 1e6:,.1f} MB, in {out}",
+        soft_wrap=True,
+    )
+
+
+def print_cell(console: Console, study: Study, cell: SweepConfig) -> None:
+    """Say which cell begins."""
+    n = study.cells.index(cell) + 1
+    console.print(f"cell {n} of {len(study)}: {cell_name(cell)}", soft_wrap=True)
+
+
+def study_summary(results: StudyResults) -> dict[str, Any]:
+    """Return the frontier of each cell: all that the last JSON line says."""
+    return {"results": str(results.path), "complete": results.complete, **results.summary()}
+
+
+def print_study_summary(console: Console, results: StudyResults) -> None:
+    """Print a row a cell: its settings, and the smallest width that generalises perfectly."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("P", "train", "lr", "decay", "perfect", "smallest", "all from"):
+        table.add_column(name, justify="right")
+    for cell in results.summary()["cells"]:
+        widths = (cell["smallest_perfect_width"], cell["all_perfect_from_width"])
+        table.add_row(
+            *(f"{cell[axis]:g}" for axis in AXES),
+            f"{cell['perfect']}/{cell['models']}",
+            *("—" if width is None else str(width) for width in widths),
+        )
+    console.print(table)
+    console.print(f"results in {results.path}", soft_wrap=True)
+    if not results.complete:
+        console.print(f"unfinished: {len(results.begun)} of {len(results.study)} cells begun")
 
 
 def _schedule(schedule: Any) -> str:

@@ -35,9 +35,15 @@ _T = TypeVar("_T")
 _INTEGER_COLUMNS = ("step",)
 
 
-def load_results(path: str | os.PathLike[str]) -> "Results":
-    """Open a results folder, finished or not; raises ResultsError for anything else."""
-    return Results(Path(path))
+def load_results(path: str | os.PathLike[str]) -> Any:
+    """Open the folder of a sweep or of a study, finished or not.
+
+    Returns a `Results` for a sweep, a `bilinear.study_results.StudyResults` for a study of several
+    cells. Raises ResultsError for anything else.
+    """
+    from bilinear.study_results import StudyResults, is_study
+
+    return StudyResults(Path(path)) if is_study(Path(path)) else Results(Path(path))
 
 
 class Results:
@@ -53,8 +59,8 @@ class Results:
         if not path.is_dir():
             raise ResultsError(f"results folder: expected a folder, got {str(path)!r}")
         self.path = path
-        self.config = _read_json(path / "config.json", SweepConfig.from_json)
-        self.environment: dict[str, Any] = _read_json(path / "environment.json", json.loads)
+        self.config = read_json(path / "config.json", SweepConfig.from_json)
+        self.environment: dict[str, Any] = read_json(path / "environment.json", json.loads)
         jobs = map(_job_of, sorted((path / "models").glob("d*-s*.safetensors")))
         self.jobs = [job for job in jobs if job is not None]
 
@@ -143,7 +149,8 @@ def _read_model(path: Path, job: Job, read: Callable[[Any], _T]) -> _T:
         raise ResultsError(f"{name}: damaged ({error}); delete it and resume the sweep") from error
 
 
-def _read_json(path: Path, parse: Callable[[str], _T]) -> _T:
+def read_json(path: Path, parse: Callable[[str], _T]) -> _T:
+    """Parse a file of a results folder; raises ResultsError if it is missing or damaged."""
     try:
         return parse(path.read_text())
     except FileNotFoundError as error:
@@ -171,7 +178,7 @@ class ResultsWriter:
             self._check_same(environment)
         else:
             (path / "models").mkdir(parents=True, exist_ok=True)
-            self._write("environment.json", _json(environment))
+            self._write("environment.json", encode_json(environment))
             self._write("config.json", config.to_json().encode())
         for leftover in path.rglob("*.partial"):
             leftover.unlink()
@@ -187,7 +194,7 @@ class ResultsWriter:
                     f"which holds {strange[0]!r} and no config.json"
                 )
             (self.path / "models").mkdir(exist_ok=True)
-            self._write("environment.json", _json(environment))
+            self._write("environment.json", encode_json(environment))
             self._write("config.json", self.config.to_json().encode())
             return
         there = Results(self.path)
@@ -232,25 +239,33 @@ class ResultsWriter:
         from bilinear.frontier import frontier
 
         table = Results(self.path).table
-        partial = self.path / "table.parquet.partial"
-        table.to_parquet(partial, index=False)
-        os.replace(partial, self.path / "table.parquet")
-        self._write("summary.json", _json(frontier(table)))
+        write_table(self.path / "table.parquet", table)
+        self._write("summary.json", encode_json(frontier(table)))
         return Results(self.path)
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write under another name, force it to disk, rename."""
-        partial = self.path / f"{name}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path / name)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        write_whole(self.path / name, content)
 
 
-def _json(value: object) -> bytes:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under another name, force it to disk, rename; raises OSError, leaving nothing."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table as `write_whole` does: encoded first, so that a full disk leaves nothing."""
+    write_whole(path, table.to_parquet(None, index=False))
+
+
+def encode_json(value: object) -> bytes:
+    """Write as JSON, with the same bytes for equal values."""
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,8 +1,8 @@
 """Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from bilinear.config import SweepConfig
 from bilinear.cost import sweep_cost
 from bilinear.errors import ConfigError
 from bilinear.results import Results, ResultsWriter
+from bilinear.study import Study
+from bilinear.study_results import StudyResults, begin_study, cell_folder, finish_study
 from bilinear.training import Backend, Finished, Job, Progress
 
 
@@ -35,9 +37,9 @@ def environment(backend: Backend) -> dict[str, str]:
     }
 
 
-def fresh_folder(config: SweepConfig, parent: Path = Path("runs")) -> Path:
-    """Name a folder that is not there yet, by modulus and time."""
-    stem = f"p{config.p}-{datetime.now():%Y%m%d-%H%M%S}"
+def fresh_folder(config: SweepConfig, parent: Path = Path("runs"), stem: str | None = None) -> Path:
+    """Name a folder that is not there yet, by `stem` (the modulus) and time."""
+    stem = f"{stem or f'p{config.p}'}-{datetime.now():%Y%m%d-%H%M%S}"
     path, n = parent / stem, 1
     while path.exists():
         n += 1
@@ -89,9 +91,38 @@ def _events(
             yield from events
 
 
-def check_space(config: SweepConfig, out: Path, free_bytes: int) -> None:
+def latest_study(study: Study, parent: Path = Path("runs")) -> Path:
+    """Find the folder of the last run of `study`; raises ConfigError if there is none."""
+    for path in sorted(parent.glob("*/study.json"), reverse=True):
+        try:
+            if Study.from_json(path.read_text()) == study:
+                return path.parent
+        except ConfigError:
+            continue
+    raise ConfigError(f"resume: no folder under {parent} holds this study")
+
+
+def run_study(
+    study: Study,
+    backends: Sequence[Backend],
+    out: Path,
+    display: Callable[[SweepConfig], AbstractContextManager[Callable[..., None]]],
+) -> StudyResults:
+    """Train what `out` does not hold yet of every cell, and finish the folder.
+
+    `backends` has one for each cell; `display` is called with a cell and gives what its events go
+    to. Killed and started again it goes on, as `run_sweep` does, and raises what that raises.
+    """
+    begin_study(out, study)
+    for cell, backend in zip(study, backends, strict=True):
+        with display(cell) as on_event:
+            run_sweep(cell, backend, cell_folder(out, cell), on_event)
+    return finish_study(out)
+
+
+def check_space(study: Study, out: Path, free_bytes: int) -> None:
     """Raise ConfigError before anything is written if the folder would not fit."""
-    needed = sweep_cost(config).disk_bytes
+    needed = sum(sweep_cost(cell).disk_bytes for cell in study)
     if needed > free_bytes:
         raise ConfigError(
             f"out: expected {needed / 1e6:,.0f} MB of space for {str(out)!r}, "
