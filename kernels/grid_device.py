@@ -9,8 +9,8 @@ Algebra, for all pairs (a, b) with label c = (a + b) mod p and weights L_a, R_a,
 
 Tiles: one b against a block of BA a's, so that l is a block of L_a plus one row, and sums over b
 stay in registers. Only U units are held at a time: l, r, h, dh, dL_a, dR_a are (BA, U), dW_p
-(C, U); a wider model makes its logits anew for each U of its units. Logits and g are one or two
-tiles of C classes, (BA, C) each: p ≤ 2C (TWO). Models of unequal widths share a launch: rows in
+(C, U); a wider model makes its logits anew for each U of its units. Logits and g are TILES
+tiles of C classes, (BA, C) each. Models of unequal widths share a launch: rows in
 memory are D long, a multiple of U, and zero past a model's own width, which they stay. p is a
 compile-time constant because its masks and addresses else take the registers that the tiles need.
 
@@ -83,12 +83,24 @@ def _apart(logits, classes, label, p):
     """Take the label out of a tile of logits (n, C).
 
     Returns its logit (n,), 0 if it is none of these classes; the others' logits, −∞ for it and for
-    padding; the largest of those (n,).
+    padding; the largest of those (n,), or −1e30 where there is none.
     """
     is_label = classes[None, :] == label[:, None]
     label_logit = tl.sum(tl.where(is_label, logits, 0.0), 1)
     others = tl.where(is_label | (classes >= p)[None, :], float("-inf"), logits)
-    return label_logit, others, tl.max(others, 1)
+    return label_logit, others, tl.maximum(tl.max(others, 1), -1e30, tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _merge(logits, classes, label, p, label_logit, best, total):
+    """Take a further tile of logits into the label's logit, the others' largest, and their sum.
+
+    `total` is Σ exp(logit − best) over the classes but the label.
+    """
+    more, z, best_here = _apart(logits, classes, label, p)
+    together = tl.maximum(best, best_here, tl.PropagateNan.ALL)
+    total = total * tl.exp(best - together) + tl.sum(tl.exp(z - together[:, None]), 1)
+    return label_logit + more, together, total
 
 
 @triton.jit
@@ -135,7 +147,7 @@ def _other_units(
 @triton.jit
 def grid_gradient(
     weights_ptr, gradient_ptr, trained_ptr, p, D, b_first, b_end, share,
-    C: tl.constexpr, TWO: tl.constexpr, BA: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BA: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the loss over the training pairs with b in [b_first, b_end), `share` each.
@@ -148,14 +160,14 @@ def grid_gradient(
         for first in range(0, D, U):
             _tile_gradient(
                 weights_ptr, gradient_ptr, trained_ptr, p, D, tile, first, b_first, b_end, share,
-                C, TWO, BA, U, HOLD, PRECISION, ACC,
+                C, TILES, BA, U, HOLD, PRECISION, ACC,
             )  # fmt: skip
 
 
 @triton.jit
 def _tile_gradient(
     weights_ptr, gradient_ptr, trained_ptr, p, D, tile, first, b_first, b_end, share,
-    C: tl.constexpr, TWO: tl.constexpr, BA: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BA: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What C classes from `tile` give to the gradient's columns first … first + U − 1.
@@ -190,17 +202,23 @@ def _tile_gradient(
             else:
                 logits = _logits(weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC)
             label_logit, z, best = _apart(logits, classes, label, p)
-            if TWO:
-                other = C - tile + tl.arange(0, C)
-                logits = _logits(weights_ptr, p, D, a, inside, b, other, BA, C, U, PRECISION, ACC)
-                logit_there, z_there, best_there = _apart(logits, other, label, p)
-                label_logit += logit_there
-                best = tl.maximum(best, best_there)
-            shift = tl.maximum(best, label_logit)
-            e = tl.exp(z - shift[:, None])
-            total = tl.sum(e, 1)
-            if TWO:
-                total += tl.sum(tl.exp(z_there - shift[:, None]), 1)
+            if p > C:
+                total = tl.sum(tl.exp(z - best[:, None]), 1)
+                for distance in range(C, TILES * C, C):
+                    other = (tile + distance) % (TILES * C) + tl.arange(0, C)
+                    logits = _logits(
+                        weights_ptr, p, D, a, inside, b, other, BA, C, U, PRECISION, ACC
+                    )
+                    label_logit, best, total = _merge(
+                        logits, other, label, p, label_logit, best, total
+                    )
+                shift = tl.maximum(best, label_logit)
+                total *= tl.exp(best - shift)
+                e = tl.exp(z - shift[:, None])
+            else:
+                shift = tl.maximum(best, label_logit)
+                e = tl.exp(z - shift[:, None])
+                total = tl.sum(e, 1)
             trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0).to(ACC)
             scale = trained * share / (total + tl.exp(label_logit - shift))
             g = _loss_gradient(e, classes, label, -total * scale, scale)
@@ -214,14 +232,14 @@ def _tile_gradient(
             d_r_a += d_right
             d_l_b = tl.sum(d_left, 0)
             d_r_b = tl.sum(d_right, 0)
-            if TWO:
+            if p > C:
                 again = (a_first > 0) | (tile > 0)
                 d_l_b += tl.load(gradient_ptr + b_at, mask=again, other=0.0)
                 d_r_b += tl.load(gradient_ptr + p * D + b_at, mask=again, other=0.0)
             tl.store(gradient_ptr + b_at, d_l_b)
             tl.store(gradient_ptr + p * D + b_at, d_r_b)
         a_at = gradient_ptr + a[:, None] * D + units[None, :]
-        if TWO:
+        if p > C:
             again = inside[:, None] & (tile > 0)
             d_l_a += tl.load(a_at, mask=again, other=0.0)
             d_r_a += tl.load(a_at + p * D, mask=again, other=0.0)
@@ -235,14 +253,13 @@ def _tile_gradient(
 @triton.jit
 def grid_metrics(
     weights_ptr, trained_ptr, p, D, b_first, b_end,
-    C: tl.constexpr, TWO: tl.constexpr, BA: tl.constexpr, U: tl.constexpr,
+    C: tl.constexpr, BA: tl.constexpr, U: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Columns of an evaluation over the pairs with b in [b_first, b_end), both losses as sums.
 
     Ties and not-a-numbers are wrong answers; one not-a-number makes the smallest margin one.
     """
-    low = tl.arange(0, C)
     train_loss = tl.zeros((BA,), ACC)
     val_loss = tl.zeros((BA,), ACC)
     train_right = tl.zeros((BA,), tl.int32)
@@ -253,17 +270,17 @@ def grid_metrics(
         inside = a < p
         for b in range(b_first, b_end):
             label = _label(a, b, p)
-            logits = _logits(weights_ptr, p, D, a, inside, b, low, BA, C, U, PRECISION, ACC)
-            label_logit, z_low, best = _apart(logits, low, label, p)
-            if TWO:
-                logits = _logits(weights_ptr, p, D, a, inside, b, C + low, BA, C, U, PRECISION, ACC)
-                more, z_high, best_high = _apart(logits, C + low, label, p)
-                label_logit += more
-                best = tl.maximum(best, best_high)
+            label_logit = tl.zeros((BA,), ACC)
+            best = tl.full((BA,), -1e30, ACC)
+            total = tl.zeros((BA,), ACC)
+            for tile in range(0, p, C):
+                classes = tile + tl.arange(0, C)
+                logits = _logits(weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC)
+                label_logit, best, total = _merge(
+                    logits, classes, label, p, label_logit, best, total
+                )
             shift = tl.maximum(best, label_logit)
-            others = tl.sum(tl.exp(z_low - shift[:, None]), 1)
-            if TWO:
-                others += tl.sum(tl.exp(z_high - shift[:, None]), 1)
+            others = total * tl.exp(best - shift)
             margin = label_logit - best
             wrong_loss = (shift - label_logit) + tl.log(others + tl.exp(label_logit - shift))
             loss = tl.where(margin > 0, _log1p(others), wrong_loss)
@@ -373,25 +390,34 @@ def _batch_logits(
 
 
 @triton.jit
-def _project_back(
-    weights_ptr, gradient_ptr, g, h, classes, again, p, D, units, dh,
-    PRECISION: tl.constexpr, ACC: tl.constexpr,
+def _batch_tile(
+    weights_ptr, gradient_ptr, g, classes, a, b, classes_again, tokens_again, p, D,
+    C: tl.constexpr, U: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Add gᵀ h to the rows of dW_p, and return dh plus g W_p, for a tile of classes."""
-    is_class = classes < p
-    at = (2 * p + classes)[:, None] * D + units[None, :]
-    before = tl.load(gradient_ptr + at, mask=is_class[:, None] & again, other=0.0)
-    d_w_p = _add_dot(tl.trans(g), h, before, PRECISION, ACC)
-    tl.store(gradient_ptr + at, d_w_p, mask=is_class[:, None])
-    w_p = tl.load(weights_ptr + at, mask=is_class[:, None], other=0.0)
-    return _add_dot(g, w_p, dh, PRECISION, ACC)
+    """Gradient that a tile of g (n, C) of pairs gives, onto what is there if `…_again`."""
+    is_class = (classes < p)[:, None]
+    for first in range(0, D, U):
+        units = first + tl.arange(0, U)
+        left, right = _batch_halves(weights_ptr, p, D, a, b, units)
+        at = (2 * p + classes)[:, None] * D + units[None, :]
+        before = tl.load(gradient_ptr + at, mask=is_class & classes_again, other=0.0)
+        d_w_p = _add_dot(tl.trans(g), left * right, before, PRECISION, ACC)
+        tl.store(gradient_ptr + at, d_w_p, mask=is_class)
+        dh = _dot(g, tl.load(weights_ptr + at, mask=is_class, other=0.0), PRECISION, ACC)
+        d_left = dh * right
+        d_right = dh * left
+        of_b = gradient_ptr + 3 * p * D
+        _add_rows(gradient_ptr, a, d_left, tokens_again, p, D, units, C, PRECISION, ACC)
+        _add_rows(gradient_ptr + p * D, a, d_right, tokens_again, p, D, units, C, PRECISION, ACC)
+        _add_rows(of_b, b, d_left, tokens_again, p, D, units, C, PRECISION, ACC)
+        _add_rows(of_b + p * D, b, d_right, tokens_again, p, D, units, C, PRECISION, ACC)
 
 
 @triton.jit
 def batch_gradient(
     weights_ptr, gradient_ptr, pairs_ptr, p, D, first, batch, n_train, key, epoch, half_bits,
     share,
-    C: tl.constexpr, TWO: tl.constexpr, BM: tl.constexpr, U: tl.constexpr,
+    C: tl.constexpr, BM: tl.constexpr, U: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the loss of pairs first … first + batch − 1 of the epoch's order, `share` each.
@@ -399,53 +425,33 @@ def batch_gradient(
     Reads the weights, whose rows are gathered for BM pairs at a time, and pairs (n_train, 2) int32;
     writes all of gradient (5p, D).
     """
-    low = tl.arange(0, C)
     for start in range(0, batch, BM):
         i = start + tl.arange(0, BM)
         index = shuffled(tl.minimum(first + i, n_train - 1), n_train, key, epoch, half_bits)
         a = tl.load(pairs_ptr + 2 * index)
         b = tl.load(pairs_ptr + 2 * index + 1)
         label = _label(a, b, p)
-        logits = _batch_logits(weights_ptr, p, D, a, b, low, BM, C, U, PRECISION, ACC)
-        label_logit, z_low, best = _apart(logits, low, label, p)
-        if TWO:
-            logits = _batch_logits(weights_ptr, p, D, a, b, C + low, BM, C, U, PRECISION, ACC)
-            more, z_high, best_high = _apart(logits, C + low, label, p)
-            label_logit += more
-            best = tl.maximum(best, best_high)
+        label_logit = tl.zeros((BM,), ACC)
+        best = tl.full((BM,), -1e30, ACC)
+        total = tl.zeros((BM,), ACC)
+        for tile in range(0, p, C):
+            classes = tile + tl.arange(0, C)
+            logits = _batch_logits(weights_ptr, p, D, a, b, classes, BM, C, U, PRECISION, ACC)
+            label_logit, best, total = _merge(logits, classes, label, p, label_logit, best, total)
         shift = tl.maximum(best, label_logit)
-        e_low = tl.exp(z_low - shift[:, None])
-        others = tl.sum(e_low, 1)
-        if TWO:
-            e_high = tl.exp(z_high - shift[:, None])
-            others += tl.sum(e_high, 1)
-        scale = tl.where(i < batch, share, 0.0) / (others + tl.exp(label_logit - shift))
-        of_label = -others * scale
-        g_low = _loss_gradient(e_low, low, label, of_label, scale)
-        if TWO:
-            g_high = _loss_gradient(e_high, C + low, label, of_label, scale)
-        again = start > 0
-        for unit in range(0, D, U):
-            units = unit + tl.arange(0, U)
-            left, right = _batch_halves(weights_ptr, p, D, a, b, units)
-            h = left * right
-            dh = tl.zeros((BM, U), ACC)
-            dh = _project_back(
-                weights_ptr, gradient_ptr, g_low, h, low, again, p, D, units, dh, PRECISION, ACC
-            )
-            if TWO:
-                dh = _project_back(
-                    weights_ptr, gradient_ptr, g_high, h, C + low, again, p, D, units, dh,
-                    PRECISION, ACC,
-                )  # fmt: skip
-            d_left = dh * right
-            d_right = dh * left
-            of_b = gradient_ptr + 3 * p * D
-            _add_rows(gradient_ptr, a, d_left, again, p, D, units, C, PRECISION, ACC)
-            _add_rows(gradient_ptr + p * D, a, d_right, again, p, D, units, C, PRECISION, ACC)
-            _add_rows(of_b, b, d_left, again, p, D, units, C, PRECISION, ACC)
-            _add_rows(of_b + p * D, b, d_right, again, p, D, units, C, PRECISION, ACC)
-        tl.debug_barrier()  # the next pairs add to what is stored
+        total *= tl.exp(best - shift)
+        scale = tl.where(i < batch, share, 0.0) / (total + tl.exp(label_logit - shift))
+        for tile in range(0, p, C):
+            classes = tile + tl.arange(0, C)
+            logits = _batch_logits(weights_ptr, p, D, a, b, classes, BM, C, U, PRECISION, ACC)
+            e = tl.where((classes < p)[None, :], tl.exp(logits - shift[:, None]), 0.0)
+            # Counted from the tile: Triton 3.6 cannot compile another use of the mask made above.
+            g = _loss_gradient(e, tl.arange(0, C), label - tile, -total * scale, scale)
+            _batch_tile(
+                weights_ptr, gradient_ptr, g, classes, a, b, start > 0, (start > 0) | (tile > 0),
+                p, D, C, U, PRECISION, ACC,
+            )  # fmt: skip
+            tl.debug_barrier()  # what comes next adds to what is stored
 
 
 @triton.jit
@@ -524,7 +530,7 @@ def grid_run_kernel(
     weights_ptr, moment1_ptr, moment2_ptr, gradient_ptr, counters_ptr, history_ptr,
     models_ptr, split_of_ptr, key_ptr, trained_ptr, pairs_ptr, schedule_ptr, hyper_ptr,
     n_train, batch, half_bits, quantum, steps, eval_every, hold, goal_is_val,
-    p: tl.constexpr, C: tl.constexpr, TWO: tl.constexpr, BA: tl.constexpr,
+    p: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr, BA: tl.constexpr,
     D: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
     BLOCK: tl.constexpr, MINIBATCH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -548,7 +554,7 @@ def grid_run_kernel(
     while running != 0:
         if is_evaluated(t, steps, eval_every):
             train_loss, val_loss, train_right, val_right, min_margin = grid_metrics(
-                weights, trained, p, D, 0, p, C, TWO, BA, U, PRECISION, ACC
+                weights, trained, p, D, 0, p, C, BA, U, PRECISION, ACC
             )
             streak = record(
                 history, t, eval_every, p, n_train, goal_is_val,
@@ -565,12 +571,12 @@ def grid_run_kernel(
                     p, D, t % an_epoch * batch, batch, n_train,
                     tl.load(key_ptr + model).to(tl.uint64, bitcast=True),
                     (t // an_epoch).to(tl.uint64), half_bits, one / batch,
-                    C, TWO, BA, U, PRECISION, ACC,
+                    C, BA, U, PRECISION, ACC,
                 )  # fmt: skip
             else:
                 grid_gradient(
                     weights, gradient, trained, p, D, 0, p, one / n_train,
-                    C, TWO, BA, U, HOLD, PRECISION, ACC,
+                    C, TILES, BA, U, HOLD, PRECISION, ACC,
                 )  # fmt: skip
             tl.debug_barrier()
             adamw(
@@ -589,7 +595,7 @@ def grid_run_kernel(
 def grid_step_kernel(
     weights_ptr, gradient_ptr, sums_ptr, counters_ptr, models_ptr, split_of_ptr, trained_ptr,
     n_train, steps, eval_every,
-    p: tl.constexpr, C: tl.constexpr, TWO: tl.constexpr, BA: tl.constexpr,
+    p: tl.constexpr, C: tl.constexpr, TILES: tl.constexpr, BA: tl.constexpr,
     D: tl.constexpr, U: tl.constexpr, HOLD: tl.constexpr,
     CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
@@ -610,7 +616,7 @@ def grid_step_kernel(
         trained = trained_ptr + split * p * p
         if is_evaluated(t, steps, eval_every):
             train_loss, val_loss, train_right, val_right, min_margin = grid_metrics(
-                weights, trained, p, D, first, end, C, TWO, BA, U, PRECISION, ACC
+                weights, trained, p, D, first, end, C, BA, U, PRECISION, ACC
             )
             sums = sums_ptr + (model * CHUNKS + chunk) * METRICS
             tl.store(sums, train_loss)
@@ -621,7 +627,7 @@ def grid_step_kernel(
         one = tl.full((), 1.0, ACC)
         grid_gradient(
             weights, gradient_ptr + at * CHUNKS + chunk * (5 * p * D), trained,
-            p, D, first, end, one / n_train, C, TWO, BA, U, HOLD, PRECISION, ACC,
+            p, D, first, end, one / n_train, C, TILES, BA, U, HOLD, PRECISION, ACC,
         )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from .tiles import Tile, blocks
 PRECISIONS = {"highest": "bf16x6", "high": "bf16x3", "tf32": "tf32"}
 METRICS = 5
 TILE = Tile(block_m=64, block_d=16, block_n=64, num_warps=4, num_stages=1)
-LARGEST_P = 2 * TILE.block_n
 _UPDATE = Tile(block_m=0, num_warps=8, num_stages=1)
 _BLOCK = 2048
 
@@ -96,8 +95,6 @@ class TritonGrid:
         (block_m), units (block_d) and classes (block_n) held at a time.
         """
         p, dtype = recipe.p, weights[0][2].dtype
-        if p > 2 * tile.block_n:
-            raise ValueError(f"p: expected at most {2 * tile.block_n}, got {p}")
         if recipe.precision not in PRECISIONS:
             raise ValueError(f"precision: expected {tuple(PRECISIONS)}, got {recipe.precision!r}")
         self.recipe, self.device, self.chunks, self._tile = recipe, device, chunks, tile
@@ -169,10 +166,10 @@ class TritonGrid:
 
     def _constants(self) -> dict[str, object]:
         tile = self._tile.fit(m=self.recipe.p, d=self.d, n=self.recipe.p)
-        two = self.recipe.p > tile.block_n
+        tiles = blocks(self.recipe.p, tile.block_n)
         return {
-            "p": self.recipe.p, "C": tile.block_n, "TWO": two, "BA": tile.block_m,
-            "D": self.d, "U": tile.block_d, "HOLD": not two,
+            "p": self.recipe.p, "C": tile.block_n, "TILES": tiles, "BA": tile.block_m,
+            "D": self.d, "U": tile.block_d, "HOLD": tiles == 1,
             "PRECISION": self._precision, "ACC": self._acc,
         }  # fmt: skip
 

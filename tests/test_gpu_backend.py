@@ -9,7 +9,6 @@ from bilinear.backends import choose
 from bilinear.backends.cpu import CpuBackend
 from bilinear.backends.gpu import GpuBackend, _waves, recipe_of
 from bilinear.config import SweepConfig
-from bilinear.errors import ConfigError
 from bilinear.interactions import interaction_matrices
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.kernels.grid_triton import bytes_a_model
@@ -93,15 +92,8 @@ def test_a_wave_fits_its_room() -> None:
     assert [len(wave) for wave in _waves(jobs, recipe, 1)] == [1] * 15
 
 
-def test_a_p_too_large_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    config = SweepConfig(p=131, widths=(4,), remainders=())
-    with pytest.raises(ConfigError, match="p: the fused GPU path trains up to 128, got 131"):
-        choose(config, fused=True, device="cuda")
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize(("p", "d"), [(64, 16), (64, 64), (97, 24)])
+@pytest.mark.parametrize(("p", "d"), [(64, 16), (64, 64), (97, 24), (131, 16)])
 @pytest.mark.parametrize(("precision", "rtol"), [("highest", 1e-4), ("high", 2e-3), ("tf32", 5e-2)])
 def test_two_hundred_steps_on_a_gpu(p: int, d: int, precision: str, rtol: float) -> None:
     config = SweepConfig(

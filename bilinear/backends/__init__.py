@@ -54,12 +54,8 @@ def _fused(config: SweepConfig, device: str) -> Backend:
 
 def _gpu(config: SweepConfig) -> Backend:
     from bilinear.backends.gpu import GpuBackend
-    from bilinear.kernels.grid_triton import LARGEST_P, PRECISIONS
+    from bilinear.kernels.grid_triton import PRECISIONS
 
-    if config.p > LARGEST_P:
-        raise ConfigError(
-            f"p: the fused GPU path trains up to {LARGEST_P}, got {config.p}; add --device cpu"
-        )
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
     reason = f"{name}; all models at once, {PRECISIONS[config.precision]} products"
