@@ -66,17 +66,17 @@ def run_sweep(
 ) -> Results:
     """Train every model of `config` that `out` does not hold yet, and finish the folder.
 
-    A run that was killed goes on where it stopped: models that were in training begin again from
-    their seeds, so the folder ends with the same bits. Raises ConfigError if `out` belongs to
-    another config or backend, ResultsError if a file in it is damaged, OSError if it can't be
-    written.
+    A run that was killed goes on where it stopped, and the folder ends with the same bits: models
+    that were in training begin again from their seeds, or on a GPU from their last checkpoint.
+    Raises ConfigError if `out` belongs to another config or backend, ResultsError if a file in it
+    is damaged, OSError if it can't be written.
     """
     writer = ResultsWriter(out, config, environment(backend))
     done = set(writer.finished_jobs())
     if done:
         on_event(Resumed(writer.rows(sorted(done))))
     jobs = [job for job in map(Job._make, config.jobs) if job not in done]
-    for event in _events(backend, config, jobs):
+    for event in _events(backend, config, jobs, out / "in-training"):
         if isinstance(event, Finished):
             writer.write_model(event)
         on_event(event)
@@ -84,10 +84,10 @@ def run_sweep(
 
 
 def _events(
-    backend: Backend, config: SweepConfig, jobs: list[Job]
+    backend: Backend, config: SweepConfig, jobs: list[Job], scratch: Path
 ) -> Iterator[Progress | Finished]:
     if jobs:
-        with closing(backend.train(config, jobs)) as events:  # type: ignore[type-var]
+        with closing(backend.train(config, jobs, scratch)) as events:  # type: ignore[type-var]
             yield from events
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -146,9 +147,13 @@ class Backend(Protocol):
     name: str
     reason: str
 
-    def train(self, config: SweepConfig, jobs: Sequence[Job]) -> Iterator[Progress | Finished]:
+    def train(
+        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
+    ) -> Iterator[Progress | Finished]:
         """Train all `jobs`, in any order, and yield what happens as it happens.
 
-        Closing the iterator stops the training; models that have not finished are forgotten.
+        Closing the iterator stops the training. In the folder `scratch` a backend may keep what it
+        goes on from when it is called again, with the same config, after it was closed or killed;
+        it leaves nothing there when all jobs have finished.
         """
         ...

@@ -5,7 +5,7 @@ quantum of steps in one program, `step` takes one step of all models in two laun
 into chunks of b's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -163,6 +163,29 @@ class TritonGrid:
         )  # fmt: skip
         sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _BLOCK}
         launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a run goes on from, with a row a model: copies on the host."""
+        return {name: tensor.cpu() for name, tensor in self._state().items()}
+
+    def restore(self, model: int, state: Mapping[str, Tensor]) -> None:
+        """Put a model's rows of an earlier `state` back."""
+        for name, tensor in self._state().items():
+            if state[name].shape != tensor[model].shape:
+                raise ValueError(
+                    f"state {name}: expected {tuple(tensor[model].shape)}, "
+                    f"got {tuple(state[name].shape)}"
+                )
+            tensor[model].copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "weights": self._weights,
+            "moment1": self._moment1,
+            "moment2": self._moment2,
+            "counters": self.counters,
+            "history": self.history,
+        }
 
     def _constants(self) -> dict[str, object]:
         tile = self._tile.fit(m=self.recipe.p, d=self.d, n=self.recipe.p)

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilinear.backends import choose
+from bilinear.backends import choose, gpu
 from bilinear.backends.cpu import CpuBackend
 from bilinear.backends.gpu import GpuBackend, _waves, recipe_of
+from bilinear.checkpoint import Checkpoint
 from bilinear.config import SweepConfig
+from bilinear.errors import ResultsError
 from bilinear.interactions import interaction_matrices
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.kernels.grid_triton import bytes_a_model
@@ -79,6 +81,42 @@ def test_a_folder_of_its_results(device: torch.device, tmp_path: Path) -> None:
             *weight.chunk(2), results.models[d, 1]["projection.weight"], (0, 3)
         )
         torch.testing.assert_close(results.interactions[d, 1], expected)
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_a_stopped_run_goes_on_from_its_checkpoint(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SweepConfig(**vars(SMALL) | {"steps": 20, "widths": (3, 17), "seeds": (0,)})
+    jobs = [Job(*job) for job in config.jobs]
+    whole = trained(GpuBackend(device, "test", memory=2**30), config)
+    monkeypatch.setattr(gpu, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(gpu, "_LAUNCH_SECONDS", 0.0)
+    monkeypatch.setattr(gpu, "_FIRST_QUANTUM", 2)
+    scratch = tmp_path / "in-training"
+    events = GpuBackend(device, "test", memory=2**30).train(config, jobs, scratch)
+    for event in events:
+        if isinstance(event, Progress) and event.evaluation.step >= 10:
+            break
+    events.close()  # type: ignore[attr-defined]
+    kept = Checkpoint(scratch).read()
+    assert set(kept) == set(jobs)
+    assert all(5 <= state["counters"][0] < 20 for state in kept.values())
+    again = list(GpuBackend(device, "test", memory=2**30).train(config, jobs, scratch))
+    assert not scratch.exists()
+    for event in again:
+        if isinstance(event, Finished):
+            assert event.record.evaluations == whole[event.job].record.evaluations
+            assert torch.equal(event.w_l, whole[event.job].w_l)
+            assert torch.equal(event.w_p, whole[event.job].w_p)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    Checkpoint(tmp_path).write("d016", [Job(3, 0)], {"weights": torch.zeros(1, 2)})
+    assert Checkpoint(tmp_path).read()[Job(3, 0)]["weights"].tolist() == [0, 0]
+    (tmp_path / "d016.safetensors").write_bytes(b"half")
+    with pytest.raises(ResultsError, match=r"d016\.safetensors: damaged"):
+        Checkpoint(tmp_path).read()
 
 
 def test_a_wave_fits_its_room() -> None:

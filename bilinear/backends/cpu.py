@@ -4,6 +4,7 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 
 from bilinear.config import SweepConfig
@@ -28,7 +29,9 @@ class CpuBackend:
         self.model_type, self.workers = model_type, workers
         self.name, self.reason = name, reason
 
-    def train(self, config: SweepConfig, jobs: Sequence[Job]) -> Iterator[Progress | Finished]:
+    def train(
+        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
+    ) -> Iterator[Progress | Finished]:
         """See `bilinear.training.Backend`; progress comes a few times a second for each model.
 
         Narrow models go first: they seldom reach their goal before the last step, so they take

@@ -3,11 +3,13 @@
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bilinear.checkpoint import Checkpoint
 from bilinear.config import SweepConfig
 from bilinear.data import split_pairs
 from bilinear.initial import initial_weights
@@ -21,6 +23,8 @@ from bilinear.training import Finished, Job, Progress, Record
 _LAUNCH_SECONDS = 0.25
 _FIRST_QUANTUM = 20
 _SHARE_OF_MEMORY = 0.6
+# At most this much training is lost to a kill.
+_CHECKPOINT_SECONDS = 5.0
 
 
 class GpuBackend:
@@ -32,15 +36,22 @@ class GpuBackend:
         """Train on `device`, in waves of models that fit `memory` bytes (what is free there)."""
         self.device, self.reason, self._memory = device, reason, memory
 
-    def train(self, config: SweepConfig, jobs: Sequence[Job]) -> Iterator[Progress | Finished]:
+    def train(
+        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
+    ) -> Iterator[Progress | Finished]:
         """See `bilinear.training.Backend`; events come a few times a second.
 
         The bits of a model do not depend on the wave, the launch or the program it is trained in.
+        Models in training are kept in `scratch` every few seconds.
         """
         recipe = recipe_of(config)
+        checkpoint = None if scratch is None else Checkpoint(scratch)
+        states = {} if checkpoint is None else checkpoint.read()
         for wave in _waves(sorted(jobs), recipe, self._room()):
-            lanes = [_Lane(config, recipe, some, self.device) for some in _by_padded_width(wave)]
-            yield from _train_wave(lanes)
+            lanes = [
+                _Lane(config, recipe, some, self.device, states) for some in _by_padded_width(wave)
+            ]
+            yield from _train_wave(lanes, checkpoint)
 
     def _room(self) -> float:
         if self._memory is not None:
@@ -117,11 +128,19 @@ class _Lane:
     """
 
     def __init__(
-        self, config: SweepConfig, recipe: Recipe, jobs: list[Job], device: torch.device
+        self,
+        config: SweepConfig,
+        recipe: Recipe,
+        jobs: list[Job],
+        device: torch.device,
+        states: Mapping[Job, Mapping[str, Tensor]],
     ) -> None:
         self._config, self._recipe, self._jobs, self._device = config, recipe, jobs, device
         self._on_gpu = device.type == "cuda"
         self._grid = make_grid(config, jobs, device)
+        for i, job in enumerate(jobs):
+            if job in states:
+                self._grid.restore(i, states[job])
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copies = torch.cuda.Stream(device) if self._on_gpu else None
         self._seen: torch.cuda.Event | None = None
@@ -170,6 +189,16 @@ class _Lane:
         self._live = [i for i in self._live if not counters[i][2]]
         if ended:
             yield from self._finished(ended)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Write the state of all models after what is enqueued, or drop it if none is live."""
+        group = f"d{self._grid.d:03d}"
+        if not self.live:
+            checkpoint.forget(group)
+            return
+        with self._on(self._stream):
+            state = self._grid.state()
+        checkpoint.write(group, self._jobs, state)
 
     def _adapt(self) -> None:
         """Aim the next launch at `_LAUNCH_SECONDS`; the number of steps changes no model's bits."""
@@ -239,8 +268,9 @@ class _Stopwatch:
         return self._end - self._start
 
 
-def _train_wave(lanes: list[_Lane]) -> Iterator[Progress | Finished]:
+def _train_wave(lanes: list[_Lane], checkpoint: Checkpoint | None) -> Iterator[Progress | Finished]:
     """Keep one launch running while the results of the one before are read."""
+    kept = time.monotonic()
     for lane in lanes:
         lane.launch()
     while any(lane.live for lane in lanes):
@@ -250,3 +280,10 @@ def _train_wave(lanes: list[_Lane]) -> Iterator[Progress | Finished]:
             lane.launch()
         for lane in live:
             yield from lane.events()
+        if checkpoint is not None and time.monotonic() - kept > _CHECKPOINT_SECONDS:
+            for lane in live:
+                lane.keep(checkpoint)
+            kept = time.monotonic()
+    if checkpoint is not None:
+        for lane in lanes:
+            lane.keep(checkpoint)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from math import nan
+from pathlib import Path
 
 from bilinear.config import SweepConfig
 from bilinear.data import split_pairs
@@ -20,7 +21,9 @@ class ReferenceBackend:
         self.device = device
         self.reason = f"no --fused: the notebook's loop, on {device}"
 
-    def train(self, config: SweepConfig, jobs: Sequence[Job]) -> Iterator[Progress | Finished]:
+    def train(
+        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
+    ) -> Iterator[Progress | Finished]:
         """See `bilinear.training.Backend`; widths from the largest down, as the notebook goes."""
         for job in sorted(jobs, reverse=True):
             result = train_notebook(
