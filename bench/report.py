@@ -24,7 +24,11 @@ BEGIN, END = "<!-- bench.report -->", "<!-- end -->"
 # What users get by default; other ways of ours are shown, but decide nothing.
 DEFAULTS = ("fused", "compiled", "span")
 OTHER_WAYS = ("recompute", "torch-ops")
+PEERS = ("eager", "compile", "vmap", "bmm", "dense", "notebook")
 COLOURS = {"faster": "#006BA4", "within the spread": "#898989", "slower": "#C85200"}
+
+
+_WAY = re.compile("|".join(DEFAULTS + OTHER_WAYS + PEERS))
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,22 @@ def contests(content: dict[str, Any]) -> list[Contest]:
     """Contests of a pytest-benchmark file that have a default way and a peer."""
     groups: defaultdict[str, dict[str, Contestant]] = defaultdict(dict)
     for one in content["benchmarks"]:
-        found = re.search(r"\[([a-z-]+?)-?(?:layer|mlp|\d|\(|\])", one["name"])
+        found = _WAY.search(one["name"])
         if found is None or one["group"] is None:
             continue
         stats = one["stats"]
-        groups[one["group"]][found[1]] = Contestant(
-            found[1], stats["median"], stats["q1"], stats["q3"], one["extra_info"]
+        groups[one["group"]][found[0]] = Contestant(
+            found[0], stats["median"], stats["q1"], stats["q3"], one["extra_info"]
         )
     return [
         Contest(group, ways)
         for group, ways in groups.items()
-        if set(ways) & set(DEFAULTS) and set(ways) - set(DEFAULTS + OTHER_WAYS)
+        if set(ways) & set(DEFAULTS) and set(ways) & set(PEERS)
     ]
+
+
+def _timed(found: list[Contest]) -> list[Contest]:
+    return [contest for contest in found if not contest.group.startswith("memory")]
 
 
 def draw(found: list[Contest], path: Path) -> None:
@@ -133,6 +141,25 @@ def _contest_table(found: list[Contest]) -> list[str]:
             f"| {peer.name}, {_seconds(peer.median)} "
             f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} |"
         )
+    return lines
+
+
+def _memory_table(found: list[Contest]) -> list[str]:
+    lines = [
+        "| | way | MB saved for backward | MB at the peak | of eager's: saved | peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for contest in found:
+        if not contest.group.startswith("memory"):
+            continue
+        eager = contest.ways["eager"].notes
+        for way in contest.ways.values():
+            saved, peak = way.notes["bytes saved"], way.notes["peak bytes"]
+            lines.append(
+                f"| {contest.group.removeprefix('memory, ')} | {way.name} "
+                f"| {saved / 1e6:.2f} | {peak / 1e6:.2f} "
+                f"| {saved / eager['bytes saved']:.2f} | {peak / eager['peak bytes']:.2f} |"
+            )
     return lines
 
 
@@ -210,10 +237,11 @@ def _page(content: dict[str, Any]) -> list[str]:
 
 def page(results: Path = RESULTS) -> str:
     """Text of docs/performance.md."""
-    cpu, reading = _read("cpu", results), _read("interactions", results)
-    on_cpu, on_reading = contests(cpu), contests(reading)
+    cpu = _read("cpu", results)
+    everything = contests(cpu)
+    timed = _timed(everything)
     sweep, latency = _read("sweep_against_notebook", results), _read("page_latency", results)
-    slower = [c.group for c in on_cpu + on_reading if c.verdict == "slower"]
+    slower = [contest.group for contest in timed if contest.verdict == "slower"]
     lines = [
         "# Performance",
         "",
@@ -234,13 +262,13 @@ def page(results: Path = RESULTS) -> str:
         "",
         f"{_where(cpu)}.",
         "",
-        *_contest_table(on_cpu),
+        *_contest_table(timed),
         "",
-        "## Reading",
+        "## Memory of forward and backward on a CPU",
         "",
-        f"{_where(reading)}.",
+        "Small calls run torch's own composition, saving what it saves; `recompute` saves x alone.",
         "",
-        *_contest_table(on_reading),
+        *_memory_table(everything),
         "",
         "## The whole sweep, and the page",
         "",
@@ -250,7 +278,7 @@ def page(results: Path = RESULTS) -> str:
         "",
         "## Every way",
         "",
-        *_all_ways(on_cpu + on_reading),
+        *_all_ways(timed),
     ]
     return "\n".join(lines) + "\n"
 
@@ -274,8 +302,7 @@ def with_table(readme: str, table: str) -> str:
 
 def main() -> None:
     """Write the page, its picture and the README's table."""
-    found = contests(_read("cpu", RESULTS)) + contests(_read("interactions", RESULTS))
-    draw(found, PICTURE)
+    draw(_timed(contests(_read("cpu", RESULTS))), PICTURE)
     PAGE.write_text(page())
     readme = ROOT / "README.md"
     readme.write_text(with_table(readme.read_text(), readme_table()))

@@ -77,13 +77,17 @@ def mlp_keeps_preact(x: Tensor, weight: Tensor, w_p: Tensor) -> bool:
 
 
 # A compiler that traced into the table would break the graph: the answer is a constant to it.
-@torch.compiler.assume_constant_result
 def _mlp_keeps_preact(
     device: torch.device, dtype: torch.dtype, d_in: int, d: int, d_out: int
 ) -> bool:
     if kernels_missing(device):
         return True
     return plan("mlp_forward", _NOMINAL_ROWS, d_in, d, d_out, dtype, device).path != "mlp"
+
+
+# What `torch.compiler.assume_constant_result` sets; to call it would import the whole compiler,
+# which takes longer than a script's first forward.
+_mlp_keeps_preact._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def bilinear_forward(

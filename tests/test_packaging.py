@@ -41,3 +41,12 @@ def test_import_is_light() -> None:
         "assert bilinear.load_results.__module__ == 'bilinear.results'\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_first_call_imports_no_compiler() -> None:
+    program = (
+        "import sys, torch, bilinear; "
+        "bilinear.Bilinear(8, 4)(torch.randn(3, 8)).sum().backward(); "
+        "sys.exit('torch._dynamo' in sys.modules or 'triton' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=ROOT)
