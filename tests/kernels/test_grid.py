@@ -76,7 +76,7 @@ def test_full_batch_steps(model_type: type, p: int, d: int) -> None:
         reference.step(slice(split.n_train))
     assert_same(model, reference, rtol=2e-5)
     moved = (model.weights()[0] - weights[0]).norm() / weights[0].norm()
-    assert moved > 0.05  # the test would see a step that does nothing
+    assert moved > 1e-3  # far above rtol: a step that does nothing would be seen
 
 
 @pytest.mark.parametrize("model_type", MODELS)
