@@ -6,6 +6,11 @@ import pytest
 import torch
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; so do the commands they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 def _interpret_kernels() -> None:
     """Import the Triton kernels for Triton's interpreter, which runs them on CPU tensors.
 

@@ -51,9 +51,21 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     for flag in flags:
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = _started(options)
     yield driver
     driver.quit()
+
+
+def _started(options: Any, tries: int = 3) -> Any:
+    """The driver gives Chromium a minute, which a first start from a slow disk may not keep."""
+    from selenium.common.exceptions import SessionNotCreatedException
+
+    try:
+        return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    except SessionNotCreatedException:
+        if tries == 1:
+            raise
+        return _started(options, tries - 1)
 
 
 def open_page(browser: Any, page: Path, hash_part: str = "") -> None:
