@@ -37,7 +37,7 @@ from bilinear.kernels.grid_triton import TILE  # noqa: E402
 from bilinear.kernels.tiles import Tile  # noqa: E402
 from bilinear.reference import ModelConfig, train_notebook  # noqa: E402
 from bilinear.sweep import run_sweep  # noqa: E402
-from bilinear.training import Job  # noqa: E402
+from bilinear.training import Job, train  # noqa: E402, train
 
 ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -279,12 +279,11 @@ def command(quick: bool) -> dict[str, Any]:
             configs[f"one seed, {precision}"] = SweepConfig(precision=precision)
     found: dict[str, Any] = {}
     for name, config in configs.items():
-        jobs = [Job(*job) for job in config.jobs]
         backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
         warm = SweepConfig(**vars(config) | {"steps": 2})
-        list(backend.train(warm, jobs))
+        list(train(backend, warm))
         start = time.perf_counter()
-        ended = [event for event in backend.train(config, jobs) if hasattr(event, "record")]
+        ended = [event for event in train(backend, config) if hasattr(event, "record")]
         seconds = time.perf_counter() - start
         rows = [event.record.row(event.job) for event in ended]
         taken = sum(row["steps"] for row in rows)

@@ -16,7 +16,7 @@ import torch
 from bench.environment import write_result
 from bilinear.backends import choose
 from bilinear.cli import build_parser, config_from
-from bilinear.training import Finished, Job
+from bilinear.training import Finished, train
 
 # Student's t at 97.5 % for 1…40 degrees of freedom would need scipy; 8 seeds and more use these.
 _T975 = {7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145}
@@ -35,9 +35,7 @@ def final_accuracies(fused: bool, width: int, seeds: list[int], epochs: int) -> 
     options += ["--seeds", ",".join(map(str, seeds)) + ","[len(seeds) > 1 :]]
     options += ["--fused"] if fused else []
     config = config_from(build_parser().parse_args(options))
-    events = choose(config, fused=fused, device="cpu").train(
-        config, list(map(Job._make, config.jobs))
-    )
+    events = train(choose(config, fused=fused, device="cpu"), config)
     ends = [e for e in events if isinstance(e, Finished)]
     return [e.record.evaluations[-1].val_acc for e in sorted(ends, key=lambda e: e.job)]
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -280,73 +281,58 @@ def _remainders(text: str | None, p: int) -> tuple[int, ...]:
 def _sweep(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
     study = study_from(args)
-    if len(study) > 1:
-        return _study(args, study)
-    config = study.cells[0]
 
     from rich.console import Console
 
-    from bilinear import plots, report
-    from bilinear.backends import choose
-    from bilinear.progress import Display
-    from bilinear.sweep import check_space, fresh_folder, latest_folder, run_sweep
+    from bilinear import report
+    from bilinear.backends import choose_for
+    from bilinear.sweep import check_space
 
-    backend = choose(config, fused=args.fused, device=args.device)
+    backend = choose_for(study.cells, fused=args.fused, device=args.device)
     console = Console(highlight=False)
     report.print_backend(console, backend)
-    out = args.out or (latest_folder(config) if args.resume else fresh_folder(config))
-    if args.resume and not (out / "config.json").exists():
-        raise ConfigError(f"--resume: expected a results folder, got {str(out)!r}")
+    out = _out_folder(args, study)
     if args.dry_run:
-        report.print_plan(console, config, out)
+        report.print_plan(console, study, out)
         return 0
     check_space(study, out, _free_bytes(out))
     try:
-        with Display(config, console) as display:
-            results = run_sweep(config, backend, out, display)
+        return _run(args, study, backend, out, console)
     except KeyboardInterrupt:
         return _stopped(out)
-    report.print_summary(console, results)
-    plots.save_summary(results)
-    if args.json:
-        print(json.dumps(report.summary(results)))
-    return 0
 
 
-def _study(args: argparse.Namespace, study: Study) -> int:
-    from rich.console import Console
+def _out_folder(args: argparse.Namespace, study: Study) -> Path:
+    """Say where results go; raises ConfigError for a --resume with nothing to go on from."""
+    from bilinear.sweep import fresh_folder, latest_folder
 
+    out: Path = args.out or (latest_folder(study) if args.resume else fresh_folder(study))
+    begun = "study.json" if len(study) > 1 else "config.json"
+    if args.resume and not (out / begun).exists():
+        raise ConfigError(f"--resume: expected a folder with {begun}, got {str(out)!r}")
+    return out
+
+
+def _run(args: argparse.Namespace, study: Study, backend: Any, out: Path, console: Any) -> int:
     from bilinear import plots, report
-    from bilinear.backends import choose
     from bilinear.progress import Display
-    from bilinear.study_results import is_study
-    from bilinear.sweep import check_space, fresh_folder, latest_study, run_study
+    from bilinear.sweep import run_study, run_sweep
 
-    backends = [choose(cell, fused=args.fused, device=args.device) for cell in study]
-    console = Console(highlight=False)
-    report.print_backend(console, backends[0])
-    out = args.out or (
-        latest_study(study) if args.resume else fresh_folder(study.cells[0], stem="study")
-    )
-    if args.resume and not is_study(out):
-        raise ConfigError(f"--resume: expected a study's folder, got {str(out)!r}")
-    if args.dry_run:
-        report.print_study_plan(console, study, out)
-        return 0
-    check_space(study, out, _free_bytes(out))
-
-    def display(cell: SweepConfig) -> Display:
-        report.print_cell(console, study, cell)
-        return Display(cell, console)
-
-    try:
-        results = run_study(study, backends, out, display)
-    except KeyboardInterrupt:
-        return _stopped(out)
-    report.print_study_summary(console, results)
-    plots.save_study(results)
+    with Display(study.cells, console) as display:
+        results: Any
+        if len(study) > 1:
+            results = run_study(study, backend, out, display)
+        else:
+            results = run_sweep(study.cells[0], backend, out, partial(display, 0))
+    if len(study) > 1:
+        report.print_study_summary(console, results)
+        plots.save_study(results)
+    else:
+        report.print_summary(console, results)
+        plots.save_summary(results)
     if args.json:
-        print(json.dumps(report.study_summary(results)))
+        summary = report.study_summary if len(study) > 1 else report.summary
+        print(json.dumps(summary(results)))
     return 0
 
 

@@ -1,6 +1,7 @@
 """What a running sweep shows: a live panel on a terminal, plain lines in a pipe."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console, Group
@@ -19,51 +20,51 @@ _BANDS = 8
 
 
 class SweepState:
-    """Where a sweep stands: fed with its events, asked by the displays."""
+    """Where a sweep or a study stands: fed with its events, asked by the displays."""
 
-    def __init__(self, config: SweepConfig) -> None:
+    def __init__(self, cells: Sequence[SweepConfig]) -> None:
         """Nothing is done yet."""
-        self.config = config
-        self.total = len(config.jobs)
+        self.cells = cells
+        self.total = sum(len(cell.widths) * len(cell.seeds) for cell in cells)
         self.done = self.perfect = self.resumed = 0
-        self.training: dict[Job, int] = {}
+        self.training: dict[tuple[int, Job], int] = {}
         self.best: dict[int, float] = {}
         self.smallest: int | None = None
         self.started = time.monotonic()
-        self._unit = {d: self._cost_of_step(d) for d in set(config.widths)}
-        self._open_cost = sum(self._unit[d] * config.steps for d, _ in config.jobs)
+        self._unit = [{d: _cost_of_step(cell, d) for d in cell.widths} for cell in cells]
+        self._open_cost = sum(
+            sum(unit.values()) * len(cell.seeds) * cell.steps
+            for cell, unit in zip(cells, self._unit, strict=True)
+        )
         self._ended_cost = 0.0
+        self._left = [len(cell.widths) * len(cell.seeds) for cell in cells]
         self.steps_ended = 0
 
-    def _cost_of_step(self, d_hidden: int) -> float:
-        """FLOP a step, and those a model of 16 hidden units would take for what is not matmul."""
-        config = self.config
-        matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
-        return matmul + step_flop(config, 16)
-
-    def update(self, event: Resumed | Progress | Finished) -> None:
-        """Take in one event."""
+    def update(self, index: int, event: Resumed | Progress | Finished) -> None:
+        """Take in one event of the cell with this index."""
         if isinstance(event, Resumed):
-            self.resumed = len(event.rows)
+            self.resumed += len(event.rows)
             for row in event.rows:
-                self._end(Job(row["d_hidden"], row["seed"]), row, here=False)
+                self._end(index, Job(row["d_hidden"], row["seed"]), row, here=False)
         elif isinstance(event, Finished):
-            self.training.pop(event.job, None)
-            self._end(event.job, event.record.row(event.job), here=True)
+            self.training.pop((index, event.job), None)
+            self._end(index, event.job, event.record.row(event.job), here=True)
         else:
-            self.training[event.job] = event.evaluation.step
+            self.training[index, event.job] = event.evaluation.step
             self._see(event.job.d_hidden, event.evaluation.full_acc)
 
-    def _end(self, job: Job, row: dict, here: bool) -> None:
+    def _end(self, index: int, job: Job, row: dict, here: bool) -> None:
         self.done += 1
+        self._left[index] -= 1
         self._see(job.d_hidden, row["full_acc"])
         if row["perfect"]:
             self.perfect += 1
             self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
-        self._open_cost -= self._unit[job.d_hidden] * self.config.steps
+        unit = self._unit[index][job.d_hidden]
+        self._open_cost -= unit * self.cells[index].steps
         if here:
             self.steps_ended += row["steps"]
-            self._ended_cost += self._unit[job.d_hidden] * row["steps"]
+            self._ended_cost += unit * row["steps"]
 
     def _see(self, d_hidden: int, acc: float) -> None:
         if acc == acc:  # the notebook's loop knows no full accuracy before its end
@@ -81,7 +82,9 @@ class SweepState:
 
     def seconds_left(self) -> float | None:
         """At most this long: as if no further model stopped early; None before it can be known."""
-        running = sum(self._unit[job.d_hidden] * step for job, step in self.training.items())
+        running = sum(
+            self._unit[index][job.d_hidden] * step for (index, job), step in self.training.items()
+        )
         spent = self._ended_cost + running
         elapsed = time.monotonic() - self.started
         if spent == 0 or elapsed < 1:
@@ -90,7 +93,7 @@ class SweepState:
 
     def bands(self) -> list[tuple[int, int, float | None]]:
         """(narrowest, widest, best accuracy so far on all pairs) of at most eight groups."""
-        widths = sorted(set(self.config.widths))
+        widths = sorted({d for cell in self.cells for d in cell.widths})
         size = -(-len(widths) // _BANDS)
         groups = [widths[i : i + size] for i in range(0, len(widths), size)]
         return [
@@ -108,7 +111,15 @@ class SweepState:
             f"{self.steps_per_second:,.0f} steps/s",
             f"at most {_duration(self.seconds_left())} left",
         ]
+        if len(self.cells) > 1:
+            parts.insert(0, f"{self._left.count(0)}/{len(self.cells)} cells")
         return ", ".join(parts)
+
+
+def _cost_of_step(config: SweepConfig, d_hidden: int) -> float:
+    """FLOP a step, and those a model of 16 hidden units would take for what is not matmul."""
+    matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
+    return matmul + step_flop(config, 16)
 
 
 def _duration(seconds: float | None) -> str:
@@ -149,16 +160,17 @@ def _panel(state: SweepState) -> Group:
 
 
 class Display:
-    """Shows a sweep's events while used as a context manager."""
+    """Shows the events of a sweep or a study while used as a context manager."""
 
-    def __init__(self, config: SweepConfig, console: Console) -> None:
+    def __init__(self, cells: Sequence[SweepConfig], console: Console) -> None:
         """Live if the console is a terminal, a line every few seconds otherwise."""
-        self.state, self._console = SweepState(config), console
+        self.state, self._console = SweepState(cells), console
         self._live: Live | None = None
         if console.is_terminal:
             panel = partial(_panel, self.state)
             self._live = Live(console=console, refresh_per_second=5, get_renderable=panel)
         self._shown = time.monotonic()
+        self._said_resumed = False
 
     def __enter__(self) -> "Display":
         """Start showing."""
@@ -168,16 +180,22 @@ class Display:
 
     def __exit__(self, *exc: object) -> None:
         """Leave the last state on the screen."""
+        self._say_resumed()
         if self._live:
             self._live.stop()
         else:
             self._console.print(self.state.line(), soft_wrap=True)
 
-    def __call__(self, event: Resumed | Progress | Finished) -> None:
-        """Take in and show one event."""
-        self.state.update(event)
-        if isinstance(event, Resumed):
-            self._console.print(f"{len(event.rows)} models are there from before")
+    def __call__(self, index: int, event: Resumed | Progress | Finished) -> None:
+        """Take in and show one event of the cell with this index."""
+        self.state.update(index, event)
+        if not isinstance(event, Resumed):
+            self._say_resumed()
         if not self._live and time.monotonic() - self._shown > _PLAIN_SECONDS:
             self._shown = time.monotonic()
             self._console.print(self.state.line(), soft_wrap=True)
+
+    def _say_resumed(self) -> None:
+        if self.state.resumed and not self._said_resumed:
+            self._console.print(f"{self.state.resumed} models are there from before")
+        self._said_resumed = True

@@ -20,8 +20,15 @@ def print_backend(console: Console, backend: Backend) -> None:
     console.print(f"backend {backend.name}: {backend.reason}", soft_wrap=True)
 
 
-def print_plan(console: Console, config: SweepConfig, out: Path) -> None:
+def print_plan(console: Console, study: Study, out: Path) -> None:
     """Say what would run and what it costs at most."""
+    if len(study) > 1:
+        _print_study_plan(console, study, out)
+    else:
+        _print_sweep_plan(console, study.cells[0], out)
+
+
+def _print_sweep_plan(console: Console, config: SweepConfig, out: Path) -> None:
     cost = sweep_cost(config)
     batch = config.batch_size or f"full ({config.n_train} pairs)"
     rows = {
@@ -41,8 +48,7 @@ def print_plan(console: Console, config: SweepConfig, out: Path) -> None:
         console.print(f"{name:>14}  {value}", soft_wrap=True)
 
 
-def print_study_plan(console: Console, study: Study, out: Path) -> None:
-    """Say what a study would run and what it costs at most."""
+def _print_study_plan(console: Console, study: Study, out: Path) -> None:
     costs = [sweep_cost(cell) for cell in study]
     for cell in study:
         console.print(f"cell {cell_name(cell)}: {len(cell.jobs)} models", soft_wrap=True)
@@ -52,12 +58,6 @@ def print_study_plan(console: Console, study: Study, out: Path) -> None:
         f"{sum(cost.disk_bytes for cost in costs) / 1e6:,.1f} MB, in {out}",
         soft_wrap=True,
     )
-
-
-def print_cell(console: Console, study: Study, cell: SweepConfig) -> None:
-    """Say which cell begins."""
-    n = study.cells.index(cell) + 1
-    console.print(f"cell {n} of {len(study)}: {cell_name(cell)}", soft_wrap=True)
 
 
 def study_summary(results: StudyResults) -> dict[str, Any]:

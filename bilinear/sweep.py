@@ -1,8 +1,8 @@
 """Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,8 @@ from bilinear.cost import sweep_cost
 from bilinear.errors import ConfigError
 from bilinear.results import Results, ResultsWriter
 from bilinear.study import Study
-from bilinear.study_results import StudyResults, begin_study, cell_folder, finish_study
-from bilinear.training import Backend, Finished, Job, Progress
+from bilinear.study_results import StudyResults, begin_study, cell_folder, finish_study, is_study
+from bilinear.training import Backend, Finished, Job, Progress, Work
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ def environment(backend: Backend) -> dict[str, str]:
     }
 
 
-def fresh_folder(config: SweepConfig, parent: Path = Path("runs"), stem: str | None = None) -> Path:
-    """Name a folder that is not there yet, by `stem` (the modulus) and time."""
-    stem = f"{stem or f'p{config.p}'}-{datetime.now():%Y%m%d-%H%M%S}"
+def fresh_folder(study: Study, parent: Path = Path("runs")) -> Path:
+    """Name a folder that is not there yet, by what is trained and when."""
+    what = "study" if len(study) > 1 else f"p{study.cells[0].p}"
+    stem = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
     path, n = parent / stem, 1
     while path.exists():
         n += 1
@@ -47,15 +48,21 @@ def fresh_folder(config: SweepConfig, parent: Path = Path("runs"), stem: str | N
     return path
 
 
-def latest_folder(config: SweepConfig, parent: Path = Path("runs")) -> Path:
-    """Find the folder of the last run of `config`; raises ConfigError if there is none."""
-    for path in sorted(parent.glob("*/config.json"), reverse=True):
+def latest_folder(study: Study, parent: Path = Path("runs")) -> Path:
+    """Find the folder of the last run of `study`; raises ConfigError if there is none."""
+    for path in sorted(parent.iterdir() if parent.is_dir() else [], reverse=True):
         try:
-            if SweepConfig.from_json(path.read_text()) == config:
-                return path.parent
-        except ConfigError:
+            if _study_of(path) == study:
+                return path
+        except (ConfigError, OSError):
             continue
-    raise ConfigError(f"resume: no folder under {parent} holds a sweep of these settings")
+    raise ConfigError(f"resume: no folder under {parent} holds a run of these settings")
+
+
+def _study_of(path: Path) -> Study:
+    if is_study(path):
+        return Study.from_json((path / "study.json").read_text())
+    return Study((SweepConfig.from_json((path / "config.json").read_text()),))
 
 
 def run_sweep(
@@ -71,53 +78,52 @@ def run_sweep(
     Raises ConfigError if `out` belongs to another config or backend, ResultsError if a file in it
     is damaged, OSError if it can't be written.
     """
-    writer = ResultsWriter(out, config, environment(backend))
-    done = set(writer.finished_jobs())
-    if done:
-        on_event(Resumed(writer.rows(sorted(done))))
-    jobs = [job for job in map(Job._make, config.jobs) if job not in done]
-    for event in _events(backend, config, jobs, out / "in-training"):
-        if isinstance(event, Finished):
-            writer.write_model(event)
-        on_event(event)
-    return writer.finish()
-
-
-def _events(
-    backend: Backend, config: SweepConfig, jobs: list[Job], scratch: Path
-) -> Iterator[Progress | Finished]:
-    if jobs:
-        with closing(backend.train(config, jobs, scratch)) as events:  # type: ignore[type-var]
-            yield from events
-
-
-def latest_study(study: Study, parent: Path = Path("runs")) -> Path:
-    """Find the folder of the last run of `study`; raises ConfigError if there is none."""
-    for path in sorted(parent.glob("*/study.json"), reverse=True):
-        try:
-            if Study.from_json(path.read_text()) == study:
-                return path.parent
-        except ConfigError:
-            continue
-    raise ConfigError(f"resume: no folder under {parent} holds this study")
+    _run([(config, out)], backend, lambda index, event: on_event(event))
+    return Results(out)
 
 
 def run_study(
     study: Study,
-    backends: Sequence[Backend],
+    backend: Backend,
     out: Path,
-    display: Callable[[SweepConfig], AbstractContextManager[Callable[..., None]]],
+    on_event: Callable[[int, Resumed | Progress | Finished], None] = lambda index, event: None,
 ) -> StudyResults:
     """Train what `out` does not hold yet of every cell, and finish the folder.
 
-    `backends` has one for each cell; `display` is called with a cell and gives what its events go
-    to. Killed and started again it goes on, as `run_sweep` does, and raises what that raises.
+    Events come with the index of their cell. Killed and started again it goes on, as `run_sweep`
+    does, and raises what that raises.
     """
     begin_study(out, study)
-    for cell, backend in zip(study, backends, strict=True):
-        with display(cell) as on_event:
-            run_sweep(cell, backend, cell_folder(out, cell), on_event)
+    _run([(cell, cell_folder(out, cell)) for cell in study], backend, on_event)
     return finish_study(out)
+
+
+def _run(
+    cells: Sequence[tuple[SweepConfig, Path]],
+    backend: Backend,
+    on_event: Callable[[int, Resumed | Progress | Finished], None],
+) -> None:
+    """Fill each cell's folder; one is finished as soon as its last model has ended."""
+    writers = [ResultsWriter(out, config, environment(backend)) for config, out in cells]
+    work: list[Work] = []
+    for index, writer in enumerate(writers):
+        done = set(writer.finished_jobs())
+        if done:
+            on_event(index, Resumed(writer.rows(sorted(done))))
+        jobs = [job for job in map(Job._make, writer.config.jobs) if job not in done]
+        work.append(Work(writer.config, jobs, writer.path / "in-training"))
+    left = [len(w.jobs) for w in work]
+    for index, writer in enumerate(writers):
+        if not left[index]:
+            writer.finish()
+    with closing(backend.train(work)) as events:  # type: ignore[type-var]
+        for index, event in events:
+            if isinstance(event, Finished):
+                writers[index].write_model(event)
+                left[index] -= 1
+                if not left[index]:
+                    writers[index].finish()
+            on_event(index, event)
 
 
 def check_space(study: Study, out: Path, free_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """What every training backend shares: its interface, and how success is told from luck."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -106,6 +107,14 @@ class Record:
         }
 
 
+class Work(NamedTuple):
+    """Models of one config to be trained; in the folder `scratch` a backend may keep its state."""
+
+    config: SweepConfig
+    jobs: Sequence[Job]
+    scratch: Path | None = None
+
+
 @dataclass(frozen=True)
 class Progress:
     """A model still in training."""
@@ -141,19 +150,30 @@ class Finished:
 class Backend(Protocol):
     """Something that trains models: the seam between the sweep and the machine it runs on.
 
-    A model's bits depend on the config and its job alone, never on `jobs`' order or length.
+    A model's bits depend on its config and its job alone, never on what is trained beside it.
     """
 
     name: str
     reason: str
 
-    def train(
-        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
-    ) -> Iterator[Progress | Finished]:
-        """Train all `jobs`, in any order, and yield what happens as it happens.
+    def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
+        """Train all jobs, in any order; yield what happens, with the index into `work`.
 
-        Closing the iterator stops the training. In the folder `scratch` a backend may keep what it
-        goes on from when it is called again, with the same config, after it was closed or killed;
-        it leaves nothing there when all jobs have finished.
+        Closing the iterator stops the training. In its `scratch` a backend may keep what it goes on
+        from when it is called again, with the same config, after it was closed or killed; it
+        leaves nothing there when all jobs of that work have finished.
         """
         ...
+
+
+def train(
+    backend: Backend,
+    config: SweepConfig,
+    jobs: Sequence[Job] | None = None,
+    scratch: Path | None = None,
+) -> Iterator[Progress | Finished]:
+    """Train jobs of one config, all of them if none are named; see `Backend.train`."""
+    jobs = list(map(Job._make, config.jobs)) if jobs is None else jobs
+    with closing(backend.train([Work(config, jobs, scratch)])) as events:  # type: ignore[type-var]
+        for _, event in events:
+            yield event

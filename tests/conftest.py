@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; so do the commands they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from bilinear.kernels.grid_triton import bytes_a_model
 from bilinear.results import load_results
 from bilinear.schedule import Schedule
 from bilinear.sweep import run_sweep
-from bilinear.training import Backend, Finished, Job, Progress
+from bilinear.training import Backend, Finished, Job, Progress, train
 
 SMALL = SweepConfig(
     p=5, widths=(9, 17, 1), seeds=(0, 4), steps=24, eval_every=5, hold=2, remainders=(0, 3),
@@ -35,7 +35,7 @@ HERE = [
 
 
 def trained(backend: Backend, config: SweepConfig) -> dict[Job, Finished]:
-    events = list(backend.train(config, [Job(*job) for job in config.jobs]))
+    events = list(train(backend, config))
     ended = [event for event in events if isinstance(event, Finished)]
     assert len(ended) == len({event.job for event in ended}) == len(config.jobs)
     assert all(isinstance(event, Progress | Finished) for event in events)
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
     monkeypatch.setattr(gpu, "_LAUNCH_SECONDS", 0.0)
     monkeypatch.setattr(gpu, "_FIRST_QUANTUM", 2)
     scratch = tmp_path / "in-training"
-    events = GpuBackend(device, "test", memory=2**30).train(config, jobs, scratch)
+    events = train(GpuBackend(device, "test", memory=2**30), config, jobs, scratch)
     for event in events:
         if isinstance(event, Progress) and event.evaluation.step >= 10:
             break
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
     kept = Checkpoint(scratch).read()
     assert set(kept) == set(jobs)
     assert all(5 <= state["counters"][0] < 20 for state in kept.values())
-    again = list(GpuBackend(device, "test", memory=2**30).train(config, jobs, scratch))
+    again = list(train(GpuBackend(device, "test", memory=2**30), config, jobs, scratch))
     assert not scratch.exists()
     for event in again:
         if isinstance(event, Finished):

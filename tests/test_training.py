@@ -14,7 +14,7 @@ from bilinear.kernels.grid_cpu import CpuGridModel
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.reference import Model, ModelConfig, modular_addition, train_notebook
 from bilinear.schedule import Schedule
-from bilinear.training import Finished, Job, Record
+from bilinear.training import Finished, Job, Record, train
 
 needs_compiled = pytest.mark.skipif(
     grid_cpu.unavailable_because() is not None, reason=str(grid_cpu.unavailable_because())
@@ -70,8 +70,7 @@ SMALL = SweepConfig(
 
 def trained(config: SweepConfig, model_type: type, workers: int) -> dict[Job, Finished]:
     backend = CpuBackend(model_type, workers, "test", "test")
-    jobs = [Job(*job) for job in config.jobs]
-    events = list(backend.train(config, jobs))
+    events = list(train(backend, config))
     return {e.job: e for e in events if isinstance(e, Finished)}
 
 
@@ -112,7 +111,7 @@ def test_stopping_leaves_no_thread_behind() -> None:
 
     config = SweepConfig(widths=(64, 63, 62), steps=10**7, hold=10**6, remainders=())
     backend = CpuBackend(TorchGridModel, 1, "test", "test")
-    events = backend.train(config, [Job(*job) for job in config.jobs])
+    events = train(backend, config)
     next(events)
     events.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("bilinear")]

@@ -1,6 +1,7 @@
 """Where a sweep trains: chosen here, with the reason said."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -22,6 +23,12 @@ def choose(config: SweepConfig, *, fused: bool, device: str = "auto") -> Backend
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: expected one this machine has, got 'cuda' (no CUDA device)")
     return _fused(config, device) if fused else _reference(config, device)
+
+
+def choose_for(cells: Sequence[SweepConfig], *, fused: bool, device: str = "auto") -> Backend:
+    """Pick the one backend that trains all cells; raises ConfigError if it can't train each."""
+    backends = [choose(cell, fused=fused, device=device) for cell in cells]
+    return backends[0]
 
 
 def _reference(config: SweepConfig, device: str) -> Backend:

@@ -4,8 +4,7 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 from bilinear.config import SweepConfig
 from bilinear.data import split_pairs
@@ -13,12 +12,12 @@ from bilinear.initial import initial_weights
 from bilinear.kernels.grid_cpu import CpuGridModel
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.streams import stream_key
-from bilinear.training import Finished, Job, Progress, Record
+from bilinear.training import Finished, Job, Progress, Record, Work
 
 _REPORT_SECONDS = 0.2
 
 GridModel = CpuGridModel | TorchGridModel
-_Events = queue.SimpleQueue[Progress | Finished | BaseException]
+_Events = queue.SimpleQueue[tuple[int, Progress | Finished] | BaseException]
 
 
 class CpuBackend:
@@ -29,38 +28,45 @@ class CpuBackend:
         self.model_type, self.workers = model_type, workers
         self.name, self.reason = name, reason
 
-    def train(
-        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
-    ) -> Iterator[Progress | Finished]:
+    def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.Backend`; progress comes a few times a second for each model.
 
-        Narrow models go first: they seldom reach their goal before the last step, so they take
-        longest, and a long one started last would leave the other threads idle.
+        Narrow models of a config go first: they seldom reach their goal before the last step, so
+        they take longest, and a long one started last would leave the other threads idle.
         """
         events: _Events = queue.SimpleQueue()
         stop = Event()
+        queued = iter([(i, w.config, job) for i, w in enumerate(work) for job in sorted(w.jobs)])
+        taking = Lock()
 
-        def work(job: Job) -> None:
+        def train_queued() -> None:
             try:
-                model = make_model(self.model_type, config, job)
-                _train_one(config, job, model, events, stop)
+                while not stop.is_set():
+                    with taking:
+                        task = next(queued, None)
+                    if task is None:
+                        return
+                    index, config, job = task
+                    model = make_model(self.model_type, config, job)
+                    for event in _train_one(config, job, model, stop):
+                        events.put((index, event))
             except BaseException as error:  # reaches the caller's thread
                 events.put(error)
 
+        left = sum(len(w.jobs) for w in work)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="bilinear")
         try:
-            for job in sorted(jobs):
-                pool.submit(work, job)
-            left = len(jobs)
+            for _ in range(min(self.workers, left)):
+                pool.submit(train_queued)
             while left:
-                event = events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                left -= isinstance(event, Finished)
-                yield event
+                found = events.get()
+                if isinstance(found, BaseException):
+                    raise found
+                left -= isinstance(found[1], Finished)
+                yield found
         finally:
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True)
 
 
 def make_model(model_type: type[GridModel], config: SweepConfig, job: Job) -> GridModel:
@@ -78,8 +84,8 @@ def make_model(model_type: type[GridModel], config: SweepConfig, job: Job) -> Gr
 
 
 def _train_one(
-    config: SweepConfig, job: Job, model: GridModel, events: _Events, stop: Event
-) -> None:
+    config: SweepConfig, job: Job, model: GridModel, stop: Event
+) -> Iterator[Progress | Finished]:
     lr, weight_decay = config.lr.values(config.steps), config.weight_decay.values(config.steps)
     record = Record(config)
     step, reported = 0, time.monotonic()
@@ -92,5 +98,5 @@ def _train_one(
         evaluation = record.add(step, *model.evaluate())
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
-            events.put(Progress(job, evaluation))
-    events.put(Finished(job, record, *model.weights()))
+            yield Progress(job, evaluation)
+    yield Finished(job, record, *model.weights())

@@ -17,7 +17,7 @@ from bilinear.interactions import interaction_matrices
 from bilinear.kernels.grid_triton import TILE, Recipe, TritonGrid, bytes_a_model, padded
 from bilinear.kernels.tiles import Tile
 from bilinear.streams import stream_key
-from bilinear.training import Finished, Job, Progress, Record
+from bilinear.training import Finished, Job, Progress, Record, Work
 
 # How long a launch should take: results and progress appear between launches.
 _LAUNCH_SECONDS = 0.25
@@ -36,14 +36,20 @@ class GpuBackend:
         """Train on `device`, in waves of models that fit `memory` bytes (what is free there)."""
         self.device, self.reason, self._memory = device, reason, memory
 
-    def train(
-        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
-    ) -> Iterator[Progress | Finished]:
+    def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.Backend`; events come a few times a second.
 
         The bits of a model do not depend on the wave, the launch or the program it is trained in.
-        Models in training are kept in `scratch` every few seconds.
+        Models in training are kept in `scratch` every few seconds. Configs train one after another:
+        models of another p or batch size run another compiled kernel.
         """
+        for index, (config, jobs, scratch) in enumerate(work):
+            for event in self._train(config, jobs, scratch):
+                yield index, event
+
+    def _train(
+        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None
+    ) -> Iterator[Progress | Finished]:
         recipe = recipe_of(config)
         checkpoint = None if scratch is None else Checkpoint(scratch)
         states = {} if checkpoint is None else checkpoint.read()

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from math import nan
-from pathlib import Path
 
 from bilinear.config import SweepConfig
 from bilinear.data import split_pairs
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.reference import ModelConfig, NotebookResult, train_notebook
-from bilinear.training import Finished, Job, Progress, Record
+from bilinear.training import Finished, Job, Progress, Record, Work
 
 
 class ReferenceBackend:
@@ -21,22 +20,24 @@ class ReferenceBackend:
         self.device = device
         self.reason = f"no --fused: the notebook's loop, on {device}"
 
-    def train(
-        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None = None
-    ) -> Iterator[Progress | Finished]:
+    def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.Backend`; widths from the largest down, as the notebook goes."""
-        for job in sorted(jobs, reverse=True):
-            result = train_notebook(
-                ModelConfig(config.p, job.d_hidden),
-                seed=job.seed,
-                train_frac=config.train_frac,
-                batch_size=config.batch_size,
-                epochs=-(-config.steps // config.steps_per_epoch),
-                lr=config.lr.start,
-                weight_decay=config.weight_decay.start,
-                device=self.device,
-            )
-            yield _finished(config, job, result)
+        for index, (config, jobs, _) in enumerate(work):
+            for job in sorted(jobs, reverse=True):
+                yield index, self._train_one(config, job)
+
+    def _train_one(self, config: SweepConfig, job: Job) -> Finished:
+        result = train_notebook(
+            ModelConfig(config.p, job.d_hidden),
+            seed=job.seed,
+            train_frac=config.train_frac,
+            batch_size=config.batch_size,
+            epochs=-(-config.steps // config.steps_per_epoch),
+            lr=config.lr.start,
+            weight_decay=config.weight_decay.start,
+            device=self.device,
+        )
+        return _finished(config, job, result)
 
 
 def _finished(config: SweepConfig, job: Job, result: NotebookResult) -> Finished:
