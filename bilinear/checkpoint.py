@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import Tensor
 
 from bilinear.errors import ResultsError
-from bilinear.results import write_whole
+from bilinear.storage import write_whole
 from bilinear.training import Job
 
 

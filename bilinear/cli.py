@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -153,7 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="highest",
         help="of a GPU's matmuls: float32, 16 bits, or tf32 (highest)",
     )
-    where.add_argument("--out", type=Path, help="results folder (a fresh one under runs/)")
+    where.add_argument(
+        "--out", help="results folder or URL: s3://bucket/run (a fresh folder under runs/)"
+    )
     where.add_argument("--resume", action="store_true", help="go on in --out, or in the last run")
     where.add_argument(
         "--remainders", metavar="LIST|all|none", help="outputs whose interaction matrices are kept"
@@ -295,25 +296,26 @@ def _sweep(argv: Sequence[str]) -> int:
     if args.dry_run:
         report.print_plan(console, study, out)
         return 0
-    check_space(study, out, _free_bytes(out))
+    check_space(study, out)
     try:
         return _run(args, study, backend, out, console)
     except KeyboardInterrupt:
         return _stopped(out)
 
 
-def _out_folder(args: argparse.Namespace, study: Study) -> Path:
+def _out_folder(args: argparse.Namespace, study: Study) -> str:
     """Say where results go; raises ConfigError for a --resume with nothing to go on from."""
+    from bilinear.storage import open_folder
     from bilinear.sweep import fresh_folder, latest_folder
 
-    out: Path = args.out or (latest_folder(study) if args.resume else fresh_folder(study))
+    out = str(args.out or (latest_folder(study) if args.resume else fresh_folder(study)))
     begun = "study.json" if len(study) > 1 else "config.json"
-    if args.resume and not (out / begun).exists():
-        raise ConfigError(f"--resume: expected a folder with {begun}, got {str(out)!r}")
+    if args.resume and not open_folder(out).exists(begun):
+        raise ConfigError(f"--resume: expected a folder with {begun}, got {out!r}")
     return out
 
 
-def _run(args: argparse.Namespace, study: Study, backend: Any, out: Path, console: Any) -> int:
+def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console: Any) -> int:
     from bilinear import plots, report
     from bilinear.progress import Display
     from bilinear.sweep import run_study, run_sweep
@@ -336,12 +338,7 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: Path, consol
     return 0
 
 
-def _free_bytes(out: Path) -> int:
-    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _stopped(out: Path) -> int:
+def _stopped(out: str) -> int:
     print(
         f"sweep.py: stopped; models that ended are in {out}; the same command with "
         f"--out {out} goes on",
@@ -350,7 +347,7 @@ def _stopped(out: Path) -> int:
     return 130
 
 
-def _one_sweep(path: Path) -> Any:
+def _one_sweep(path: str) -> Any:
     """Open a sweep's folder; a study's is refused, with the way to its cells."""
     from bilinear.results import load_results
     from bilinear.study_results import is_study
@@ -362,7 +359,7 @@ def _one_sweep(path: Path) -> Any:
 
 def _show(argv: Sequence[str]) -> int:
     parser = _Parser(prog="sweep.py show", description="Print the summary of a results folder.")
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", help="a results folder or URL")
     parser.add_argument("--json", action="store_true", help="as one JSON line")
     args = parser.parse_args(argv)
 
@@ -387,7 +384,7 @@ def _show(argv: Sequence[str]) -> int:
 
 def _export(argv: Sequence[str]) -> int:
     parser = _Parser(prog="sweep.py export", description="Write results for other code to read.")
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", help="a results folder or URL")
     parser.add_argument("--format", choices=["notebook"], required=True)
     parser.add_argument("--file", type=Path, required=True, help="the file to write")
     parser.add_argument("--seed", type=int, help="which seed (the first of the sweep)")
@@ -404,7 +401,7 @@ def _view(argv: Sequence[str]) -> int:
     parser = _Parser(
         prog="sweep.py view", description="Write one HTML page with a slider over the widths."
     )
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", help="a results folder or URL")
     parser.add_argument("--out", type=Path, help="the page (view.html in the results folder)")
     parser.add_argument("--seeds", metavar="LIST", help="which seeds: 0,5,7 (the first that fit)")
     parser.add_argument("--remainders", metavar="LIST", help="which outputs (those the sweep kept)")
@@ -412,9 +409,10 @@ def _view(argv: Sequence[str]) -> int:
 
     from bilinear.viewer import write_page
 
+    results = _one_sweep(args.results)
     page = write_page(
-        _one_sweep(args.results),
-        args.out or args.results / "view.html",
+        results,
+        args.out or results.path / "view.html",
         seeds=_named("seeds", args.seeds) if args.seeds else None,
         remainders=_named("remainders", args.remainders) if args.remainders else None,
     )

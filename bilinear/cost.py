@@ -34,16 +34,18 @@ def model_flop(config: SweepConfig, d_hidden: int) -> int:
     )
 
 
+def model_disk_bytes(config: SweepConfig, d_hidden: int) -> int:
+    """Bytes of a model's file at most: weights, learning curve, interaction matrices."""
+    evaluations = -(-config.steps // config.eval_every)
+    interactions = 4 * len(config.remainders) * (2 * config.p) ** 2
+    return 4 * 5 * config.p * d_hidden + 56 * evaluations + interactions
+
+
 def sweep_cost(config: SweepConfig) -> Cost:
     """Count a sweep whose models all use up their steps; memory is that of the widest model."""
-    evaluations = -(-config.steps // config.eval_every)
-    disk = sum(
-        4 * 5 * config.p * d + 56 * evaluations + 4 * len(config.remainders) * (2 * config.p) ** 2
-        for d, _ in config.jobs
-    )
     return Cost(
         steps=config.steps * len(config.jobs),
         flop=sum(model_flop(config, d) for d, _ in config.jobs),
         memory_bytes=4 * 4 * 5 * config.p * max(config.widths) + 8 * config.p**2,
-        disk_bytes=disk,
+        disk_bytes=sum(model_disk_bytes(config, d) for d, _ in config.jobs),
     )

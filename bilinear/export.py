@@ -1,6 +1,5 @@
 """Results in the form that the notebook pickled, for people who have code on it."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 
 from bilinear.errors import ConfigError
 from bilinear.results import Results
+from bilinear.storage import write_whole
 
 
 def write_notebook_pickle(results: Results, file: Path, seed: int | None = None) -> None:
@@ -32,6 +32,4 @@ def write_notebook_pickle(results: Results, file: Path, seed: int | None = None)
         "int_mats": {d: results.interactions[d, seed].to(torch.float32) for d in widths},
         "remainders": list(results.config.remainders),
     }
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(pickle.dumps(content))
-    os.replace(partial, file)
+    write_whole(file, pickle.dumps(content))

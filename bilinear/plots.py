@@ -4,9 +4,9 @@ Colours: matplotlib's colour-blind-safe `tableau-colorblind10`, and for signed m
 with white at true zero.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from bilinear.results import Results
+    from bilinear.storage import Folder
     from bilinear.study_results import StudyResults
 
 # Widths at which the notebook's own run of P = 64 ended with every validation pair right (one
@@ -300,22 +302,13 @@ def _double() -> "torch.dtype":
 
 def save_summary(results: "Results") -> None:
     """Write `accuracy.png` and, if any are kept, `interactions.png` into the results folder."""
-    import os
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    def save(figure: Figure, name: str) -> None:
-        FigureCanvasAgg(figure)
-        partial = results.path / f"{name}.partial"
-        figure.savefig(partial, format="png", dpi=100)
-        os.replace(partial, results.path / name)
 
     p = results.config.p
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     ax = accuracy_against_width(results.table, figure.subplots(), p=p)
     ax.set_title(f"(a + b) mod {p}: errors against hidden width, {len(results.table)} models")
-    save(figure, "accuracy.png")
+    _save(figure, results.folder, "accuracy.png")
     if not results.config.remainders:
         return
     widths, matrices = _some_widths(results)
@@ -326,7 +319,7 @@ def save_summary(results: "Results") -> None:
     interaction_grid(matrices[:, : len(remainders)], widths, remainders, axes)
     figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, label="Q, logit units")
     figure.suptitle(f"Interaction matrices Q of (a + b) mod {p}: xᵀQx is the remainder's logit")
-    save(figure, "interactions.png")
+    _save(figure, results.folder, "interactions.png")
 
 
 def _some_widths(results: "Results") -> tuple[list[int], "Tensor"]:
@@ -376,21 +369,23 @@ def perfect_share_map(table: "pd.DataFrame", ax: "Axes") -> "Axes":
 
 def save_study(results: "StudyResults") -> None:
     """Write `accuracy.png` and a `perfect-p….png` for each P into a study's folder."""
-    table = results.table
-    _save_one(results.path / "accuracy.png", partial(accuracy_by_modulus, table))
-    for p, group in table.groupby("p"):
-        _save_one(results.path / f"perfect-p{p}.png", partial(perfect_share_map, group))
-
-
-def _save_one(path: Path, draw: Callable[["Axes"], "Axes"]) -> None:
-    import os
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    def save(name: str, draw: Callable[["Axes"], "Axes"]) -> None:
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        draw(figure.subplots())
+        _save(figure, results.folder, name)
+
+    table = results.table
+    save("accuracy.png", partial(accuracy_by_modulus, table))
+    for p, group in table.groupby("p"):
+        save(f"perfect-p{p}.png", partial(perfect_share_map, group))
+
+
+def _save(figure: "Figure", folder: "Folder", name: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
-    draw(figure.subplots())
-    unfinished = path.with_name(f"{path.name}.partial")
-    figure.savefig(unfinished, format="png", dpi=100)
-    os.replace(unfinished, path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    folder.write(name, content.getvalue())

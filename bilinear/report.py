@@ -1,6 +1,5 @@
 """What a sweep says at its start and its end."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +19,7 @@ def print_backend(console: Console, backend: Backend) -> None:
     console.print(f"backend {backend.name}: {backend.reason}", soft_wrap=True)
 
 
-def print_plan(console: Console, study: Study, out: Path) -> None:
+def print_plan(console: Console, study: Study, out: str) -> None:
     """Say what would run and what it costs at most."""
     if len(study) > 1:
         _print_study_plan(console, study, out)
@@ -28,7 +27,7 @@ def print_plan(console: Console, study: Study, out: Path) -> None:
         _print_sweep_plan(console, study.cells[0], out)
 
 
-def _print_sweep_plan(console: Console, config: SweepConfig, out: Path) -> None:
+def _print_sweep_plan(console: Console, config: SweepConfig, out: str) -> None:
     cost = sweep_cost(config)
     batch = config.batch_size or f"full ({config.n_train} pairs)"
     rows = {
@@ -48,7 +47,7 @@ def _print_sweep_plan(console: Console, config: SweepConfig, out: Path) -> None:
         console.print(f"{name:>14}  {value}", soft_wrap=True)
 
 
-def _print_study_plan(console: Console, study: Study, out: Path) -> None:
+def _print_study_plan(console: Console, study: Study, out: str) -> None:
     costs = [sweep_cost(cell) for cell in study]
     for cell in study:
         console.print(f"cell {cell_name(cell)}: {len(cell.jobs)} models", soft_wrap=True)
@@ -62,7 +61,7 @@ def _print_study_plan(console: Console, study: Study, out: Path) -> None:
 
 def study_summary(results: StudyResults) -> dict[str, Any]:
     """Return the frontier of each cell: all that the last JSON line says."""
-    return {"results": str(results.path), "complete": results.complete, **results.summary()}
+    return {"results": str(results.folder), "complete": results.complete, **results.summary()}
 
 
 def print_study_summary(console: Console, results: StudyResults) -> None:
@@ -78,7 +77,7 @@ def print_study_summary(console: Console, results: StudyResults) -> None:
             *("—" if width is None else str(width) for width in widths),
         )
     console.print(table)
-    console.print(f"results in {results.path}", soft_wrap=True)
+    console.print(f"results in {results.folder}", soft_wrap=True)
     if not results.complete:
         console.print(f"unfinished: {len(results.begun)} of {len(results.study)} cells begun")
 
@@ -103,7 +102,7 @@ def _ranges(values: tuple[int, ...]) -> str:
 def summary(results: Results) -> dict[str, Any]:
     """Return the frontier with what was swept: all that the last JSON line says."""
     return {
-        "results": str(results.path),
+        "results": str(results.folder),
         "p": results.config.p,
         "train_frac": results.config.train_frac,
         "complete": results.complete,
@@ -152,7 +151,7 @@ def print_summary(console: Console, results: Results) -> None:
         )
     console.print(table)
     p, smallest = results.config.p, found["smallest_perfect_width"]
-    console.print(f"results in {results.path}", soft_wrap=True)
+    console.print(f"results in {results.folder}", soft_wrap=True)
     if not results.complete:
         console.print(f"unfinished: {len(results.jobs)} of {len(results.config.jobs)} models")
     if smallest is None:

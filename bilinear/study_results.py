@@ -6,15 +6,23 @@ table.parquet        the rows of all cells, with their settings; there once ever
 summary.json         `bilinear.frontier.frontier` of each cell
 """
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear.config import SweepConfig
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.frontier import frontier
-from bilinear.results import Results, encode_json, read_json, write_table, write_whole
+from bilinear.results import (
+    Results,
+    encode_json,
+    encode_table,
+    existing_folder,
+    read_json,
+    read_table,
+)
+from bilinear.storage import Folder, open_folder
 from bilinear.study import AXES, Study, cell_name, settings
 
 if TYPE_CHECKING:
@@ -23,30 +31,28 @@ if TYPE_CHECKING:
 _STUDY = "study.json"
 
 
-def is_study(path: Path) -> bool:
+def is_study(where: str | os.PathLike[str] | Folder) -> bool:
     """Whether a folder holds a study, begun or finished."""
-    return (path / _STUDY).exists()
+    return open_folder(where).exists(_STUDY)
 
 
 class StudyResults:
     """A study's folder: `study`, `table`, and the cells, each a `bilinear.results.Results`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
         """Read the study; raises ResultsError for anything else."""
-        if not path.is_dir():
-            raise ResultsError(f"results folder: expected a folder, got {str(path)!r}")
-        self.path = path
-        self.study: Study = read_json(path / _STUDY, Study.from_json)
+        self.folder = existing_folder(where)
+        self.study: Study = read_json(self.folder, _STUDY, Study.from_json)
 
     def __repr__(self) -> str:
         """Say where, and how many cells have begun."""
-        return f"StudyResults({str(self.path)!r}, {len(self.begun)} of {len(self.study)} cells)"
+        return f"StudyResults({str(self.folder)!r}, {len(self.begun)} of {len(self.study)} cells)"
 
     @cached_property
     def begun(self) -> list[Results]:
         """Cells of which there is something to read, in the study's order."""
-        folders = [cell_folder(self.path, cell) for cell in self.study]
-        return [Results(folder) for folder in folders if (folder / "config.json").exists()]
+        folders = [cell_folder(self.folder, cell) for cell in self.study]
+        return [Results(folder) for folder in folders if folder.exists("config.json")]
 
     @property
     def complete(self) -> bool:
@@ -73,11 +79,12 @@ class StudyResults:
         """A row a model: AXES, then the columns of `Results.table`; cells in the study's order."""
         import pandas as pd
 
-        if (self.path / "table.parquet").exists():
-            return pd.read_parquet(self.path / "table.parquet")
+        table = read_table(self.folder)
+        if table is not None:
+            return table
         tables = list(self._tables())
         if not tables:
-            raise ResultsError(f"{self.path}: no model of this study has ended yet")
+            raise ResultsError(f"{self.folder}: no model of this study has ended yet")
         return pd.concat(tables, ignore_index=True)
 
     def _tables(self) -> Iterator["pd.DataFrame"]:
@@ -99,32 +106,29 @@ class StudyResults:
         }
 
 
-def cell_folder(path: Path, cell: SweepConfig) -> Path:
+def cell_folder(folder: Folder, cell: SweepConfig) -> Folder:
     """Say where in a study's folder a cell is."""
-    return path / "cells" / cell_name(cell)
+    return folder.child(f"cells/{cell_name(cell)}")
 
 
-def begin_study(path: Path, study: Study) -> None:
+def begin_study(folder: Folder, study: Study) -> None:
     """Make a study's folder, or check that the one there is this study's.
 
     Raises ResultsError for a folder that holds something else, ConfigError for another study.
     """
-    partial = path / f"{_STUDY}.partial"
-    if is_study(path):
-        if StudyResults(path).study != study:
-            raise ConfigError(f"out: {str(path)!r} belongs to another study")
-    elif path.exists() and any(entry != partial for entry in path.iterdir()):
-        raise ResultsError(f"out: expected a new folder or this study's, got {str(path)!r}")
-    path.mkdir(parents=True, exist_ok=True)
-    for leftover in path.glob("*.partial"):
-        leftover.unlink()
-    if not is_study(path):
-        write_whole(path / _STUDY, study.to_json().encode())
+    if is_study(folder):
+        if StudyResults(folder).study != study:
+            raise ConfigError(f"out: {str(folder)!r} belongs to another study")
+    elif set(folder.names()) - {f"{_STUDY}.partial"}:
+        raise ResultsError(f"out: expected a new folder or this study's, got {str(folder)!r}")
+    else:
+        folder.write(_STUDY, study.to_json().encode())
+    folder.sweep_up()
 
 
-def finish_study(path: Path) -> StudyResults:
+def finish_study(folder: Folder) -> StudyResults:
     """Write the table and the summary once every cell is complete."""
-    results = StudyResults(path)
-    write_table(path / "table.parquet", results.table)
-    write_whole(path / "summary.json", encode_json(results.summary()))
+    results = StudyResults(folder)
+    folder.write("table.parquet", encode_table(results.table))
+    folder.write("summary.json", encode_json(results.summary()))
     return results

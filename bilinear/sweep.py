@@ -1,6 +1,8 @@
 """Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
 
+import os
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ import bilinear
 from bilinear.config import SweepConfig
 from bilinear.cost import sweep_cost
 from bilinear.errors import ConfigError
-from bilinear.results import Results, ResultsWriter
+from bilinear.results import Results
+from bilinear.results_writer import ResultsWriter
+from bilinear.storage import Folder, open_folder
 from bilinear.study import Study
 from bilinear.study_results import StudyResults, begin_study, cell_folder, finish_study, is_study
 from bilinear.training import Backend, Finished, Job, Progress, Work
@@ -68,7 +72,7 @@ def _study_of(path: Path) -> Study:
 def run_sweep(
     config: SweepConfig,
     backend: Backend,
-    out: Path,
+    out: str | os.PathLike[str],
     on_event: Callable[[Resumed | Progress | Finished], None] = lambda event: None,
 ) -> Results:
     """Train every model of `config` that `out` does not hold yet, and finish the folder.
@@ -78,14 +82,15 @@ def run_sweep(
     Raises ConfigError if `out` belongs to another config or backend, ResultsError if a file in it
     is damaged, OSError if it can't be written.
     """
-    _run([(config, out)], backend, lambda index, event: on_event(event))
-    return Results(out)
+    folder = open_folder(out)
+    _run([(config, folder)], backend, lambda index, event: on_event(event))
+    return Results(folder)
 
 
 def run_study(
     study: Study,
     backend: Backend,
-    out: Path,
+    out: str | os.PathLike[str],
     on_event: Callable[[int, Resumed | Progress | Finished], None] = lambda index, event: None,
 ) -> StudyResults:
     """Train what `out` does not hold yet of every cell, and finish the folder.
@@ -93,13 +98,14 @@ def run_study(
     Events come with the index of their cell. Killed and started again it goes on, as `run_sweep`
     does, and raises what that raises.
     """
-    begin_study(out, study)
-    _run([(cell, cell_folder(out, cell)) for cell in study], backend, on_event)
-    return finish_study(out)
+    folder = open_folder(out)
+    begin_study(folder, study)
+    _run([(cell, cell_folder(folder, cell)) for cell in study], backend, on_event)
+    return finish_study(folder)
 
 
 def _run(
-    cells: Sequence[tuple[SweepConfig, Path]],
+    cells: Sequence[tuple[SweepConfig, Folder]],
     backend: Backend,
     on_event: Callable[[int, Resumed | Progress | Finished], None],
 ) -> None:
@@ -107,11 +113,13 @@ def _run(
     writers = [ResultsWriter(out, config, environment(backend)) for config, out in cells]
     work: list[Work] = []
     for index, writer in enumerate(writers):
-        done = set(writer.finished_jobs())
+        there = Results(writer.folder)
+        done = set(there.jobs)
         if done:
-            on_event(index, Resumed(writer.rows(sorted(done))))
+            on_event(index, Resumed(there.rows()))
         jobs = [job for job in map(Job._make, writer.config.jobs) if job not in done]
-        work.append(Work(writer.config, jobs, writer.path / "in-training"))
+        here = writer.folder.path
+        work.append(Work(writer.config, jobs, None if here is None else here / "in-training"))
     left = [len(w.jobs) for w in work]
     for index, writer in enumerate(writers):
         if not left[index]:
@@ -126,11 +134,16 @@ def _run(
             on_event(index, event)
 
 
-def check_space(study: Study, out: Path, free_bytes: int) -> None:
-    """Raise ConfigError before anything is written if the folder would not fit."""
+def check_space(study: Study, out: str | os.PathLike[str]) -> None:
+    """Raise ConfigError before anything is written if a folder of this machine would not fit."""
+    path = open_folder(out).path
+    if path is None:
+        return
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     needed = sum(sweep_cost(cell).disk_bytes for cell in study)
-    if needed > free_bytes:
+    if needed > free:
         raise ConfigError(
             f"out: expected {needed / 1e6:,.0f} MB of space for {str(out)!r}, "
-            f"got {free_bytes / 1e6:,.0f} MB"
+            f"got {free / 1e6:,.0f} MB"
         )

@@ -26,6 +26,7 @@ from bilinear.interactions import cross_block, interaction_matrices, logit_table
 from bilinear.results import Results
 from bilinear.similarity import functional_similarity
 from bilinear.spectra import eigenpairs
+from bilinear.storage import write_whole
 from bilinear.training import Job
 
 SIZE_LIMIT = 15_000_000  # bytes
@@ -58,7 +59,7 @@ def write_page(
     without models.
     """
     if not results.jobs:
-        raise ResultsError(f"{results.path}: no model has ended yet")
+        raise ResultsError(f"{results.folder}: no model has ended yet")
     remainders = _chosen_remainders(results, remainders)
     there = sorted({job.seed for job in results.jobs})
     wanted = list(there if seeds is None else dict.fromkeys(seeds))
@@ -69,9 +70,7 @@ def write_page(
     content = page_data(results, wanted, remainders)
     html = _fill(content)
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(html)
-    os.replace(partial, path)
+    write_whole(path, html)
     left_out = tuple(seed for seed in there if seed not in wanted)
     return Page(path, len(html), tuple(wanted), left_out, tuple(remainders))
 

@@ -32,7 +32,7 @@ def explore(results: Results) -> "VBox":
     import ipywidgets
 
     if not results.jobs:
-        raise ResultsError(f"{results.path}: no model has ended yet")
+        raise ResultsError(f"{results.folder}: no model has ended yet")
     widths = sorted({job.d_hidden for job in results.jobs}, reverse=True)
     seeds = sorted({job.seed for job in results.jobs})
     p = results.config.p
