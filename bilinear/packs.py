@@ -17,7 +17,7 @@ from bilinear.cost import model_disk_bytes
 from bilinear.training import Job
 
 # A sweep of at most so many models keeps a file each, to be picked up by hand.
-LOOSE_MODELS = 1000
+LOOSE_MODELS = 100
 # A pack is made in memory and, on an object store, written in one piece.
 PACK_MODELS = 256
 PACK_BYTES = 2**27
@@ -100,8 +100,13 @@ class Pack:
     """A pack opened for reading; raises zipfile.BadZipFile, KeyError or OSError if damaged."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Read the list of models at the file's end."""
-        self._archive = zipfile.ZipFile(file)
+        """Read the list of models at the file's end; the file is closed with the pack."""
+        try:
+            self._archive = zipfile.ZipFile(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
 
     def model(self, job: Job) -> bytes:
         """Return a model's file; its checksum is checked."""
@@ -114,7 +119,5 @@ class Pack:
 
     def close(self) -> None:
         """Close the file."""
-        file = self._archive.fp
         self._archive.close()
-        if file is not None:
-            file.close()
+        self._file.close()

@@ -183,7 +183,7 @@ class Display:
         self._say_resumed()
         if self._live:
             self._live.stop()
-        else:
+        elif self.state.done or self.state.training:
             self._console.print(self.state.line(), soft_wrap=True)
 
     def __call__(self, index: int, event: Resumed | Progress | Finished) -> None:

@@ -153,7 +153,7 @@ class UrlFolder:
     @classmethod
     def at(cls, url: str) -> "UrlFolder":
         """See `open_folder`."""
-        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+        from fsspec.core import url_to_fs
 
         try:
             # What another process wrote a moment ago must be seen: no cached listings.

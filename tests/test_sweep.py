@@ -114,6 +114,7 @@ def test_killed_and_started_again(tmp_path: Path, models_at_kill: int) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "table.parquet").exists()
+    (killed / "models").mkdir(exist_ok=True)
     (killed / "models" / "d012-s0000.safetensors.partial").write_bytes(b"half")
     for path in (killed, whole):
         subprocess.run([*command, str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

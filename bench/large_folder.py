@@ -1,0 +1,114 @@
+"""Does a folder of 100,000 models open at once? `python -m bench.large_folder`.
+
+The folder is synthetic: random weights of true size (P = 64, widths 64 to 1, a learning curve of 600
+evaluations each), written by the library's own writer. Opening and reading are timed in fresh
+processes: with the page cache as it is, and with the folder dropped from it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+from unittest import mock
+
+import torch
+
+from bench.environment import write_result
+from bilinear.config import SweepConfig
+from bilinear.results import load_results
+from bilinear.results_writer import ResultsWriter
+from bilinear.storage import open_folder
+from bilinear.training import Finished, Job, Record
+
+READ = """
+import json, random, sys, time
+from bilinear import load_results
+start = time.perf_counter()
+results = load_results(sys.argv[1])
+opened = time.perf_counter() - start
+jobs = random.Random(0).sample(results.jobs, 200)
+each = []
+for job in jobs:
+    start = time.perf_counter()
+    results.models[job]
+    each.append(time.perf_counter() - start)
+start = time.perf_counter()
+table = results.table
+print(json.dumps({
+    "open": opened, "models": each, "table": time.perf_counter() - start, "rows": len(table)
+}))
+"""
+
+
+def make(folder: Path, config: SweepConfig) -> None:
+    """Fill a folder; nothing is forced to disk, which a real run would do for every file."""
+    record = Record(config)
+    for step in range(config.eval_every, config.steps + 1, config.eval_every):
+        record.add(step, *torch.rand(2).tolist(), 3000, 900, -0.5)
+    with mock.patch("os.fsync"):
+        writer = ResultsWriter(open_folder(folder), config, {"backend": "synthetic"})
+        p = config.p
+        for d in config.widths:
+            weights = torch.randn(d, 2 * p), torch.randn(d, 2 * p), torch.randn(p, d)
+            for seed in config.seeds:
+                writer.write_model(Finished(Job(d, seed), record, *weights))
+        writer.finish()
+
+
+def read(folder: Path) -> dict:
+    """Open, read 200 models at random places, then the table, in a fresh process."""
+    line = [sys.executable, "-c", READ, str(folder)]
+    return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Have the next read come from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    """Make, measure, print and write bench/results/large_folder.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=int, default=100_000)
+    parser.add_argument("--keep", type=Path, help="a folder made before, or to be kept")
+    args = parser.parse_args()
+    seeds = tuple(range(-(-args.models // 64)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary) / "large"
+        start = time.perf_counter()
+        if not folder.exists():
+            make(folder, SweepConfig(seeds=seeds, remainders=()))
+        made = time.perf_counter() - start
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        found = {"models": len(load_results(folder).jobs), "files": len(sizes)}
+        found |= {"bytes": sum(sizes), "table_bytes": (folder / "table.parquet").stat().st_size}
+        for cache in ("as it is", "dropped"):
+            runs = []
+            for _ in range(5):
+                if cache == "dropped":
+                    drop_from_cache(folder)
+                runs.append(read(folder))
+            each = [seconds for run in runs for seconds in run["models"]]
+            found[f"cache {cache}"] = {
+                "open_seconds": [run["open"] for run in runs],
+                "table_seconds": [run["table"] for run in runs],
+                "model_median_seconds": median(each),
+                "model_p95_seconds": quantiles(each, n=20)[-1],
+                "model_worst_seconds": max(each),
+            }
+            print(cache, {k: v for k, v in found[f"cache {cache}"].items()})
+        print(f"{found['models']:,} models, {found['bytes'] / 1e9:.1f} GB, made in {made:.0f} s")
+        print(f"wrote {write_result('large_folder', found)}")
+
+
+if __name__ == "__main__":
+    main()
