@@ -1,7 +1,7 @@
 """Does a folder of 100,000 models open at once? `python -m bench.large_folder`.
 
-The folder is synthetic: random weights of true size (P = 64, widths 64 to 1, a learning curve of 600
-evaluations each), written by the library's own writer. Opening and reading are timed in fresh
+The folder is synthetic: random weights of true size (P = 64, widths 64 to 1, a learning curve of
+600 evaluations each), written by the library's own writer. Opening and reading are timed in fresh
 processes: with the page cache as it is, and with the folder dropped from it.
 """
 
@@ -105,7 +105,7 @@ def main() -> None:
                 "model_p95_seconds": quantiles(each, n=20)[-1],
                 "model_worst_seconds": max(each),
             }
-            print(cache, {k: v for k, v in found[f"cache {cache}"].items()})
+            print(cache, found[f"cache {cache}"])
         print(f"{found['models']:,} models, {found['bytes'] / 1e9:.1f} GB, made in {made:.0f} s")
         print(f"wrote {write_result('large_folder', found)}")
 

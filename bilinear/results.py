@@ -59,6 +59,7 @@ class Results:
     `models[d, s]` is a state dict that `bilinear.reference.Model` loads; `histories[d, s]` a frame
     with a row an evaluation (`bilinear.training.Evaluation`); `interactions[d, s]` the interaction
     matrices of `config.remainders`, (n_remainders, 2p, 2p). All three are read when asked for.
+    `loose` are the models with a file of their own, `twice` those that are in a pack as well.
     """
 
     def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
@@ -69,8 +70,9 @@ class Results:
         self._plan = PackPlan(self.config)
         self._packs = [int(name[:-4]) for name in self.folder.names("packs") if is_pack(name)]
         packed = [job for pack in self._packs for job in self._plan.jobs(pack)]
-        loose = [job_of(name) for name in self.folder.names("models")]
-        self.loose = {job for job in loose if job is not None}.difference(packed)
+        found = map(job_of, self.folder.names("models"))
+        loose = {job for job in found if job is not None}
+        self.loose, self.twice = loose.difference(packed), loose.intersection(packed)
         self.jobs = sorted(self.loose.union(packed))
 
     def __repr__(self) -> str:

@@ -113,10 +113,9 @@ def _run(
     writers = [ResultsWriter(out, config, environment(backend)) for config, out in cells]
     work: list[Work] = []
     for index, writer in enumerate(writers):
-        there = Results(writer.folder)
-        done = set(there.jobs)
+        done = set(writer.there.jobs)
         if done:
-            on_event(index, Resumed(there.rows()))
+            on_event(index, Resumed(writer.there.rows()))
         jobs = [job for job in map(Job._make, writer.config.jobs) if job not in done]
         here = writer.folder.path
         work.append(Work(writer.config, jobs, None if here is None else here / "in-training"))

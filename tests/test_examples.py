@@ -21,7 +21,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(tagged) == 1
     tagged[0].source = SMALL
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=60, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     assert (tmp_path / "run" / "table.parquet").exists()
     outputs = [output for c in notebook.cells if c.cell_type == "code" for output in c.outputs]
     pictures = [o for o in outputs if "image/png" in o.get("data", ())]
