@@ -14,6 +14,7 @@ from bench import peers, work
 from bench.contest import Contestants, enter
 from bench.layer_ways import OURS, Shape, contestants
 
+HAS_GPU = torch.cuda.is_available()
 SHAPES = [(16384, 128, 64), (16384, 512, 512), (16384, 1024, 4096)]
 KINDS = {
     "bf16": (torch.bfloat16, "highest"),
@@ -21,16 +22,21 @@ KINDS = {
     "fp32": (torch.float32, "highest"),
 }
 WAYS = (*OURS, *peers.PEERS)
-NO_GPU = "needs a CUDA device; torch.cuda.is_available() is False"
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+# Without a GPU one of each is enough to say so.
+CASES = [
+    (direction, shape, kind, op)
+    for direction in work.DIRECTIONS
+    for shape in SHAPES
+    for kind in KINDS
+    for op in peers.OPS
+][: None if HAS_GPU else 1]
 
 
-def refusal(way: str, op: str, kind: str, device: str = "cuda") -> str:
+def refusal(way: str, op: str, kind: str) -> str:
     """Why a way is not timed; nothing if it is."""
-    return "" if way in OURS else peers.absent(way, op, torch.device(device), KINDS[kind][0])
+    if not HAS_GPU:
+        return f"{way} on a GPU needs one; torch.cuda.is_available() is False"
+    return "" if way in OURS else peers.absent(way, op, torch.device("cuda"), KINDS[kind][0])
 
 
 def ways(op: str, shape: Shape, kind: str, direction: str) -> Contestants:
@@ -40,20 +46,17 @@ def ways(op: str, shape: Shape, kind: str, direction: str) -> Contestants:
     return contestants(op, shape, there, direction, dtype, "cuda")
 
 
-@pytest.mark.parametrize("direction", ["forward", "forward and backward"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("op", peers.OPS)
+@pytest.mark.parametrize(("direction", "shape", "kind", "op"), CASES, ids=str)
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_on_a_gpu(
     benchmark: Any, way: str, op: str, kind: str, shape: Shape, direction: str
 ) -> None:
     if refusal(way, op, kind):
         pytest.skip(refusal(way, op, kind))
     benchmark.group = f"{op} {direction} on a GPU, {kind}, M, d_in, d = {shape}"
-    count = work.forward if direction == "forward" else work.forward_and_backward
     d_out = shape[1] if op == "mlp" else None
-    least = count(*shape, d_out, KINDS[kind][0].itemsize)
+    least = work.DIRECTIONS[direction](*shape, d_out, KINDS[kind][0].itemsize)
     sizes = {"work": least, "kind": kind, "device": "cuda", "seconds": 1.0}
     try:
         enter(benchmark, way, ways, op, shape, kind, direction, **sizes)

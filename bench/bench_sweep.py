@@ -37,6 +37,7 @@ from bilinear.training import Job
 
 P, WIDTHS = 64, (64, 32, 16, 8)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WHERE = " on a GPU" if DEVICE == "cuda" else ""
 NEVER = 10**6  # evaluations in a row that would have to be perfect before a model stops
 FULL_BATCH = SweepConfig(p=P, widths=WIDTHS, hold=NEVER)
 MINIBATCHES = replace(FULL_BATCH, batch_size=64)
@@ -93,15 +94,15 @@ def minibatch_sweeps() -> Contestants:
 
 @pytest.mark.parametrize("way", EPOCHS)
 def test_full_batch(benchmark: Any, way: str) -> None:
-    benchmark.group = "an epoch of a sweep of widths 64, 32, 16, 8"
+    benchmark.group = f"an epoch of a sweep of widths 64, 32, 16, 8{WHERE}"
     least = work.steps(FULL_BATCH, WIDTHS) + work.evaluations(FULL_BATCH, WIDTHS, 1 / 10)
-    enter(benchmark, way, full_batch_sweeps, work=least, times=EPOCHS, seconds=8.0)
+    enter(benchmark, way, full_batch_sweeps, work=least, times=EPOCHS, device=DEVICE, seconds=8.0)
 
 
 @pytest.mark.parametrize("way", EPOCHS_BY_MINIBATCHES)
 def test_minibatches(benchmark: Any, way: str) -> None:
-    benchmark.group = "an epoch by minibatches of 64, widths 64, 32, 16, 8"
+    benchmark.group = f"an epoch by minibatches of 64, widths 64, 32, 16, 8{WHERE}"
     n = MINIBATCHES.steps_per_epoch
     least = work.steps(MINIBATCHES, WIDTHS, n) + work.evaluations(MINIBATCHES, WIDTHS, 1)
-    times = EPOCHS_BY_MINIBATCHES
-    enter(benchmark, way, minibatch_sweeps, work=least, times=times, seconds=5.0)
+    how = {"work": least, "times": EPOCHS_BY_MINIBATCHES, "device": DEVICE, "seconds": 5.0}
+    enter(benchmark, way, minibatch_sweeps, **how)

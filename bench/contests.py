@@ -73,6 +73,11 @@ class Contest:
         return None if least is None else self.best_peer.median / least
 
     @property
+    def on_a_gpu(self) -> bool:
+        """Whether it was one of GPU work."""
+        return " on a GPU" in self.group
+
+    @property
     def is_timed(self) -> bool:
         """Whether its time is the question: not where it asks for bytes, or for how time grows."""
         return not self.group.startswith(("memory", "scaling"))

@@ -44,7 +44,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
 # Beside the default: fewer passes over the pairs for wide models, with more registers spilled.
 TILES = [replace(TILE, block_d=32), replace(TILE, block_d=64, num_warps=8)]
-STEPS = 50 if ON_GPU else 2  # in one sample
+STEPS = 50 if ON_GPU else 1  # in one sample
 
 
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
@@ -171,7 +171,7 @@ def _ways(
 
 def steps(quick: bool) -> dict[str, Any]:
     """A step of all models together: ours in both shapes of the loop, ensembles, the notebook."""
-    p = 5 if quick else 64
+    p = 3 if quick else 64
     cases = {
         f"widths 1..{p}, one seed": [Job(d, 0) for d in range(1, p + 1)],
         f"width {min(16, p)}, {p} seeds": [Job(min(16, p), seed) for seed in range(p)],

@@ -44,6 +44,7 @@ LINES = {
 
 def verdicts(found: list[Contest], path: Path) -> None:
     """Times faster than the best peer, a row a contest, and where the floor is."""
+    found = sorted(found, key=lambda contest: _ROWS.index(_row(contest.group)))
     figure = Figure(figsize=(10.5, 0.27 * len(found) + 1.9), layout="constrained")
     ax = figure.subplots()
     for row, contest in enumerate(found):
@@ -56,13 +57,15 @@ def verdicts(found: list[Contest], path: Path) -> None:
                 [max(high, ratio), contest.floor], [row, row], color="#d0d0d0", lw=0.8, zorder=0
             )
             ax.plot(contest.floor, row, marker="|", color="black", ms=11, mew=1.5)
-        label = f"{ratio:.2f}×  {contest.best_peer.name}"
+        label = f"{ratio:.3g}×  {contest.best_peer.name}"
         ax.text(1.01, row, label, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.axvline(1, color="black", lw=1)
     ax.set_xscale("log")
-    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+    ticks = [0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
     ax.set_xticks(ticks, [f"{t:g}×" for t in ticks])
     ax.minorticks_off()
+    ratios = [limit for c in found for limit in (c.ratio[0], c.floor or 1)]
+    ax.set_xlim(min(ratios) / 1.5, max(ratios) * 1.3)
     ax.set_yticks(range(len(found)), [contest.group for contest in found], fontsize=8)
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_xlabel("times faster than the best peer (how much, and its name, at the right)")
@@ -90,6 +93,7 @@ def shapes(found: list[Contest], path: Path) -> None:
             panels[task][shape.strip("()")] = contest
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     axes = figure.subplots(2, 2, sharey=True).flat
+    least, most = 1.0, 1.0
     for ax, (task, by_shape) in zip(axes, panels.items(), strict=True):
         for i, contest in enumerate(by_shape.values()):
             eager = contest.ways["eager"].median
@@ -113,12 +117,19 @@ def shapes(found: list[Contest], path: Path) -> None:
         ax.set_xticks(range(len(by_shape)), list(by_shape), fontsize=8)
         ax.set_xlim(-0.5, len(by_shape) - 0.5)
         ax.set_yscale("log")
-        ticks = [0.4, 0.6, 0.8, 1, 1.25, 1.6, 2]
+        ticks = [0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.6, 2]
         ax.set_yticks(ticks, [f"{t:g}×" for t in ticks])
         ax.minorticks_off()
         ax.grid(axis="y", alpha=0.3)
+        ax.set_xlabel("M, d_in, d", fontsize=9)
+        every = [
+            c.ways["eager"].median / way.median
+            for c in by_shape.values()
+            for way in c.ways.values()
+        ]
+        least, most = min(least, *every), max(most, *every)
+        ax.set_ylim(least / 1.15, most * 1.15)
     figure.supylabel("times as fast as eager")
-    figure.supxlabel("M, d_in, d")
     drawn = {_shown(n) for by_shape in panels.values() for c in by_shape.values() for n in c.ways}
     marks = [
         Line2D(
@@ -129,7 +140,7 @@ def shapes(found: list[Contest], path: Path) -> None:
         for name, (marker, _) in WAYS.items() if name in drawn - {"eager"}
     ]  # fmt: skip
     figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    figure.suptitle("Speed-up by shape; bars: quartiles")
+    figure.suptitle("Speed-up by shape; bars: quartiles, cut off at the edge")
     _save(figure, path)
 
 
@@ -169,6 +180,10 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
                 zorder=3 if fill == "black" else 2,
             )  # fmt: skip
         ax.plot([at[contest.group]] * 2, [min(rates), max(rates)], color=colour, lw=0.6, zorder=1)
+        width = re.search(r"steps of .*, (d=\d+)", contest.group)
+        if width:  # every width has the same FLOP a byte
+            rate = flop / contest.ours.median / 1e9
+            ax.text(at[contest.group] / 1.05, rate, width[1], ha="right", va="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(left, right)
@@ -195,7 +210,7 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
         if name in drawn
     ]
     figure.legend(handles=marks, loc="outside right upper", fontsize=9, frameon=False)
-    figure.suptitle("Under the roofs measured in the same run; ways of one contest share a line")
+    ax.set_title("Under the roofs measured in the same run; ways of one contest share a line")
     _save(figure, path)
 
 
@@ -242,6 +257,13 @@ def scaling(found: list[Contest], path: Path) -> None:
     figure.legend(handles=marks, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     figure.suptitle("Scaling; bars: quartiles")
     _save(figure, path)
+
+
+_ROWS = ("layer", "mlp", "training steps", "sweep", "interaction matrices", "start-up")
+
+
+def _row(group: str) -> str:
+    return next((start for start in _ROWS if group.startswith(start)), _family(group))
 
 
 def _log_axes(ax: Axes, xs: list[int]) -> None:

@@ -36,6 +36,16 @@ def _of(found: list[Contest], *starts: str) -> list[Contest]:
     return [contest for contest in found if contest.group.startswith(starts)]
 
 
+def _timed(found: list[Contest]) -> list[Contest]:
+    return [contest for contest in found if contest.is_timed and not contest.on_a_gpu]
+
+
+def _task(contest: Contest) -> str:
+    """What was done, without the suite it was done in."""
+    starts, _, task = contest.group.partition(": ")
+    return task if starts.startswith("scaling") else contest.group
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
@@ -94,7 +104,7 @@ def _scaling_table(found: list[Contest]) -> list[str]:
         ratio, low, high = contest.ratio
         ours, peer = contest.ours, contest.best_peer
         lines.append(
-            f"| {contest.group.removeprefix('scaling with ').partition(': ')[2]} "
+            f"| {_task(contest)} "
             f"| {_seconds(ours.median)} | {peer.name}, {_seconds(peer.median)} "
             f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} |"
         )
@@ -140,9 +150,9 @@ def _the_roofs(content: dict[str, Any]) -> str:
     )
 
 
-def _gpu(results: Path) -> list[str]:
+def _gpu(results: Path, found: list[Contest]) -> list[str]:
     files = sorted(results.glob("gpu-*.json"))
-    if not files:
+    if not files and not found:
         return [
             "Not measured yet: `python -m bench.gpu` is what a visit to a GPU runs. Its peers from "
             "elsewhere (Liger-Kernel, xformers, quack; `pip install '.[peers]'`) have adapters "
@@ -153,7 +163,7 @@ def _gpu(results: Path) -> list[str]:
         content = json.loads(file.read_text())
         gpu = content["environment"].get("gpu", "none")
         lines.append(f"| {file.stem[4:]} | {gpu} | {content['seconds']:.0f} | {file.name} |")
-    return lines
+    return [*(lines if files else []), "", *(_contest_table(found) if found else [])]
 
 
 def _sweep(content: dict[str, Any]) -> list[str]:
@@ -197,7 +207,7 @@ _HOW = (
 
 
 def _listed(found: list[Contest], verdict: str) -> str:
-    groups = [contest.group for contest in found if contest.verdict == verdict]
+    groups = [_task(contest) for contest in found if contest.verdict == verdict]
     return "; ".join(groups) or "nothing measured"
 
 
@@ -205,7 +215,8 @@ def page(results: Path = RESULTS) -> str:
     """Text of docs/performance.md."""
     cpu = _read("cpu", results)
     everything = contests(cpu)
-    timed = [contest for contest in everything if contest.is_timed]
+    timed = _timed(everything)
+    scaled = _of(everything, "scaling")
     sweep, latency = _read("sweep_against_notebook", results), _read("page_latency", results)
     lines = [
         "# Performance",
@@ -216,13 +227,13 @@ def page(results: Path = RESULTS) -> str:
         "",
         _HOW,
         "",
-        f"**Not faster:** {_listed(timed, 'slower')}.",
+        f"**Not faster:** {_listed([*timed, *scaled], 'slower')}.",
         "",
-        f"**As fast, within the spread:** {_listed(timed, 'within the spread')}.",
+        f"**As fast, within the spread:** {_listed([*timed, *scaled], 'within the spread')}.",
         "",
         "## On a GPU",
         "",
-        *_gpu(results),
+        *_gpu(results, [contest for contest in everything if contest.on_a_gpu]),
         "",
         "## On a CPU",
         "",
@@ -244,7 +255,7 @@ def page(results: Path = RESULTS) -> str:
         "",
         "![time against M, d, the number of models and P](performance/scaling.png)",
         "",
-        *_scaling_table(_of(everything, "scaling")),
+        *_scaling_table(scaled),
         "",
         "## Memory of forward and backward on a CPU",
         "",
@@ -269,7 +280,7 @@ def readme_table(results: Path = RESULTS) -> str:
     """What stands between the markers of README.md."""
     cpu = _read("cpu", results)
     asked = ("steps of", "forward and", "an epoch")
-    timed = [contest for contest in contests(cpu) if contest.is_timed]
+    timed = _timed(contests(cpu))
     found = [contest for contest in timed if any(part in contest.group for part in asked)]
     note = f"{_where(cpu)}. All of it: [docs/performance.md](docs/performance.md)."
     return "\n".join([BEGIN, *_contest_table(found), "", note, END])
@@ -288,7 +299,7 @@ def draw(results: Path, folder: Path) -> None:
     """Write the page's pictures into `folder`."""
     cpu = _read("cpu", results)
     everything = contests(cpu)
-    timed = [contest for contest in everything if contest.is_timed]
+    timed = _timed(everything)
     folder.mkdir(exist_ok=True)
     pictures.verdicts(timed, folder / "verdicts.png")
     pictures.shapes(timed, folder / "shapes.png")
