@@ -4,60 +4,44 @@ On the CPU in float32: a batch of M rows through d_in -> d (-> d_out), forward w
 and forward and backward into all inputs. "recompute" saves the input and the weights alone.
 """
 
-import shutil
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from bench import peers, work
 from bench.contest import Contestants, enter
-from bilinear import composed
-from bilinear.functional import bilinear, bilinear_mlp
+from bench.layer_ways import OURS, Shape, contestants, function, inputs
 
 SHAPES = [(64, 128, 64), (4096, 128, 64), (4096, 256, 512), (16384, 64, 512)]
-OPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "layer": (bilinear, composed.bilinear),
-    "mlp": (bilinear_mlp, composed.bilinear_mlp),
-}
-WAYS = ["fused", "recompute", "eager", "compile"]
-HAS_COMPILER = shutil.which("c++") is not None or shutil.which("g++") is not None
+# Searching for the best tiles takes long: one shape.
+AUTOTUNED = (4096, 256, 512)
+CPU = torch.device("cpu")
+FORWARD = ("fused", "eager")
+TRAINING = ("fused", "recompute", "eager", "compile", "max-autotune")
 
 
-def _inputs(op: str, shape: tuple[int, int, int]) -> list[Tensor]:
-    m, d_in, d = shape
-    sizes = [(m, d_in), (2 * d, d_in)] + ([(d_in, d)] if op == "mlp" else [])
-    return [torch.randn(size).div_(size[1] ** 0.5).requires_grad_() for size in sizes]
+def ways_at(op: str, shape: Shape) -> tuple[str, ...]:
+    """Those of forward and backward that can be had here."""
+    ways = [way for way in TRAINING if way != "max-autotune" or shape == AUTOTUNED]
+    return tuple(way for way in ways if way in OURS or not peers.absent(way, op, CPU))
 
 
-def _functions(op: str) -> dict[str, Callable[..., Tensor]]:
-    ours, eager = OPS[op]
-    found = {"fused": ours, "recompute": partial(ours, recompute=True), "eager": eager}
-    if HAS_COMPILER:
-        torch.compiler.reset()
-        found["compile"] = torch.compile(eager, fullgraph=True, dynamic=False)
-    return found
+def forwards(op: str, shape: Shape) -> Contestants:
+    return contestants(op, shape, FORWARD, "forward")
 
 
-def forwards(op: str, shape: tuple[int, int, int]) -> Contestants:
-    inputs = [tensor.detach() for tensor in _inputs(op, shape)]
-    ours, eager = OPS[op]
-    return {"fused": partial(ours, *inputs), "eager": partial(eager, *inputs)}
+def trainings(op: str, shape: Shape, ways: tuple[str, ...]) -> Contestants:
+    return contestants(op, shape, ways, "forward and backward")
 
 
-def trainings(op: str, shape: tuple[int, int, int]) -> Contestants:
-    inputs = _inputs(op, shape)
-    upstream = torch.randn(shape[0], shape[2] if op == "layer" else shape[1])
-
-    def step(f: Callable[..., Tensor]) -> None:
-        torch.autograd.grad(f(*inputs), inputs, upstream)
-
-    return {name: partial(step, f) for name, f in _functions(op).items()}
+def d_out_of(op: str, shape: Shape) -> int | None:
+    """The MLPs here project back to d_in."""
+    return shape[1] if op == "mlp" else None
 
 
-def saved_bytes(f: Callable[..., Tensor], inputs: list[Tensor]) -> int:
+def saved_bytes(f: peers.Layer, tensors: list[Tensor]) -> int:
     """Bytes saved for backward that are not weights, each storage once."""
     sizes: dict[int, int] = {}
 
@@ -66,32 +50,36 @@ def saved_bytes(f: Callable[..., Tensor], inputs: list[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = f(*inputs)
+        out = f(*tensors)
     del out
-    weights = {tensor.untyped_storage().data_ptr() for tensor in inputs[1:]}
-    return sum(size for at, size in sizes.items() if at not in weights)
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in tensors[1:]}
+    return sum(size for at, size in sizes.items() if at not in parameters)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("way", ["fused", "eager"])
-def test_forward(benchmark: Any, way: str, op: str, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("op", peers.OPS)
+@pytest.mark.parametrize("way", FORWARD)
+def test_forward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     benchmark.group = f"{op} forward, M, d_in, d = {shape}"
-    enter(benchmark, way, forwards, op, shape, seconds=0.6)
+    least = work.forward(*shape, d_out_of(op, shape))
+    enter(benchmark, way, forwards, op, shape, work=least, seconds=0.6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("op", peers.OPS)
+@pytest.mark.parametrize("way", TRAINING)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-def test_forward_and_backward(
-    benchmark: Any, way: str, op: str, shape: tuple[int, int, int]
-) -> None:
-    if way == "compile" and not HAS_COMPILER:
-        pytest.skip("torch.compile needs a C++ compiler")
+def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
+    if way == "max-autotune" and shape != AUTOTUNED:
+        pytest.skip(f"max-autotune is searched for at {AUTOTUNED} alone: it takes long")
+    if way not in OURS and peers.absent(way, op, CPU):
+        pytest.skip(peers.absent(way, op, CPU))
     benchmark.group = f"{op} forward and backward, M, d_in, d = {shape}"
-    enter(benchmark, way, trainings, op, shape, seconds=1.2)
-    if way in ("fused", "recompute"):
-        f, inputs = _functions(op)[way], _inputs(op, shape)
-        share = saved_bytes(f, inputs) / saved_bytes(OPS[op][1], inputs)
+    least = work.forward_and_backward(*shape, d_out_of(op, shape))
+    ways = ways_at(op, shape)
+    enter(benchmark, way, trainings, op, shape, ways, work=least, seconds=1.5)
+    if way in OURS:
+        tensors = inputs(op, shape)
+        eager = saved_bytes(function("eager", op), tensors)
+        share = saved_bytes(function(way, op), tensors) / eager
         benchmark.extra_info["activation bytes saved, of eager's"] = round(share, 3)

@@ -6,8 +6,6 @@ alone, where h is an output. With `recompute`, x alone. The peak is of what PyTo
 allocated on the CPU during one step.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,33 +13,20 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.bench_layer import OPS, SHAPES, _inputs, saved_bytes
-from bench.contest import Contestants, enter
+from bench import peers
+from bench.bench_layer import SHAPES, saved_bytes, trainings
+from bench.contest import enter
+from bench.layer_ways import Shape, function, inputs
 from bilinear.functional import is_small
 
-WAYS = ["fused", "recompute", "eager"]
+WAYS = ("fused", "recompute", "eager")
 
 
-def _functions(op: str) -> dict[str, Callable[..., Tensor]]:
-    ours, eager = OPS[op]
-    return {"fused": ours, "recompute": partial(ours, recompute=True), "eager": eager}
-
-
-def trainings(op: str, shape: tuple[int, int, int]) -> Contestants:
-    inputs = _inputs(op, shape)
-    upstream = torch.randn(shape[0], shape[2] if op == "layer" else shape[1])
-
-    def step(f: Callable[..., Tensor]) -> None:
-        torch.autograd.grad(f(*inputs), inputs, upstream)
-
-    return {name: partial(step, f) for name, f in _functions(op).items()}
-
-
-def peak_bytes(f: Callable[..., Tensor], inputs: list[Tensor], upstream: Tensor) -> int:
+def peak_bytes(f: peers.Layer, tensors: list[Tensor], upstream: Tensor) -> int:
     """Most bytes allocated at once by a forward and backward, beyond its inputs."""
-    torch.autograd.grad(f(*inputs), inputs, upstream)
+    torch.autograd.grad(f(*tensors), tensors, upstream)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        gradients = torch.autograd.grad(f(*inputs), inputs, upstream)
+        gradients = torch.autograd.grad(f(*tensors), tensors, upstream)
     del gradients
     alive = peak = 0
     memory = (e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]")
@@ -52,22 +37,22 @@ def peak_bytes(f: Callable[..., Tensor], inputs: list[Tensor], upstream: Tensor)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", peers.OPS)
 @pytest.mark.parametrize("way", WAYS)
-def test_memory(benchmark: Any, way: str, op: str, shape: tuple[int, int, int]) -> None:
+def test_memory(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     m, d_in, d = shape
-    f, inputs = _functions(op)[way], _inputs(op, shape)
-    saved, of_eager = saved_bytes(f, inputs), saved_bytes(OPS[op][1], inputs)
+    f, tensors = function(way, op), inputs(op, shape)
+    saved, of_eager = saved_bytes(f, tensors), saved_bytes(function("eager", op), tensors)
     upstream = torch.randn(m, d if op == "layer" else d_in)
-    small = is_small(inputs[0], inputs[1])
+    small = is_small(tensors[0], tensors[1])
     benchmark.group = f"memory, {op}, M, d_in, d = {shape}"
     benchmark.extra_info |= {
         "bytes saved": saved,
         "bytes saved, of eager's": round(saved / of_eager, 3),
-        "peak bytes": peak_bytes(f, inputs, upstream),
+        "peak bytes": peak_bytes(f, tensors, upstream),
         "composed": way == "fused" and small,
     }
-    enter(benchmark, way, trainings, op, shape, seconds=0.3)
+    enter(benchmark, way, trainings, op, shape, WAYS, seconds=0.2)
     if way == "recompute":
         assert saved == 4 * m * d_in
     # Small calls run torch's own composition, which saves what eager does.

@@ -51,6 +51,24 @@ def slower(old: dict[str, Timing], new: dict[str, Timing]) -> dict[str, float]:
     }
 
 
+def changed_roofs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What each machine could do at best, where that differs by more than a tenth."""
+    rates = [_rates(content) for content in (old, new)]
+    return [
+        f"{name}: {rates[0][name]:.3g} -> {rates[1][name]:.3g}"
+        for name in sorted(rates[0].keys() & rates[1].keys())
+        if abs(rates[1][name] / rates[0][name] - 1) > 0.1
+    ]
+
+
+def _rates(content: dict[str, Any]) -> dict[str, float]:
+    roofs = content.get("machine_info", {}).get("roofs", {}).get("cpu") or content.get("roofs", {})
+    found = {f"matmul {kind}": roof for kind, roof in roofs.get("matmul, FLOP/s", {}).items()}
+    if "copy, bytes/s" in roofs:
+        found["copy"] = roofs["copy, bytes/s"]
+    return {name: roof["best"] for name, roof in found.items()}
+
+
 def _label(row: dict[str, Any]) -> str:
     return " ".join(f"{k}={v}" for k, v in row.items() if isinstance(v, (str, int, list)))
 
@@ -68,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     contents = [json.loads(path.read_text()) for path in (chosen.old, chosen.new)]
     if _device(contents[0]) != _device(contents[1]):
         print(f"different devices: {_device(contents[0])}, {_device(contents[1])}")
+    for line in changed_roofs(*contents):
+        print(f"the machine itself, at best: {line}")
     old, new = (timings(content) for content in contents)
     common = old.keys() & new.keys()
     if not common:

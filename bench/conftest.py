@@ -1,13 +1,29 @@
-"""What pytest-benchmark stores: our environment instead of the host's name, no raw samples."""
+"""What pytest-benchmark stores: our environment, clocks and roofs, and no raw samples."""
 
 from typing import Any
 
-from bench.environment import environment
+import pytest
+import torch
+
+from bench import roofs
+from bench.environment import clocks, environment
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+_AT_THE_BEGINNING: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _machine(request: pytest.FixtureRequest) -> None:
+    """Measure the roofs before anything is held against them."""
+    if request.config.getoption("benchmark_disable"):
+        return
+    _AT_THE_BEGINNING["clocks as found"] = clocks()
+    _AT_THE_BEGINNING["roofs"] = {device: roofs.measured(device).to_dict() for device in DEVICES}
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     machine_info.clear()
-    machine_info.update(environment())
+    machine_info.update({**environment(), **_AT_THE_BEGINNING})
 
 
 def pytest_benchmark_update_json(

@@ -12,34 +12,42 @@ from functools import cache
 from statistics import median
 from typing import Any
 
+from bench import roofs
+from bench.clock import Stopwatch, host_seconds, stopwatch
+from bench.work import Work
+
 Contestants = dict[str, Callable[[], object]]
 
 
-def take_turns(contestants: Contestants, seconds: float, least_rounds: int = 5) -> dict[str, list]:
-    """Time every contestant once a round, for about `seconds` in all; durations by name.
-
-    Before its timed call each has one that is not timed: OpenMP's threads spin for some time after
-    the last contestant's work, and would be charged to the next.
-    """
+def take_turns(
+    contestants: Contestants,
+    seconds: float,
+    least_rounds: int = 5,
+    once: Stopwatch = host_seconds,
+    most_rounds: int | None = None,
+) -> dict[str, list[float]]:
+    """Time every contestant once a round, for about `seconds` in all; durations by name."""
     for run in contestants.values():
         run()  # warm-up: allocations, first-call set-up
     durations: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     for rounds in itertools.count(1):
         for name, run in contestants.items():
-            run()
-            start = time.perf_counter()
-            run()
-            durations[name].append(time.perf_counter() - start)
-        if rounds >= least_rounds and time.perf_counter() > end:
+            durations[name].append(once(run))
+        enough = rounds >= least_rounds and time.perf_counter() > end
+        if enough or rounds == most_rounds:
             return durations
 
 
 @cache
 def _contest(
-    make: Callable[..., Contestants], arguments: tuple, seconds: float, least_rounds: int
-) -> dict[str, list]:
-    return take_turns(make(*arguments), seconds, least_rounds)
+    make: Callable[..., Contestants],
+    arguments: tuple,
+    seconds: float,
+    least_rounds: int,
+    device: str,
+) -> dict[str, list[float]]:
+    return take_turns(make(*arguments), seconds, least_rounds, stopwatch(device))
 
 
 def enter(
@@ -47,20 +55,44 @@ def enter(
     name: str,
     make: Callable[..., Contestants],
     *arguments: Any,
+    work: Work | None = None,
+    times: dict[str, int] | None = None,
+    kind: str = "fp32",
+    device: str = "cpu",
     seconds: float = 4.0,
     least_rounds: int = 5,
 ) -> dict[str, float]:
     """Report contestant `name` of `make(*arguments)`; the first to ask has all of them timed.
 
+    `work` is the least that the task needs; the report then says how near the roofs `name` came,
+    in arithmetic of `kind`. `times` says how often a call of each contestant does the task, where
+    one call would be too short to be timed: what is reported is the time of one.
     Returns the median seconds of all, and notes in the report how many times faster `name` is.
     """
-    contest = _contest(make, arguments, seconds, least_rounds)
+    raw = _contest(make, arguments, seconds, least_rounds, device)
+    contest = {
+        other: [t / (times[other] if times else 1) for t in durations]
+        for other, durations in raw.items()
+    }
     medians = {other: median(durations) for other, durations in contest.items()}
     for other in medians:
         if other != name:
             benchmark.extra_info[f"times faster than {other}"] = medians[other] / medians[name]
+    if work is not None:
+        benchmark.extra_info |= _held_against_the_roofs(work, medians[name], kind, device)
     durations = contest[name]
     clock = itertools.chain.from_iterable((0.0, t) for t in durations)
     benchmark._timer = lambda: next(clock)
     benchmark.pedantic(lambda: None, rounds=len(durations), iterations=1)
     return medians
+
+
+def _held_against_the_roofs(work: Work, seconds: float, kind: str, device: str) -> dict[str, Any]:
+    found = roofs.measured(device)
+    return {
+        "flop": work.flop,
+        "bytes": work.moved,
+        "kind": kind,
+        "share of the roof": found.share(work.flop, work.moved, seconds, kind),
+        "seconds at the roof": found.least_seconds(work.flop, work.moved, kind),
+    }

@@ -2,12 +2,11 @@
 
     tests    the tests marked `gpu`
     kernels  all tests of the kernels, compiled for this device
+    roofs    copy bandwidth and matmul rates of this device: what all else is held against
+    tune     tiles and crossovers measured; writes kernels/table.json anew
+    layer    the layer on that table, against PyTorch and every fused layer that is installed
     command  the whole sweep: seconds of training, and from the command to the folder
     steps    a training step of many models, in both shapes of the loop, against ensembles
-    roofs    copy bandwidth and matmul rates of this device: what all else is held against
-    layer    the layer against eager, torch.compile, and a library matmul with one fused kernel
-    tune     tiles and crossovers measured; writes kernels/table.json anew
-    layer-tuned   the layer once more, on the new table
     frontier share of perfect seeds by width, for four moduli
 
 Each part writes gpu-PART.json as soon as it has it, and a part that fails leaves the others be.
@@ -21,19 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.environment import RESULTS, environment
-from bilinear import composed
-from bilinear.functional import bilinear, bilinear_mlp
+from bench import peers, work
+from bench.clock import call_seconds, event_seconds
+from bench.contest import Contestants, take_turns
+from bench.environment import RESULTS, clocks, environment
+from bench.layer_ways import OURS, contestants
+from bench.roofs import Roofs, measure
+from bilinear.kernels import dispatch
 
 ROOT = Path(__file__).parent.parent
 PART_SECONDS = 540
@@ -49,12 +52,18 @@ SHAPES = [
     (1024, 4096, None),
     (4096, 11008, None),
 ]
-ROWS = [4096, 16384, 65536]
+# In order of worth: a part that runs out of time leaves the last ones out.
+ROWS = [16384, 4096, 65536]
+KINDS = {
+    "bf16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+    "fp32": (torch.float32, "highest"),
+}
 # Shapes at which torch.compile searches for its best tiles too; it takes long to.
 AUTOTUNED = [(128, 64, 64), (512, 512, None), (1024, 4096, None)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Visit:
     """Where and how thoroughly to measure."""
 
@@ -62,46 +71,30 @@ class Visit:
     out: Path
     quick: bool
 
-    def time(self, ways: dict[str, Callable[[int], object]], seconds: float) -> dict[str, Any]:
-        """Median and spread in seconds of each way, round by round in turns.
+    @cached_property
+    def roofs(self) -> Roofs:
+        """This device's, measured once a visit."""
+        return measure(self.device, tiny=self.quick)
 
-        A way is called with the round's number, so that it can rotate its inputs past the cache.
-        """
-        for run in ways.values():
-            for i in range(3):
-                run(i)
-        samples: dict[str, list[float]] = {name: [] for name in ways}
-        end, rounds = time.perf_counter() + (0.05 if self.quick else seconds), 0
-        while rounds < 5 or (time.perf_counter() < end and rounds < 500):
-            for name, run in ways.items():
-                samples[name].append(self._once(run, rounds))
-            rounds += 1
+    def time(self, ways: Contestants, seconds: float) -> dict[str, Any]:
+        """Median and spread in seconds of each way, round by round in turns."""
+        once = event_seconds if self.device.type == "cuda" else call_seconds
+        samples = take_turns(ways, 0.02 if self.quick else seconds, 5, once, most_rounds=500)
         return {
             name: {
                 "median": median(values),
                 "p10": sorted(values)[len(values) // 10],
                 "p90": sorted(values)[len(values) * 9 // 10],
-                "rounds": rounds,
+                "rounds": len(values),
             }
             for name, values in samples.items()
         }
 
-    def _once(self, run: Callable[[int], object], i: int) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            run(i)
-            return time.perf_counter() - start
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        run(i)
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / 1e3
-
 
 def tests(visit: Visit) -> dict[str, Any]:
     """Run the tests marked `gpu`; keep the summary and the failures."""
-    return _pytest(visit, "-m", "gpu", str(ROOT / "tests"))
+    few = ROOT / "tests" / "test_ops.py"
+    return _pytest(visit, "-m", "gpu", str(few if visit.quick else ROOT / "tests"))
 
 
 def kernel_tests(visit: Visit) -> dict[str, Any]:
@@ -137,89 +130,63 @@ def _of_the_sweep(part: str) -> Callable[[Visit], dict[str, Any]]:
 
 def roofs(visit: Visit) -> dict[str, Any]:
     """Measure the two ceilings: bytes a second of a large copy, FLOP/s of a large matmul."""
-    n = 2**20 if visit.quick else 2**30
-    source = torch.randn(n, device=visit.device)
-    target = torch.empty_like(source)
-    copy = visit.time({"copy": lambda i: target.copy_(source)}, 3)["copy"]
-    found: dict[str, Any] = {"copy_bytes_per_second": 8 * n / copy["median"], "copy": copy}
-    size = 256 if visit.quick else 8192
-    for name, dtype, precision in (
-        ("bf16", torch.bfloat16, "highest"),
-        ("tf32", torch.float32, "high"),
-        ("fp32", torch.float32, "highest"),
-    ):
-        torch.set_float32_matmul_precision(precision)
-        a, b = (torch.randn(size, size, device=visit.device, dtype=dtype) for _ in range(2))
-        timed = visit.time({name: lambda i, a=a, b=b: a @ b}, 3)[name]
-        found[name] = {"flop_per_second": 2 * size**3 / timed["median"], **timed}
-    torch.set_float32_matmul_precision("highest")
-    return found
+    return {"roofs": visit.roofs.to_dict()}
 
 
 def layer(visit: Visit) -> dict[str, Any]:
     """Time forward, and forward with backward, of every shape, dtype and number of rows."""
-    rows = []
-    kinds = [("bf16", torch.bfloat16, "highest"), ("tf32", torch.float32, "high")]
-    kinds.append(("fp32", torch.float32, "highest"))
-    grid = [(SHAPES[1], 64)] if visit.quick else list(product(SHAPES, ROWS))
+    dispatch.table.cache_clear()  # it may have been written anew
+    shapes = SHAPES[1:2] if visit.quick else SHAPES
+    grid = product([64] if visit.quick else ROWS, KINDS, shapes, work.DIRECTIONS)
     end = time.perf_counter() + PART_SECONDS - 60
-    for (shape, m), (kind, dtype, precision) in product(grid, kinds):
+    rows: list[dict[str, Any]] = []
+    for m, kind, shape, direction in grid:
+        row = {"shape": shape, "m": m, "kind": kind, "direction": direction}
         if time.perf_counter() > end:
-            rows.append({"left_out": "out of time", "shape": shape, "m": m, "kind": kind})
+            rows.append({**row, "left_out": "out of time"})
             continue
-        torch.set_float32_matmul_precision(precision)
-        for direction in ("forward", "forward+backward"):
-            ways = dict(_ways(visit, shape, m, dtype, direction))
-            timed = visit.time(ways, 0.4)
-            best = min(t["median"] for name, t in timed.items() if not name.startswith("fused"))
-            ratio = best / timed["fused"]["median"]
-            row = {"shape": shape, "m": m, "kind": kind, "direction": direction}
-            rows.append({**row, "times": timed, "times_faster_than_best_peer": ratio})
-            print(
-                f"{kind} {direction:<17} m={m:<6} {shape}: {ratio:.2f}× the best peer", flush=True
-            )
+        rows.append({**row, **_layer_row(visit, m, kind, shape, direction)})
+    return {"roofs": visit.roofs.to_dict(), "rows": rows}
+
+
+def _layer_row(visit: Visit, m: int, kind: str, shape: tuple, direction: str) -> dict[str, Any]:
+    d_in, d, d_out = shape
+    op = "mlp" if d_out else "layer"
+    dtype, precision = KINDS[kind]
+    torch.set_float32_matmul_precision(precision)
+    there, absent = _ways(visit, op, m, shape, dtype)
+    device, sets = str(visit.device), 2 if visit.quick else None
+    made = contestants(op, (m, d_in, d), there, direction, dtype, device, d_out, sets, absent)
+    times = visit.time(made, 0.4)
     torch.set_float32_matmul_precision("highest")
-    return {"rows": rows}
+    least = work.DIRECTIONS[direction](m, d_in, d, d_out, dtype.itemsize)
+    for timed in times.values():
+        timed["share of the roof"] = visit.roofs.share(
+            least.flop, least.moved, timed["median"], kind
+        )
+    best = min(timed["median"] for way, timed in times.items() if way not in OURS)
+    ratio = best / times["fused"]["median"]
+    print(f"{kind} {direction:<20} m={m:<6} {shape}: {ratio:.2f}× the best peer", flush=True)
+    return {
+        "flop": least.flop,
+        "bytes": least.moved,
+        "times": times,
+        "times_faster_than_best_peer": ratio,
+        "absent": absent,
+    }
 
 
 def _ways(
-    visit: Visit, shape: tuple, m: int, dtype: torch.dtype, direction: str
-) -> Iterator[tuple[str, Callable[[int], object]]]:
-    d_in, d, d_out = shape
-    sizes = [(2 * d, d_in)] + ([(d_out, d)] if d_out else [])
-    weights = [_random(visit, size, dtype, size[1] ** -0.5) for size in sizes]
-    # As many inputs as pass the cache: 60 MB of L2 on an H200, four times over.
-    sets = 2 if visit.quick else max(2, min(64, 2**28 // (m * d_in * dtype.itemsize)))
-    inputs = [_random(visit, (m, d_in), dtype, 1.0) for _ in range(sets)]
-    gradient = torch.randn(m, d_out or d, device=visit.device, dtype=dtype)
-
-    fused = bilinear_mlp if d_out else bilinear
-    eager = composed.bilinear_mlp if d_out else composed.bilinear
-    none = (None, None) if d_out else (None,)
-    functions: dict[str, Callable[..., Tensor]] = {
-        "fused": fused,
-        "fused, recompute": lambda *args: fused(*args, recompute=True),
-        "eager": eager,
-    }
-    torch.compiler.reset()
-    functions["compile"] = torch.compile(eager, dynamic=False)
-    if shape in AUTOTUNED and m == 16384:
-        mode = "max-autotune-no-cudagraphs"
-        functions["compile max-autotune"] = torch.compile(eager, dynamic=False, mode=mode)
-
-    def run(function: Callable[..., Tensor], i: int) -> object:
-        x = inputs[i % sets]
-        if direction == "forward":
-            with torch.no_grad():
-                return function(x, *weights, *none)
-        return torch.autograd.grad(function(x, *weights, *none), [x, *weights], gradient)
-
-    for name, function in functions.items():
-        yield name, lambda i, function=function: run(function, i)  # type: ignore[misc]
-
-
-def _random(visit: Visit, size: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
-    return torch.randn(size, device=visit.device, dtype=dtype).mul_(scale).requires_grad_()
+    visit: Visit, op: str, m: int, shape: tuple, dtype: torch.dtype
+) -> tuple[list[str], dict[str, str]]:
+    """Ways that can be timed here, and why the other peers cannot."""
+    absent = {name: peers.absent(name, op, visit.device, dtype) for name in peers.PEERS}
+    if not (shape in AUTOTUNED and m == ROWS[0]):
+        absent["max-autotune"] = "searched for at a few shapes only: it takes long"
+    if visit.quick:
+        absent["compile"] = "left out of a dry run: it takes long"
+    there = [name for name in peers.PEERS if not absent[name]]
+    return [*OURS, *there], {name: why for name, why in absent.items() if why}
 
 
 def tune(visit: Visit) -> dict[str, Any]:
@@ -235,12 +202,11 @@ def tune(visit: Visit) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Visit], dict[str, Any]]] = {
     "tests": tests,
     "kernels": kernel_tests,
+    "roofs": roofs,
+    "tune": tune,
+    "layer": layer,
     "command": _of_the_sweep("command"),
     "steps": _of_the_sweep("steps"),
-    "roofs": roofs,
-    "layer": layer,
-    "tune": tune,
-    "layer-tuned": layer,
     "frontier": _of_the_sweep("frontier"),
 }
 
@@ -267,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:  # the parts after it are worth having
             found, failed = {"failed": f"{type(error).__name__}: {error}"}, failed + 1
         content = {
-            "environment": {**environment(), **_device(device)},
+            "environment": {**environment(), "clocks as found": clocks()},
             "quick": args.quick,
             **found,
         }
@@ -276,18 +242,6 @@ def main(argv: list[str] | None = None) -> int:
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(f"{name}: {content['seconds']:.0f} s, wrote {path}", flush=True)
     return failed
-
-
-def _device(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {}
-    query = [
-        "nvidia-smi",
-        "--query-gpu=name,driver_version,clocks.sm,clocks.mem",
-        "--format=csv,noheader",
-    ]
-    clocks = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return {"gpu": torch.cuda.get_device_name(device), "clocks as found": clocks}
 
 
 if __name__ == "__main__":

@@ -21,18 +21,18 @@ from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:  # before anything imports a kernel
     os.environ["TRITON_INTERPRET"] = "1"
 
+from bench.clock import call_seconds, event_seconds  # noqa: E402
+from bench.ensembles import KINDS, captured, ensemble  # noqa: E402
 from bilinear.backends.gpu import GpuBackend, make_grid, padded  # noqa: E402
 from bilinear.config import SweepConfig  # noqa: E402
 from bilinear.data import split_pairs  # noqa: E402
 from bilinear.frontier import frontier as frontier_of  # noqa: E402
-from bilinear.initial import initial_weights  # noqa: E402
 from bilinear.kernels.grid_triton import TILE  # noqa: E402
 from bilinear.kernels.tiles import Tile  # noqa: E402
 from bilinear.reference import ModelConfig, train_notebook  # noqa: E402
@@ -44,29 +44,16 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
 # Beside the default: fewer passes over the pairs for wide models, with more registers spilled.
 TILES = [replace(TILE, block_d=32), replace(TILE, block_d=64, num_warps=8)]
-STEPS = 50 if ON_GPU else 2  # in one sample
-
-
-def _once(run: Callable[[], object]) -> float:
-    if not ON_GPU:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    before.record()
-    run()
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after) / 1e3
+STEPS = 50 if ON_GPU else 1  # in one sample
 
 
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Median and spread in seconds of each way, round by round in turns, after one warm-up."""
+    once = event_seconds if ON_GPU else call_seconds
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(rounds + 1):
         for name, run in ways.items():
-            seconds = _once(run)
+            seconds = once(run)
             if i > 0:
                 samples[name].append(seconds)
     return {
@@ -135,67 +122,7 @@ def _launches(p: int, jobs: Sequence[Job], precision: str, chunks: int) -> Calla
 
         _side_by_side([lambda g=g, m=m: one(g, m) for g, m in pairs])  # type: ignore[misc]
 
-    return _captured(steps)
-
-
-def _captured(steps: Callable[[], None]) -> Callable[[], object]:
-    """Replay of a CUDA graph of `steps`, or `steps` itself without a GPU."""
-    steps()
-    if not ON_GPU:
-        return steps
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        steps()
-    return graph.replay
-
-
-def _padded_weights(p: int, jobs: Sequence[Job]) -> list[Tensor]:
-    """All models at the largest width, zeros past their own: an ensemble needs equal shapes."""
-    d = max(job.d_hidden for job in jobs)
-    stacked = [torch.zeros(len(jobs), *s, device=DEVICE) for s in ((d, 2 * p), (d, 2 * p), (p, d))]
-    for i, job in enumerate(jobs):
-        for target, w in zip(stacked, initial_weights(p, *job), strict=True):
-            target[i, : w.shape[0], : w.shape[1]] = w
-    return stacked
-
-
-def _ensemble(p: int, jobs: Sequence[Job], kind: str) -> Callable[[], object]:
-    """`STEPS` steps of an ensemble in PyTorch, under a CUDA graph, with its fused AdamW."""
-    weights = [w.requires_grad_() for w in _padded_weights(p, jobs)]
-    split = split_pairs(p, 0.75, 0)
-    a, b = (x.to(DEVICE) for x in split.pairs[: split.n_train].long().T)
-    label = (a + b) % p
-    optimizer = torch.optim.AdamW(
-        weights, lr=1e-2, weight_decay=1e-2, capturable=ON_GPU, fused=ON_GPU or None
-    )
-
-    def loss(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
-        h = (w_l.T[a] + w_l.T[p + b]) * (w_r.T[a] + w_r.T[p + b])
-        return F.cross_entropy(h @ w_p.T, label)
-
-    x = torch.cat([F.one_hot(a, p), F.one_hot(b, p)], 1).float()
-    gradient = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))
-
-    def step() -> None:
-        if kind == "vmap":
-            found = gradient(*(w.detach() for w in weights))
-        else:
-            w_l, w_r, w_p = weights
-            logits = (x @ w_l.mT) * (x @ w_r.mT) @ w_p.mT
-            total = F.cross_entropy(
-                logits.flatten(0, 1), label.repeat(len(jobs)), reduction="sum"
-            ) / len(label)
-            found = torch.autograd.grad(total, weights)
-        for w, g in zip(weights, found, strict=True):
-            w.grad = g
-        optimizer.step()
-
-    def steps() -> None:
-        for _ in range(STEPS):
-            step()
-
-    return _captured(steps)
+    return captured(steps) if ON_GPU else steps
 
 
 def _notebook_seconds_a_step(p: int, d: int, epochs: int) -> float:
@@ -230,8 +157,8 @@ def _ways(
         for tile in TILES:
             key = f"run, {precision}, {tile.block_d} units, {tile.num_warps} warps"
             makers[key] = lambda x=precision, t=tile: _runs(p, jobs, x, t)  # type: ignore[misc]
-    for kind in ("vmap", "bmm"):
-        makers[f"{kind} ensemble, graph"] = lambda k=kind: _ensemble(p, jobs, k)  # type: ignore[misc]
+    for kind in KINDS:
+        makers[f"{kind} ensemble, graph"] = lambda k=kind: ensemble(k, p, jobs, STEPS, DEVICE)  # type: ignore[misc]
     ways, failed = {}, {}
     for name, make in makers.items():
         try:
@@ -244,7 +171,7 @@ def _ways(
 
 def steps(quick: bool) -> dict[str, Any]:
     """A step of all models together: ours in both shapes of the loop, ensembles, the notebook."""
-    p = 5 if quick else 64
+    p = 3 if quick else 64
     cases = {
         f"widths 1..{p}, one seed": [Job(d, 0) for d in range(1, p + 1)],
         f"width {min(16, p)}, {p} seeds": [Job(min(16, p), seed) for seed in range(p)],

@@ -1,127 +1,24 @@
-"""What was measured, as tables and a picture: `python -m bench.report`.
+"""What was measured, as tables and pictures: `python -m bench.report`.
 
-Reads bench/results and writes docs/performance.md, its picture, and the table between the markers
+Reads bench/results and writes docs/performance.md, its pictures, and the table between the markers
 in README.md. Nothing in them is typed by hand.
 """
 
 import json
-import re
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
+from bench import pictures
+from bench.contests import Contest, contests
 from bench.environment import RESULTS
+from bench.roofs import Roofs
 
 ROOT = RESULTS.parent.parent
 PAGE = ROOT / "docs" / "performance.md"
-PICTURE = ROOT / "docs" / "performance.png"
+PICTURES = ROOT / "docs" / "performance"
 BEGIN, END = "<!-- bench.report -->", "<!-- end -->"
-# What users get by default; other ways of ours are shown, but decide nothing.
-DEFAULTS = ("fused", "compiled", "span")
-OTHER_WAYS = ("recompute", "torch-ops")
-PEERS = ("eager", "compile", "vmap", "bmm", "dense", "notebook")
-COLOURS = {"faster": "#006BA4", "within the spread": "#898989", "slower": "#C85200"}
-
-
-_WAY = re.compile("|".join(DEFAULTS + OTHER_WAYS + PEERS))
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to do something: seconds, with quartiles."""
-
-    name: str
-    median: float
-    q1: float
-    q3: float
-    notes: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Ways to do one thing, timed in turns."""
-
-    group: str
-    ways: dict[str, Contestant]
-
-    @property
-    def ours(self) -> Contestant:
-        """The default way."""
-        return next(self.ways[name] for name in DEFAULTS if name in self.ways)
-
-    @property
-    def best_peer(self) -> Contestant:
-        """The fastest of what else one would use."""
-        peers = [w for n, w in self.ways.items() if n not in DEFAULTS + OTHER_WAYS]
-        return min(peers, key=lambda way: way.median)
-
-    @property
-    def ratio(self) -> tuple[float, float, float]:
-        """Times faster than the best peer: by medians, and between the quartiles' extremes."""
-        ours, peer = self.ours, self.best_peer
-        return peer.median / ours.median, peer.q1 / ours.q3, peer.q3 / ours.q1
-
-    @property
-    def verdict(self) -> str:
-        """Whether the quartiles overlap."""
-        _, low, high = self.ratio
-        return "faster" if low > 1 else "slower" if high < 1 else "within the spread"
-
-
-def contests(content: dict[str, Any]) -> list[Contest]:
-    """Contests of a pytest-benchmark file that have a default way and a peer."""
-    groups: defaultdict[str, dict[str, Contestant]] = defaultdict(dict)
-    for one in content["benchmarks"]:
-        found = _WAY.search(one["name"])
-        if found is None or one["group"] is None:
-            continue
-        stats = one["stats"]
-        groups[one["group"]][found[0]] = Contestant(
-            found[0], stats["median"], stats["q1"], stats["q3"], one["extra_info"]
-        )
-    return [
-        Contest(group, ways)
-        for group, ways in groups.items()
-        if set(ways) & set(DEFAULTS) and set(ways) & set(PEERS)
-    ]
-
-
-def _timed(found: list[Contest]) -> list[Contest]:
-    return [contest for contest in found if not contest.group.startswith("memory")]
-
-
-def draw(found: list[Contest], path: Path) -> None:
-    """Times faster than the best peer, a row a contest."""
-    figure = Figure(figsize=(9, 0.27 * len(found) + 1.3), layout="constrained")
-    ax = figure.subplots()
-    for row, contest in enumerate(found):
-        ratio, low, high = contest.ratio
-        colour = COLOURS[contest.verdict]
-        ax.plot([low, high], [row, row], color=colour, lw=2)
-        ax.plot(ratio, row, "o", color=colour)
-        ax.annotate(
-            f"  {ratio:.2f}  ({contest.best_peer.name})",
-            (min(high, 16), row),
-            va="bottom" if high > 16 else "center",
-            fontsize=7,
-        )
-    ax.axvline(1, color="black", lw=1)
-    ax.set_xscale("log")
-    ticks = [0.5, 1, 2, 5, 10]
-    ax.set_xticks(ticks, [f"{t:g}×" for t in ticks])
-    ax.set_xlim(0.4, 40)
-    ax.set_yticks(range(len(found)), [contest.group for contest in found], fontsize=8)
-    ax.invert_yaxis()
-    ax.set_xlabel("times faster than the best peer (its name at the right); bars: quartiles")
-    figure.suptitle("The default way against the best peer: blue wins, grey ties, orange loses")
-    ax.grid(axis="x", alpha=0.3)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+_NOTED = ("nominal GFLOP/s", "activation bytes saved, of eager's")
 
 
 def _seconds(value: float) -> str:
@@ -131,16 +28,56 @@ def _seconds(value: float) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
+def _roofs(content: dict[str, Any]) -> Roofs:
+    return Roofs.from_dict(content["machine_info"]["roofs"]["cpu"])
+
+
+def _of(found: list[Contest], *starts: str) -> list[Contest]:
+    return [contest for contest in found if contest.group.startswith(starts)]
+
+
+def _timed(found: list[Contest]) -> list[Contest]:
+    return [contest for contest in found if contest.is_timed and not contest.on_a_gpu]
+
+
+def _task(contest: Contest) -> str:
+    """What was done, without the suite it was done in."""
+    starts, _, task = contest.group.partition(": ")
+    return task if starts.startswith("scaling") else contest.group
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
 def _contest_table(found: list[Contest]) -> list[str]:
-    lines = ["| | ours | best peer | times faster (quartiles) | |", "|---|---|---|---|---|"]
+    lines = [
+        "| | ours | best peer | times faster (quartiles) | | ours, of the roof | floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for contest in found:
         ratio, low, high = contest.ratio
         ours, peer = contest.ours, contest.best_peer
+        floor = "–" if contest.floor is None else f"{contest.floor:.3g}×"
         lines.append(
             f"| {contest.group} | {ours.name}, {_seconds(ours.median)} "
             f"| {peer.name}, {_seconds(peer.median)} "
-            f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} |"
+            f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} "
+            f"| {_percent(ours.share)} | {floor} |"
         )
+    return lines
+
+
+def _against_each(found: list[Contest]) -> list[str]:
+    """The default way against every peer, not the best one alone."""
+    lines = ["| | ours | peer | times faster (quartiles) |", "|---|---|---|---|"]
+    for contest in found:
+        for peer in sorted(contest.peers, key=lambda way: way.median):
+            ratio, low, high = contest.against(peer)
+            lines.append(
+                f"| {contest.group} | {_seconds(contest.ours.median)} "
+                f"| {peer.name}, {_seconds(peer.median)} | {ratio:.1f} ({low:.1f}–{high:.1f}) |"
+            )
     return lines
 
 
@@ -150,8 +87,6 @@ def _memory_table(found: list[Contest]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for contest in found:
-        if not contest.group.startswith("memory"):
-            continue
         eager = contest.ways["eager"].notes
         for way in contest.ways.values():
             saved, peak = way.notes["bytes saved"], way.notes["peak bytes"]
@@ -163,18 +98,28 @@ def _memory_table(found: list[Contest]) -> list[str]:
     return lines
 
 
+def _scaling_table(found: list[Contest]) -> list[str]:
+    lines = ["| | ours | best peer | times faster (quartiles) | |", "|---|---|---|---|---|"]
+    for contest in found:
+        ratio, low, high = contest.ratio
+        ours, peer = contest.ours, contest.best_peer
+        lines.append(
+            f"| {_task(contest)} "
+            f"| {_seconds(ours.median)} | {peer.name}, {_seconds(peer.median)} "
+            f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} |"
+        )
+    return lines
+
+
 def _all_ways(found: list[Contest]) -> list[str]:
-    lines = ["| | way | median | quartiles | noted |", "|---|---|---|---|---|"]
+    lines = ["| | way | median | quartiles | of the roof | noted |", "|---|---|---|---|---|---|"]
     for contest in found:
         for way in contest.ways.values():
-            notes = ", ".join(
-                f"{key} {value:.3g}"
-                for key, value in way.notes.items()
-                if not key.startswith("times faster")
-            )
+            notes = ", ".join(f"{key} {way.notes[key]:.3g}" for key in _NOTED if key in way.notes)
             spread = f"{_seconds(way.q1)} – {_seconds(way.q3)}"
             lines.append(
-                f"| {contest.group} | {way.name} | {_seconds(way.median)} | {spread} | {notes} |"
+                f"| {contest.group} | {way.name} | {_seconds(way.median)} | {spread} "
+                f"| {_percent(way.share)} | {notes} |"
             )
     return lines
 
@@ -192,16 +137,33 @@ def _where(content: dict[str, Any]) -> str:
     )
 
 
-def _gpu(results: Path) -> list[str]:
+def _the_roofs(content: dict[str, Any]) -> str:
+    roofs, clocks = _roofs(content), content["machine_info"]["clocks as found"]["cpu MHz"]
+    mhz = f"{clocks['median']:,.0f} MHz as found" if clocks else "not told by this system"
+    return (
+        f"Measured at the beginning of the same run: a copy out of cache moves "
+        f"{roofs.copy.best / 1e9:.1f} GB/s, read and written both counted (best of "
+        f"{roofs.copy.rounds} rounds, median {roofs.copy.median / 1e9:.1f}); a float32 matmul "
+        f"reaches {roofs.matmul['fp32'].best / 1e9:.0f} GFLOP/s (best of "
+        f"{roofs.matmul['fp32'].rounds}, median {roofs.matmul['fp32'].median / 1e9:.0f}). "
+        f"Clocks: {mhz}."
+    )
+
+
+def _gpu(results: Path, found: list[Contest]) -> list[str]:
     files = sorted(results.glob("gpu-*.json"))
-    if not files:
-        return ["Not measured yet: `python -m bench.gpu` is what a visit to a GPU runs."]
+    if not files and not found:
+        return [
+            "Not measured yet: `python -m bench.gpu` is what a visit to a GPU runs. Its peers from "
+            "elsewhere (Liger-Kernel, xformers, quack; `pip install '.[peers]'`) have adapters "
+            "that were tried against stand-ins of their packages only."
+        ]
     lines = ["| part | GPU | seconds | file |", "|---|---|---|---|"]
     for file in files:
         content = json.loads(file.read_text())
         gpu = content["environment"].get("gpu", "none")
         lines.append(f"| {file.stem[4:]} | {gpu} | {content['seconds']:.0f} | {file.name} |")
-    return lines
+    return [*(lines if files else []), "", *(_contest_table(found) if found else [])]
 
 
 def _sweep(content: dict[str, Any]) -> list[str]:
@@ -235,40 +197,71 @@ def _page(content: dict[str, Any]) -> list[str]:
     return lines
 
 
+_HOW = (
+    "Contestants take turns in one process on the same inputs. A contest is won or lost when the "
+    "quartiles do not overlap. The floor is the time at the nearer of two roofs, for the FLOP of "
+    "the algebra and the bytes of inputs and outputs. Exponentials and whatever is saved for "
+    "backward are not counted, so it is lower than anyone gets; only data that stay in the cache "
+    "from one call to the next can move faster than the copy roof."
+)
+
+
+def _listed(found: list[Contest], verdict: str) -> str:
+    groups = [_task(contest) for contest in found if contest.verdict == verdict]
+    return "; ".join(groups) or "nothing measured"
+
+
 def page(results: Path = RESULTS) -> str:
     """Text of docs/performance.md."""
     cpu = _read("cpu", results)
     everything = contests(cpu)
     timed = _timed(everything)
+    scaled = _of(everything, "scaling")
     sweep, latency = _read("sweep_against_notebook", results), _read("page_latency", results)
-    slower = [contest.group for contest in timed if contest.verdict == "slower"]
     lines = [
         "# Performance",
         "",
         "Made by `python -m bench.report` from bench/results; not to be edited.",
         "",
-        "![times faster than the best peer](performance.png)",
+        "![times faster than the best peer, and the floor](performance/verdicts.png)",
         "",
-        "Contestants take turns in one process on the same inputs. A contest is won or lost when "
-        "the quartiles do not overlap.",
+        _HOW,
         "",
-        f"**Not faster:** {'; '.join(slower) or 'nothing measured'}.",
+        f"**Not faster:** {_listed([*timed, *scaled], 'slower')}.",
+        "",
+        f"**As fast, within the spread:** {_listed([*timed, *scaled], 'within the spread')}.",
         "",
         "## On a GPU",
         "",
-        *_gpu(results),
+        *_gpu(results, [contest for contest in everything if contest.on_a_gpu]),
         "",
         "## On a CPU",
         "",
-        f"{_where(cpu)}.",
+        f"{_where(cpu)}. {_the_roofs(cpu)}",
         "",
         *_contest_table(timed),
+        "",
+        "![FLOP/s under the roofs](performance/roofline.png)",
+        "",
+        "![speed-up by shape](performance/shapes.png)",
+        "",
+        "## The sweep, against each peer",
+        "",
+        "An epoch of four models: what each contestant does in it is said in bench/bench_sweep.py.",
+        "",
+        *_against_each(_of(timed, "an epoch")),
+        "",
+        "## Scaling",
+        "",
+        "![time against M, d, the number of models and P](performance/scaling.png)",
+        "",
+        *_scaling_table(scaled),
         "",
         "## Memory of forward and backward on a CPU",
         "",
         "Small calls run torch's own composition, saving what it saves; `recompute` saves x alone.",
         "",
-        *_memory_table(everything),
+        *_memory_table(_of(everything, "memory")),
         "",
         "## The whole sweep, and the page",
         "",
@@ -286,7 +279,9 @@ def page(results: Path = RESULTS) -> str:
 def readme_table(results: Path = RESULTS) -> str:
     """What stands between the markers of README.md."""
     cpu = _read("cpu", results)
-    found = [c for c in contests(cpu) if "steps of" in c.group or "forward and" in c.group]
+    asked = ("steps of", "forward and", "an epoch")
+    timed = _timed(contests(cpu))
+    found = [contest for contest in timed if any(part in contest.group for part in asked)]
     note = f"{_where(cpu)}. All of it: [docs/performance.md](docs/performance.md)."
     return "\n".join([BEGIN, *_contest_table(found), "", note, END])
 
@@ -300,13 +295,25 @@ def with_table(readme: str, table: str) -> str:
     return before + table + after
 
 
+def draw(results: Path, folder: Path) -> None:
+    """Write the page's pictures into `folder`."""
+    cpu = _read("cpu", results)
+    everything = contests(cpu)
+    timed = _timed(everything)
+    folder.mkdir(exist_ok=True)
+    pictures.verdicts(timed, folder / "verdicts.png")
+    pictures.shapes(timed, folder / "shapes.png")
+    pictures.roofline(timed, _roofs(cpu), folder / "roofline.png")
+    pictures.scaling(everything, folder / "scaling.png")
+
+
 def main() -> None:
-    """Write the page, its picture and the README's table."""
-    draw(_timed(contests(_read("cpu", RESULTS))), PICTURE)
+    """Write the page, its pictures and the README's table."""
+    draw(RESULTS, PICTURES)
     PAGE.write_text(page())
     readme = ROOT / "README.md"
     readme.write_text(with_table(readme.read_text(), readme_table()))
-    print(f"wrote {PAGE}, {PICTURE} and the table in {readme}")
+    print(f"wrote {PAGE}, {PICTURES} and the table in {readme}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import gpu
-from bench.contest import take_turns
+from bench import contest, gpu, roofs
+from bench.clock import call_seconds
+from bench.contest import enter, take_turns
+from bench.work import Work
 
 
 def test_contestants_take_turns() -> None:
@@ -24,10 +28,59 @@ def test_contestants_take_turns() -> None:
     assert min(durations["slow"]) >= 0.002 > sorted(durations["fast"])[rounds // 2]
 
 
+class _Benchmark:
+    """As much of pytest-benchmark's fixture as a contest touches."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.durations: list[float] = []
+        self._timer = time.perf_counter
+
+    def pedantic(self, target: Callable[[], object], rounds: int, iterations: int) -> None:
+        for _ in range(rounds):
+            start = self._timer()
+            target()
+            self.durations.append(self._timer() - start)
+
+
+def _sleepers() -> dict[str, Callable[[], object]]:
+    return {"long": lambda: time.sleep(0.004), "short": lambda: time.sleep(0.001)}
+
+
+def test_report_is_of_one_task_against_the_roofs_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roof = roofs.Roof(1000.0, 900.0, 5)
+    monkeypatch.setattr(roofs, "measured", lambda device: roofs.Roofs(roof, {"fp32": roof}))
+    benchmark = _Benchmark()
+    times, least = {"long": 4, "short": 1}, Work(flop=0.1, moved=0.2)
+    medians = enter(benchmark, "long", _sleepers, work=least, times=times, seconds=0.01)
+    assert 0.001 <= medians["long"] < 0.004
+    assert benchmark.durations == pytest.approx(
+        [t / 4 for t in contest._contest(_sleepers, (), 0.01, 5, "cpu")["long"]]
+    )
+    notes = benchmark.extra_info
+    assert notes["times faster than short"] == medians["short"] / medians["long"]
+    assert notes["seconds at the roof"] == 0.2 / 1000
+    assert notes["share of the roof"] == pytest.approx(0.2 / 1000 / medians["long"])
+
+
+def test_a_clock_of_calls_times_each_once() -> None:
+    calls: list[int] = []
+    found = take_turns({"a": lambda: calls.append(0)}, 10.0, once=call_seconds, most_rounds=7)
+    assert len(found["a"]) == 7
+    assert len(calls) == 1 + 7
+
+
+def test_roofs_are_of_this_machine() -> None:
+    found = roofs.measure("cpu", tiny=True)
+    for roof in (found.copy, *found.matmul.values()):
+        assert 1e5 < roof.median <= roof.best < 1e13
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inside torch.compile
 @pytest.mark.parametrize(
-    "part", ["tests", "command", "steps", "roofs", "layer", "tune", "frontier"]
+    "part", ["tests", "roofs", "tune", "layer", "command", "steps", "frontier"]
 )
 def test_gpu_visit_runs_without_a_gpu(part: str, tmp_path: Path) -> None:
     assert gpu.main(["--quick", "--parts", part, "--out", str(tmp_path)]) == 0
@@ -36,7 +89,12 @@ def test_gpu_visit_runs_without_a_gpu(part: str, tmp_path: Path) -> None:
     assert "failed" not in content
     if part == "layer":
         assert len(content["rows"]) == 6
-        assert all(row["times"]["fused"]["median"] > 0 for row in content["rows"])
+        for row in content["rows"]:
+            assert {"fused", "recompute", "eager"} == set(row["times"])
+            assert row["times"]["fused"]["share of the roof"] > 0
+            assert "CUDA" in row["absent"]["matmul+mul"]
+    if part in ("roofs", "layer"):
+        assert content["roofs"]["matmul, FLOP/s"].keys() == {"bf16", "tf32", "fp32"}
     if part == "steps":
         assert not any(case["failed"] for case in content["cases"].values() if "failed" in case)
     if part in ("tests", "tune"):

@@ -44,3 +44,20 @@ def test_rows_of_a_gpu_visit(tmp_path: Path) -> None:
     assert found == {"op=layer m=4096 fused": 1.5}
     with pytest.raises(ValueError, match="'benchmarks' or 'rows'"):
         compare.timings({"quick": True})
+
+
+def test_another_machine_is_told_apart_from_a_slower_library(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(matmul: float) -> str:
+        roof = {"best": matmul, "median": matmul, "rounds": 5}
+        roofs = {"cpu": {"copy, bytes/s": roof, "matmul, FLOP/s": {"fp32": roof}}}
+        path = Path(_file(tmp_path / f"{matmul}", a=(1, 1, 1)))
+        content = json.loads(path.read_text()) | {"machine_info": {"roofs": roofs}}
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    compare.main([run(100.0), run(95.0)])
+    assert "machine itself" not in capsys.readouterr().out
+    compare.main([run(100.0), run(50.0)])
+    assert "matmul fp32: 100 -> 50" in capsys.readouterr().out

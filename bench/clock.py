@@ -1,0 +1,42 @@
+"""Seconds of one call: the host's clock, or a GPU's own events."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+Run = Callable[[], object]
+Stopwatch = Callable[[Run], float]
+
+
+def call_seconds(run: Run) -> float:
+    """Seconds of a call by the host's clock."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def host_seconds(run: Run) -> float:
+    """Seconds of a call, after one that is not timed.
+
+    OpenMP's threads spin for some time after the last contestant's work, and would be charged to
+    the next.
+    """
+    run()
+    return call_seconds(run)
+
+
+def event_seconds(run: Run) -> float:
+    """Seconds between two CUDA events around a call, on an idle stream."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    run()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+def stopwatch(device: torch.device | str) -> Stopwatch:
+    """How calls that work on `device` are timed."""
+    return event_seconds if torch.device(device).type == "cuda" else host_seconds
