@@ -50,8 +50,8 @@ setup(
             "flask-cors",
         ],
         "dev": ["ruff", "mypy", "pandas-stubs"],
-        # What the layer is timed against on a GPU (bench/peers.py), gigabytes of it; each asks for a
-        # PyTorch of its own choice, so install one at a time beside the PyTorch to be measured.
+        # What the layer is timed against on a GPU (bench/peers.py), gigabytes of it; each asks for
+        # a PyTorch of its own choice, so install one at a time beside the PyTorch to be measured.
         "peers": ["liger-kernel", "xformers", "quack-kernels"],
     },
 )
