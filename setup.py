@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "s3": ["s3fs"],
+        "ray": ["ray"],
         "notebook": ["ipywidgets", "ipykernel"],
         "test": [
             "pytest",
@@ -48,6 +49,7 @@ setup(
             "moto[s3]",
             "flask",
             "flask-cors",
+            "ray",
         ],
         "dev": ["ruff", "mypy", "pandas-stubs"],
         # What the layer is timed against on a GPU (bench/peers.py), gigabytes of it; each asks for

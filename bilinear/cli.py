@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from bilinear.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig
-from bilinear.errors import ConfigError, ResultsError
+from bilinear.errors import ConfigError, EngineError, ResultsError
 from bilinear.presets import PRESETS
 from bilinear.schedule import SHAPES, Schedule
 from bilinear.study import Study, check_size
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0] in commands:
             return commands[argv[0]](argv[1:])
         return _sweep(argv)
-    except (ConfigError, ResultsError) as error:
+    except (ConfigError, EngineError, ResultsError) as error:
         return _fail(str(error))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -146,6 +146,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--hold", type=int, help="evaluations in a row at 100 %% before stopping")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")
+    where.add_argument(
+        "--engine", default="local", metavar="local|ray", help="this machine or a cluster (local)"
+    )
+    where.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="the cluster's (one found here, or a new one)"
+    )
     where.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -286,10 +292,16 @@ def _sweep(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from bilinear import report
-    from bilinear.backends import choose_for
+    from bilinear.backends import choose_engine
     from bilinear.sweep import check_space
 
-    backend = choose_for(study.cells, fused=args.fused, device=args.device)
+    backend = choose_engine(
+        study.cells,
+        engine=args.engine,
+        fused=args.fused,
+        device=args.device,
+        ray_address=args.ray_address,
+    )
     console = Console(highlight=False)
     report.print_backend(console, backend)
     out = _out_folder(args, study)

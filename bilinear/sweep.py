@@ -1,7 +1,6 @@
 """Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
 
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -10,9 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import bilinear
 from bilinear.config import SweepConfig
 from bilinear.cost import sweep_cost
 from bilinear.errors import ConfigError
@@ -21,7 +17,7 @@ from bilinear.results_writer import ResultsWriter
 from bilinear.storage import Folder, open_folder
 from bilinear.study import Study
 from bilinear.study_results import StudyResults, begin_study, cell_folder, finish_study, is_study
-from bilinear.training import Backend, Finished, Job, Progress, Work
+from bilinear.training import Backend, Finished, Job, Progress, Work, environment
 
 
 @dataclass(frozen=True)
@@ -29,16 +25,6 @@ class Resumed:
     """Models an earlier run of the same sweep left in the folder, as rows of the table."""
 
     rows: list[dict[str, Any]]
-
-
-def environment(backend: Backend) -> dict[str, str]:
-    """Describe what a model's bits depend on besides the config."""
-    return {
-        "backend": backend.name,
-        "bilinear": bilinear.__version__,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
 
 
 def fresh_folder(study: Study, parent: Path = Path("runs")) -> Path:

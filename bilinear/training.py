@@ -1,5 +1,6 @@
 """What every training backend shares: its interface, and how success is told from luck."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+import bilinear
 from bilinear.config import SweepConfig
 
 
@@ -164,6 +166,16 @@ class Backend(Protocol):
         leaves nothing there when all jobs of that work have finished.
         """
         ...
+
+
+def environment(backend: Backend) -> dict[str, str]:
+    """Describe what a model's bits depend on besides the config."""
+    return {
+        "backend": backend.name,
+        "bilinear": bilinear.__version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def train(
