@@ -9,7 +9,7 @@ from bilinear.training import Job, Work
 
 
 def work(p: int, widths: tuple[int, ...], seeds: int) -> Work:
-    config = SweepConfig(p=p, widths=widths, seeds=tuple(range(seeds)), steps=50)
+    config = SweepConfig(p=p, widths=widths, seeds=tuple(range(seeds)), steps=50, remainders=())
     return Work(config, list(map(Job._make, config.jobs)))
 
 

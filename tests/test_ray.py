@@ -228,7 +228,7 @@ def test_bad_engines(
 
 
 def test_ray_without_the_fused_trainer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--p", "5", "--engine", "ray"]) == 2
+    assert main(["--p", "13", "--engine", "ray"]) == 2
     assert "add --fused" in capsys.readouterr().err
 
 
