@@ -110,7 +110,7 @@ def calibrate(
     notes: list[str] = []
     measured = cached = 0
     deadline = time.monotonic() + budget_seconds
-    for cell in _to_measure(cells):
+    for cell in to_measure(cells):
         file, key = _entry(folder, backend, cell)
         curve = _read(file, key, notes)
         if curve is not None:
@@ -132,10 +132,10 @@ def calibrate(
 def is_cached(backend: Backend, cells: Sequence[SweepConfig]) -> bool:
     """Whether `calibrate` would have nothing to measure, going by the files that are there."""
     folder = cache_folder()
-    return all(_entry(folder, backend, cell)[0].exists() for cell in _to_measure(cells))
+    return all(_entry(folder, backend, cell)[0].exists() for cell in to_measure(cells))
 
 
-def _to_measure(cells: Sequence[SweepConfig]) -> list[SweepConfig]:
+def to_measure(cells: Sequence[SweepConfig]) -> list[SweepConfig]:
     """One cell a batch size and modulus, smallest modulus first, spread if there are many."""
     distinct = {(cell.batch_size, cell.p): cell for cell in reversed(cells)}
     chosen: list[SweepConfig] = []
