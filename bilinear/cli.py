@@ -293,6 +293,7 @@ def _sweep(argv: Sequence[str]) -> int:
 
     from bilinear import report
     from bilinear.backends import choose_engine
+    from bilinear.calibration import calibrate
     from bilinear.sweep import check_space
 
     backend = choose_engine(
@@ -306,7 +307,7 @@ def _sweep(argv: Sequence[str]) -> int:
     report.print_backend(console, backend)
     out = _out_folder(args, study)
     if args.dry_run:
-        report.print_plan(console, study, out)
+        report.print_plan(console, study, out, backend, calibrate(backend, study.cells))
         return 0
     check_space(study, out)
     try:
@@ -329,15 +330,25 @@ def _out_folder(args: argparse.Namespace, study: Study) -> str:
 
 def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console: Any) -> int:
     from bilinear import plots, report
+    from bilinear.hindsight import Hindsight
     from bilinear.progress import Display
     from bilinear.sweep import run_study, run_sweep
 
+    hindsight = Hindsight(backend, study.cells)
     with Display(study.cells, console) as display:
+
+        def on_event(index: int, event: Any) -> None:
+            hindsight.update(index, event)
+            display(index, event)
+
         results: Any
         if len(study) > 1:
-            results = run_study(study, backend, out, display)
+            results = run_study(study, backend, out, on_event)
         else:
-            results = run_sweep(study.cells[0], backend, out, partial(display, 0))
+            results = run_sweep(study.cells[0], backend, out, partial(on_event, 0))
+    said = hindsight.line()
+    if said:
+        console.print(said, soft_wrap=True)
     if len(study) > 1:
         report.print_study_summary(console, results)
         plots.save_study(results)

@@ -34,6 +34,12 @@ def model_flop(config: SweepConfig, d_hidden: int) -> int:
     )
 
 
+def work_of_step(config: SweepConfig, d_hidden: int) -> float:
+    """FLOP a step, its share of evaluations, and 16 hidden units' worth for what is not matmul."""
+    matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
+    return matmul + step_flop(config, 16)
+
+
 def model_disk_bytes(config: SweepConfig, d_hidden: int) -> int:
     """Bytes of a model's file at most: weights, learning curve, interaction matrices."""
     evaluations = -(-config.steps // config.eval_every)

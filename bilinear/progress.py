@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bilinear.config import SweepConfig
-from bilinear.cost import evaluation_flop, step_flop
+from bilinear.cost import work_of_step
 from bilinear.sweep import Resumed
 from bilinear.training import Finished, Job, Progress
 
@@ -31,7 +31,7 @@ class SweepState:
         self.best: dict[int, float] = {}
         self.smallest: int | None = None
         self.started = time.monotonic()
-        self._unit = [{d: _cost_of_step(cell, d) for d in cell.widths} for cell in cells]
+        self._unit = [{d: work_of_step(cell, d) for d in cell.widths} for cell in cells]
         self._open_cost = sum(
             sum(unit.values()) * len(cell.seeds) * cell.steps
             for cell, unit in zip(cells, self._unit, strict=True)
@@ -114,12 +114,6 @@ class SweepState:
         if len(self.cells) > 1:
             parts.insert(0, f"{self._left.count(0)}/{len(self.cells)} cells")
         return ", ".join(parts)
-
-
-def _cost_of_step(config: SweepConfig, d_hidden: int) -> float:
-    """FLOP a step, and those a model of 16 hidden units would take for what is not matmul."""
-    matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
-    return matmul + step_flop(config, 16)
 
 
 def _duration(seconds: float | None) -> str:

@@ -3,13 +3,15 @@
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
-from bilinear.config import SweepConfig
+from bilinear.calibration import Calibration, processor
 from bilinear.cost import sweep_cost
+from bilinear.estimate import DEVICES, Estimate, duration, estimate, whole
 from bilinear.frontier import frontier
 from bilinear.results import Results
-from bilinear.study import AXES, Study, cell_name
+from bilinear.study import AXES, Study
 from bilinear.study_results import StudyResults
 from bilinear.training import Backend
 
@@ -19,44 +21,93 @@ def print_backend(console: Console, backend: Backend) -> None:
     console.print(f"backend {backend.name}: {backend.reason}", soft_wrap=True)
 
 
-def print_plan(console: Console, study: Study, out: str) -> None:
-    """Say what would run and what it costs at most."""
-    if len(study) > 1:
-        _print_study_plan(console, study, out)
-    else:
-        _print_sweep_plan(console, study.cells[0], out)
-
-
-def _print_sweep_plan(console: Console, config: SweepConfig, out: str) -> None:
-    cost = sweep_cost(config)
-    batch = config.batch_size or f"full ({config.n_train} pairs)"
-    rows = {
-        "task": f"(a + b) mod {config.p}, {config.n_train} of {config.p**2} pairs trained on",
-        "models": f"{len(config.jobs)}: widths {_ranges(config.widths)}, "
-        f"seeds {_ranges(config.seeds)}",
-        "steps": f"at most {config.steps:,} each, {cost.steps:,} in all; batch {batch}",
-        "learning rate": _schedule(config.lr),
-        "weight decay": _schedule(config.weight_decay),
-        "stop": f"{config.goal} accuracy 100 % at {config.hold} evaluations in a row, "
-        f"one every {config.eval_every} steps",
-        "FLOP": f"at most {cost.flop / 1e12:,.2f}·10¹²",
-        "memory": f"at most {cost.memory_bytes / 1e6:,.1f} MB a model in training",
-        "disk": f"about {cost.disk_bytes / 1e6:,.1f} MB at most, in {out}",
-    }
+def print_plan(
+    console: Console,
+    study: Study,
+    out: str,
+    backend: Backend,
+    calibration: Calibration | None,
+) -> None:
+    """Say what would run, what it costs at most, and how long it takes by the calibration."""
+    rows = _what(study) | _how(study) | _cost(study, out, backend.at_once)
     for name, value in rows.items():
         console.print(f"{name:>14}  {value}", soft_wrap=True)
+    if calibration is None:
+        console.print(f"{'time':>14}  unknown: a step takes too long to be measured in advance")
+        return
+    found = estimate(calibration, whole(study.cells))
+    _print_time(console, found, calibration)
 
 
-def _print_study_plan(console: Console, study: Study, out: str) -> None:
-    costs = [sweep_cost(cell) for cell in study]
-    for cell in study:
-        console.print(f"cell {cell_name(cell)}: {len(cell.jobs)} models", soft_wrap=True)
+def _print_time(console: Console, found: Estimate, calibration: Calibration) -> None:
+    place = " " * 16
+    one = f"{found.at_once} models at once" if found.at_once > 1 else "one model at a time"
+    console.print(f"{'time':>14}  of training; a device is one like this: {one},")
+    console.print(f"{place}{processor()}; rate {calibration.source}", soft_wrap=True)
+    for note in calibration.notes:
+        console.print(f"{place}{note}", soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("devices", "about", "at most"):
+        table.add_column(heading, justify="right")
+    for devices in DEVICES:
+        about = found.about(devices)
+        table.add_row(
+            str(devices), "—" if about is None else duration(about), duration(found.at_most(devices))
+        )
+    console.print(Padding(table, (0, 0, 0, len(place))))
+    longest = found.most.longest
+    basis = "" if found.likely else "; no runs of a recipe like this to say more"
     console.print(
-        f"{len(study)} cells, {sum(len(cell.jobs) for cell in study):,} models, at most "
-        f"{sum(cost.flop for cost in costs) / 1e12:,.2f}·10¹² FLOP and "
-        f"{sum(cost.disk_bytes for cost in costs) / 1e6:,.1f} MB, in {out}",
-        soft_wrap=True,
+        f"{place}at most: all use all steps, the longest {duration(longest)}{basis}", soft_wrap=True
     )
+    if found.likely:
+        console.print(f"{place}about: they stop where models of the default recipe did")
+
+
+def _what(study: Study) -> dict[str, str]:
+    cells = study.cells
+    models = f"{sum(len(cell.widths) * len(cell.seeds) for cell in cells):,}"
+    widths = _ranges(tuple({d for cell in cells for d in cell.widths}))
+    of = f"widths {widths}, seeds {_ranges(cells[0].seeds)}"
+    if len(cells) == 1:
+        (one,) = cells
+        pairs = f"{one.n_train} of {one.p**2} pairs trained on"
+        return {"task": f"(a + b) mod {one.p}, {pairs}", "models": f"{models}: {of}"}
+    fractions = ", ".join(f"{f:g}" for f in sorted({cell.train_frac for cell in cells}))
+    moduli = _ranges(tuple({cell.p for cell in cells}))
+    return {
+        "task": f"(a + b) mod P, P {moduli}; share of pairs trained on {fractions}",
+        "study": f"{len(cells)} cells, {models} models: {of}",
+    }
+
+
+def _how(study: Study) -> dict[str, str]:
+    cells, first = study.cells, study.cells[0]
+    steps = sum(cell.steps * len(cell.widths) * len(cell.seeds) for cell in cells)
+    each = _alternatives([f"{cell.steps:,}" for cell in cells])
+    batches = [f"{cell.batch_size or f'full ({cell.n_train} pairs)'}" for cell in cells]
+    return {
+        "steps": f"at most {each} each, {steps:,} in all; batch {_alternatives(batches)}",
+        "learning rate": _alternatives([_schedule(cell.lr) for cell in cells]),
+        "weight decay": _alternatives([_schedule(cell.weight_decay) for cell in cells]),
+        "stop": f"{first.goal} accuracy 100 % at {first.hold} evaluations in a row, "
+        f"one every {_alternatives([str(cell.eval_every) for cell in cells])} steps",
+    }
+
+
+def _cost(study: Study, out: str, at_once: int) -> dict[str, str]:
+    costs = [sweep_cost(cell) for cell in study]
+    flop, disk = sum(cost.flop for cost in costs), sum(cost.disk_bytes for cost in costs)
+    memory = max(cost.memory_bytes for cost in costs)
+    return {
+        "FLOP": f"at most {flop / 1e12:,.2f}·10¹²",
+        "memory": f"at most {memory / 1e6:,.1f} MB a model in training, {at_once} at once",
+        "disk": f"about {disk / 1e6:,.1f} MB at most, in {out}",
+    }
+
+
+def _alternatives(values: list[str]) -> str:
+    return " or ".join(dict.fromkeys(values))
 
 
 def study_summary(results: StudyResults) -> dict[str, Any]:

@@ -158,6 +158,11 @@ class Backend(Protocol):
     name: str
     reason: str
 
+    @property
+    def at_once(self) -> int:
+        """Models that its device trains at full speed at the same time."""
+        ...
+
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """Train all jobs, in any order; yield what happens, with the index into `work`.
 

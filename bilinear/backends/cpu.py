@@ -28,6 +28,11 @@ class CpuBackend:
         self.model_type, self.workers = model_type, workers
         self.name, self.reason = name, reason
 
+    @property
+    def at_once(self) -> int:
+        """A model a thread."""
+        return self.workers
+
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.Backend`; progress comes a few times a second for each model.
 

@@ -36,6 +36,13 @@ class GpuBackend:
         """Train on `device`, in waves of models that fit `memory` bytes (what is free there)."""
         self.device, self.reason, self._memory = device, reason, memory
 
+    @property
+    def at_once(self) -> int:
+        """A program a model: as many as there are multiprocessors."""
+        if self.device.type != "cuda":
+            return 1
+        return torch.cuda.get_device_properties(self.device).multi_processor_count
+
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.Backend`; events come a few times a second.
 

@@ -14,6 +14,7 @@ class ReferenceBackend:
     """Trains `bilinear.reference.Model` under autograd, to be compared with and timed against."""
 
     name = "reference"
+    at_once = 1
 
     def __init__(self, device: str) -> None:
         """Train on `device`, "cpu" or "cuda"."""
