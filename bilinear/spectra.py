@@ -40,7 +40,7 @@ def eigenpairs(
     order = values.abs().argsort(dim=-1, descending=True)
     values = values.gather(-1, order)
     vectors = vectors.gather(-1, order.unsqueeze(-2).expand_as(vectors))
-    return Eigenpairs(values, basis.unsqueeze(-3) @ vectors)
+    return Eigenpairs(values, vectors if basis is None else basis.unsqueeze(-3) @ vectors)
 
 
 def eigenvalues(
@@ -53,13 +53,15 @@ def eigenvalues(
     return values.gather(-1, values.abs().argsort(dim=-1, descending=True))
 
 
-def _span(w_l: Tensor, w_r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Orthonormal basis (…, d_in, r) of the weights' rows, and both sides' coordinates in it."""
+def _span(w_l: Tensor, w_r: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Orthonormal basis (…, d_in, r) of the weights' rows, and both sides' coordinates in it.
+
+    Rows that may span all of input space have the standard basis: None.
+    """
     check_weights(w_l, w_r)
     d, d_in = w_l.shape[-2:]
     if 2 * d >= d_in:
-        identity = torch.eye(d_in, dtype=w_l.dtype, device=w_l.device)
-        return identity.expand(*w_l.shape[:-2], d_in, d_in), w_l, w_r
+        return None, w_l, w_r
     basis, coordinates = torch.linalg.qr(torch.cat([w_l, w_r], dim=-2).mT)
     left, right = coordinates.mT.split(d, dim=-2)
     return basis, left, right
