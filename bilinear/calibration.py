@@ -177,9 +177,10 @@ def _measure(backend: Backend, cell: SweepConfig, deadline: float) -> Points | N
         if points and time.monotonic() > deadline:
             break
         steps, seconds = _timed(backend, cell, d, cell.eval_every)
-        if seconds < _MEASURED_SECONDS:
-            wanted = math.ceil(_MEASURED_SECONDS / seconds) * steps
-            steps, seconds = _timed(backend, cell, d, wanted)
+        while seconds < _MEASURED_SECONDS / 2:  # at first it is mostly starting and ending
+            steps, seconds = _timed(
+                backend, cell, d, math.ceil(_MEASURED_SECONDS / seconds) * steps
+            )
         slowest = max(slowest, seconds / steps)
         points.append((work_of_step(cell, d), slowest))
     return tuple(points)

@@ -7,13 +7,16 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bilinear
+from bilinear import hindsight
 from bilinear.backends import choose, choose_engine
+from bilinear.calibration import calibrate
 from bilinear.cli import main
 from bilinear.config import SweepConfig
 from bilinear.errors import ConfigError, EngineError
@@ -239,3 +242,38 @@ def test_ray_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main([*QUICK, "--engine", "ray"]) == 2
     assert "pip install 'bilinear[ray]'" in capsys.readouterr().err
+
+
+def test_the_rate_is_measured_on_a_node(
+    two: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cache is the node's, though this machine's is another; two devices are two cores."""
+    cells = study(seeds=1).cells
+    backend = choose_engine(cells, engine="ray", fused=True, ray_address=two.address)
+    assert backend.at_once == 1
+    there = os.environ["BILINEAR_CACHE"]
+    monkeypatch.setenv("BILINEAR_CACHE", str(tmp_path / "here"))
+    first, second = calibrate(backend, cells), calibrate(backend, cells)
+    assert first is not None
+    assert second is not None
+    assert (first.measured + first.cached, second.measured, second.cached) == (2, 0, 2)
+    assert second.curves == first.curves
+    assert second.devices == 2
+    assert not (tmp_path / "here").exists()
+    local = choose(cells[0], fused=True, device="cpu", workers=1)
+    assert calibrate(local, cells, folder=Path(there)) == replace(second, devices=1)
+
+
+def test_dry_run_and_hindsight_count_the_cluster(
+    two: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hindsight, "_WORTH_FLOP", 1)
+    run = [*QUICK, "--engine", "ray", "--ray-address", two.address, "--out", str(tmp_path / "out")]
+    assert main([*run, "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    rows = [line.split()[0] for line in said[-5:-1]]
+    assert rows == ["1", "2", "8", "64"]
+    (now,) = (line for line in said if "all there are now" in line)
+    assert now.split()[0] == "2"
+    assert main(run) == 0
+    assert "estimated at most" in capsys.readouterr().out
