@@ -3,6 +3,7 @@
 import contextlib
 import math
 import platform
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from bilinear.training import Backend, Finished, Job, Work
 # What a whole calibration may take; a width is measured for _MEASURED_SECONDS of it.
 BUDGET_SECONDS = 2.0
 _MEASURED_SECONDS = 0.1
+_TIMINGS = 3
 # Measured are at most so many moduli; the others lie between them.
 _MODULI = 4
 # A single step with its evaluation must fit the budget on any machine.
@@ -176,14 +178,21 @@ def _measure(backend: Backend, cell: SweepConfig, deadline: float) -> Points | N
     for d in widths:
         if points and time.monotonic() > deadline:
             break
-        steps, seconds = _timed(backend, cell, d, cell.eval_every)
-        while seconds < _MEASURED_SECONDS / 2:  # at first it is mostly starting and ending
-            steps, seconds = _timed(
-                backend, cell, d, math.ceil(_MEASURED_SECONDS / seconds) * steps
-            )
-        slowest = max(slowest, seconds / steps)
+        slowest = max(slowest, _step_seconds(backend, cell, d, deadline))
         points.append((work_of_step(cell, d), slowest))
     return tuple(points)
+
+
+def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: float) -> float:
+    """Median of three timings, since any may be disturbed; of one where steps take long."""
+    steps, seconds = _timed(backend, cell, d_hidden, cell.eval_every)
+    while seconds < _MEASURED_SECONDS / 6:  # at first it is mostly starting and ending
+        wanted = math.ceil(_MEASURED_SECONDS / 3 / seconds) * steps
+        steps, seconds = _timed(backend, cell, d_hidden, wanted)
+    all_seconds = [seconds]
+    while len(all_seconds) < _TIMINGS and time.monotonic() + 2 * seconds < deadline:
+        all_seconds.append(_timed(backend, cell, d_hidden, steps)[1])
+    return statistics.median_low(all_seconds) / steps
 
 
 def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tuple[int, float]:
