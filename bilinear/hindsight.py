@@ -10,8 +10,10 @@ from bilinear.estimate import comparison, estimate
 from bilinear.sweep import Resumed
 from bilinear.training import Backend, Finished, Progress
 
-# A run that any machine ends in about a second is not worth a measurement.
-_WORTH_FLOP = 1e10
+# A measurement before the run must be little beside it: this much may take seconds.
+_WORTH_FLOP = 3e11
+# Of a shorter run, most is not training.
+_WORTH_SECONDS = 2.0
 # Measuring one curve delays a run by less than a second; more wait until it has ended.
 _CURVES_BEFORE = 1
 
@@ -23,9 +25,8 @@ class Hindsight:
         """Start the clock, after a calibration if that is at hand or quick."""
         self._backend, self._cells = backend, cells
         self._trained: list[list[int]] = [[] for _ in cells]
-        self._steps_work = 0.0
         self._calibration: Calibration | None = None
-        most = sum(cell.steps * work_of_step(cell, d) for cell in cells for d in cell.widths)
+        most = sum(cell.steps * work_of_step(cell, d) for cell in cells for d, _ in cell.jobs)
         cheap = most > _WORTH_FLOP and len(to_measure(cells)) <= _CURVES_BEFORE
         if is_cached(backend, cells) or cheap:
             self._calibration = calibrate(backend, cells, budget_seconds=1.0)
@@ -34,17 +35,16 @@ class Hindsight:
     def update(self, index: int, event: Resumed | Progress | Finished) -> None:
         """Take in one event of the cell with this index."""
         if isinstance(event, Finished):
-            cell, d = self._cells[index], event.job.d_hidden
-            self._trained[index].append(d)
-            self._steps_work += event.record.evaluations[-1].step * work_of_step(cell, d)
+            self._trained[index].append(event.job.d_hidden)
 
     def line(self) -> str | None:
-        """Compare estimate and time of the models trained by this run; None for a tiny run."""
+        """Compare estimate and time of the models trained by this run; None for a short run."""
         seconds = time.monotonic() - self._started
-        if not any(self._trained) or self._steps_work < _WORTH_FLOP:
+        if not any(self._trained) or seconds < _WORTH_SECONDS:
             return None
         calibration = self._calibration or calibrate(self._backend, self._cells)
         if calibration is None:
             return None
         work = zip(self._cells, self._trained, strict=True)
-        return comparison(estimate(calibration, work), seconds, calibration.devices)
+        said = comparison(estimate(calibration, work), seconds, calibration.devices)
+        return "\n".join([said, *calibration.notes])

@@ -267,7 +267,7 @@ def test_the_rate_is_measured_on_a_node(
 def test_dry_run_and_hindsight_count_the_cluster(
     two: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hindsight, "_WORTH_FLOP", 1)
+    monkeypatch.setattr(hindsight, "_WORTH_SECONDS", 0)
     run = [*QUICK, "--engine", "ray", "--ray-address", two.address, "--out", str(tmp_path / "out")]
     assert main([*run, "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
