@@ -12,8 +12,8 @@ from bilinear.training import Backend, Finished, Progress
 
 # A measurement before the run must be little beside it: this much may take seconds.
 _WORTH_FLOP = 3e11
-# Of a shorter run, most is not training.
-_WORTH_SECONDS = 2.0
+# Of a shorter run, starting takes a good part, and no estimate counts that.
+_WORTH_SECONDS = 5.0
 # Measuring one curve delays a run by less than a second; more wait until it has ended.
 _CURVES_BEFORE = 1
 
