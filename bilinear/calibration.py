@@ -1,21 +1,20 @@
-"""How fast this machine trains: seconds a step, measured on the very backend and kept in a cache."""
+"""How fast a backend trains: seconds a step, measured on that very one and kept in a cache."""
 
 import contextlib
-import hashlib
-import json
 import math
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
 import bilinear
+from bilinear.calibration_cache import CalibrationCache, Points, cache_folder
 from bilinear.config import SweepConfig
 from bilinear.cost import work_of_step
 from bilinear.training import Backend, Finished, Job, Work
@@ -32,14 +31,13 @@ _NEVER = 10**9
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds a step a model takes at modulus p, while the device trains `at_once` models.
+    """Seconds a step a model takes at modulus p, while its device trains as many as it does.
 
     `points` are (work of a step in FLOP, see `work_of_step`; seconds a step), both rising.
     """
 
     p: int
-    at_once: int
-    points: tuple[tuple[float, float], ...]
+    points: Points
 
     def seconds(self, work: float) -> float:
         """Seconds of one step of so much work: between points linear, outside proportional."""
@@ -47,7 +45,7 @@ class Curve:
         if work <= first[0] or work >= last[0]:
             of, seconds = first if work <= first[0] else last
             return seconds * work / of
-        for (w0, s0), (w1, s1) in zip(self.points, self.points[1:], strict=False):
+        for (w0, s0), (w1, s1) in pairwise(self.points):
             if work <= w1:
                 return s0 + (s1 - s0) * (work - w0) / (w1 - w0)
         raise AssertionError("unreachable: points rise")
@@ -55,13 +53,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Curves of one backend by batch size and modulus, and where they came from."""
+    """Curves of one device by batch size and modulus, and where they came from.
+
+    The device is a `processor` that trains `at_once` models at a time; the backend has `devices`
+    of them.
+    """
 
     at_once: int
+    processor: str
     curves: dict[int, list[Curve]]
     measured: int
     cached: int
     notes: tuple[str, ...] = ()
+    devices: int = 1
 
     def step_seconds(self, config: SweepConfig, d_hidden: int) -> float:
         """Seconds a step of a model, its share of evaluations included.
@@ -86,11 +90,13 @@ class Calibration:
         return "measured before (cached)" if not self.measured else "measured now and before"
 
 
-def cache_folder() -> Path:
-    """$BILINEAR_CACHE, or bilinear in $XDG_CACHE_HOME (~/.cache)."""
-    if os.environ.get("BILINEAR_CACHE"):
-        return Path(os.environ["BILINEAR_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bilinear"
+@runtime_checkable
+class TrainsElsewhere(Protocol):
+    """A backend whose devices are not this machine's: it has them measured where they are."""
+
+    def calibrate(self, cells: Sequence[SweepConfig], budget_seconds: float) -> Calibration | None:
+        """As the function `calibrate`, on one of the devices; the cache is the one there."""
+        ...
 
 
 def calibrate(
@@ -103,36 +109,46 @@ def calibrate(
     """Return the rate at which `backend` trains these cells; None if it takes too long to measure.
 
     What the cache in `folder` lacks is measured and added to it, one curve for each modulus and
-    batch size, up to four moduli. A cache that can't be read or written is told in `notes`.
+    batch size, up to four moduli. A cache that can't be read or written is told in `notes`. A
+    backend that trains elsewhere measures there, and `folder` is not used.
     """
-    folder = cache_folder() if folder is None else folder
+    if isinstance(backend, TrainsElsewhere):
+        return backend.calibrate(cells, budget_seconds)
+    cache = CalibrationCache(cache_folder() if folder is None else folder)
     curves: dict[int, list[Curve]] = {}
-    notes: list[str] = []
     measured = cached = 0
     deadline = time.monotonic() + budget_seconds
     for cell in to_measure(cells):
-        file, key = _entry(folder, backend, cell)
-        curve = _read(file, key, notes)
-        if curve is not None:
+        key = _key(backend, cell)
+        points = cache.read(key)
+        if points is not None:
             cached += 1
         else:
             if measured and time.monotonic() > deadline - _MEASURED_SECONDS:
                 continue
-            curve = _measure(backend, cell, deadline)
-            if curve is None:
+            points = _measure(backend, cell, deadline)
+            if points is None:
                 continue
             measured += 1
-            _write(file, key, curve, notes)
+            cache.write(key, points)
+        curve = Curve(cell.p, points)
         curves.setdefault(cell.batch_size, []).append(curve)
     if any(cell.batch_size not in curves for cell in cells):
         return None
-    return Calibration(backend.at_once, curves, measured, cached, tuple(notes))
+    return Calibration(
+        backend.at_once, processor(backend), curves, measured, cached, tuple(cache.notes)
+    )
 
 
 def is_cached(backend: Backend, cells: Sequence[SweepConfig]) -> bool:
-    """Whether `calibrate` would have nothing to measure, going by the files that are there."""
-    folder = cache_folder()
-    return all(_entry(folder, backend, cell)[0].exists() for cell in to_measure(cells))
+    """Whether `calibrate` would have nothing to measure, going by the files that are there.
+
+    Of devices elsewhere this machine's files say nothing.
+    """
+    if isinstance(backend, TrainsElsewhere):
+        return False
+    cache = CalibrationCache(cache_folder())
+    return all(cache.has(_key(backend, cell)) for cell in to_measure(cells))
 
 
 def to_measure(cells: Sequence[SweepConfig]) -> list[SweepConfig]:
@@ -148,7 +164,7 @@ def to_measure(cells: Sequence[SweepConfig]) -> list[SweepConfig]:
     return chosen
 
 
-def _measure(backend: Backend, cell: SweepConfig, deadline: float) -> Curve | None:
+def _measure(backend: Backend, cell: SweepConfig, deadline: float) -> Points | None:
     """Train a few widths up to p, as many models at once as the device takes."""
     widths = sorted({1, max(1, cell.p // 4), max(1, cell.p // 2), cell.p})
     widths = [d for d in widths if work_of_step(cell, d) <= _LARGEST_STEP_FLOP]
@@ -166,7 +182,7 @@ def _measure(backend: Backend, cell: SweepConfig, deadline: float) -> Curve | No
             steps, seconds = _timed(backend, cell, d, wanted)
         slowest = max(slowest, seconds / steps)
         points.append((work_of_step(cell, d), slowest))
-    return Curve(cell.p, backend.at_once, tuple(points))
+    return tuple(points)
 
 
 def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tuple[int, float]:
@@ -182,63 +198,30 @@ def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tu
     return taken, time.perf_counter() - start
 
 
-def _entry(folder: Path, backend: Backend, cell: SweepConfig) -> tuple[Path, dict[str, str]]:
-    """The file of a cell's curve, and all that its figures depend on."""
-    key = {
+def _key(backend: Backend, cell: SweepConfig) -> dict[str, str]:
+    """All that a curve depends on."""
+    return {
         "backend": backend.name,
         "reason": backend.reason,
-        "processor": processor(),
+        "processor": processor(backend),
         "at_once": str(backend.at_once),
         "bilinear": bilinear.__version__,
         "torch": torch.__version__,
         "p": str(cell.p),
         "batch": str(cell.batch_size),
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"calibration-{digest}.json", key
+
+
+def processor(backend: Backend) -> str:
+    """Name what `backend` trains on: a GPU, or else this machine's processor."""
+    device = torch.device(getattr(backend, "device", "cpu"))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 
 
 @cache
-def processor() -> str:
-    """Name this machine's processor."""
+def _cpu() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _read(file: Path, key: dict[str, str], notes: list[str]) -> Curve | None:
-    try:
-        content = json.loads(file.read_bytes())
-        if content["key"] != key:
-            raise ValueError("of another machine")
-        points = tuple((float(work), float(s)) for work, s in content["curve"]["points"])
-        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in zip(points, points[1:], strict=False))
-        if not (points and rising and 0 < points[0][0] and 0 < points[0][1] < math.inf):
-            raise ValueError("no curve")
-        return Curve(int(key["p"]), int(key["at_once"]), points)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        notes.append(f"calibration cache: {file}: {error.strerror}; measured anew")
-    except (ValueError, TypeError, KeyError):
-        notes.append(f"calibration cache: {file} is damaged; measured anew")
-    return None
-
-
-def _write(file: Path, key: dict[str, str], curve: Curve, notes: list[str]) -> None:
-    """In one piece: under a name of its own first, since other processes write here too."""
-    content = json.dumps({"key": key, "curve": asdict(curve)}, indent=2) + "\n"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "w") as out:
-                out.write(content)
-            os.replace(partial, file)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        notes.append(f"calibration cache: {file}: {error.strerror}; not kept")

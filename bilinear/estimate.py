@@ -84,9 +84,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"
 
 
-def comparison(found: Estimate, seconds: float) -> str:
-    """Say in one line how far the estimate for one device was off."""
-    about, most = found.about(), found.at_most()
+def comparison(found: Estimate, seconds: float, devices: int = 1) -> str:
+    """Say in one line how far the estimate for so many devices was off."""
+    about, most = found.about(devices), found.at_most(devices)
     took = f"took {duration(seconds)}"
     if about is None:
         return f"estimated at most {duration(most)}, {took}: {seconds / most:.0%} of it"

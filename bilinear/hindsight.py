@@ -47,4 +47,4 @@ class Hindsight:
         if calibration is None:
             return None
         work = zip(self._cells, self._trained, strict=True)
-        return comparison(estimate(calibration, work), seconds)
+        return comparison(estimate(calibration, work), seconds, calibration.devices)

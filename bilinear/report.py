@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from bilinear.calibration import Calibration, processor
+from bilinear.calibration import Calibration
 from bilinear.cost import sweep_cost
 from bilinear.estimate import DEVICES, Estimate, duration, estimate, whole
 from bilinear.frontier import frontier
@@ -33,7 +33,7 @@ def print_plan(
     for name, value in rows.items():
         console.print(f"{name:>14}  {value}", soft_wrap=True)
     if calibration is None:
-        console.print(f"{'time':>14}  unknown: a step takes too long to be measured in advance")
+        console.print(f"{'time':>14}  unknown: no step could be measured in the time that may take")
         return
     found = estimate(calibration, whole(study.cells))
     _print_time(console, found, calibration)
@@ -43,16 +43,21 @@ def _print_time(console: Console, found: Estimate, calibration: Calibration) -> 
     place = " " * 16
     one = f"{found.at_once} models at once" if found.at_once > 1 else "one model at a time"
     console.print(f"{'time':>14}  of training; a device is one like this: {one},")
-    console.print(f"{place}{processor()}; rate {calibration.source}", soft_wrap=True)
+    console.print(f"{place}{calibration.processor}; rate {calibration.source}", soft_wrap=True)
     for note in calibration.notes:
         console.print(f"{place}{note}", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("devices", "about", "at most"):
         table.add_column(heading, justify="right")
-    for devices in DEVICES:
+    table.add_column()
+    now = calibration.devices
+    for devices in sorted({*DEVICES, now}):
         about = found.about(devices)
         table.add_row(
-            str(devices), "—" if about is None else duration(about), duration(found.at_most(devices))
+            str(devices),
+            "—" if about is None else duration(about),
+            duration(found.at_most(devices)),
+            "all there are now" if devices == now > 1 else "",
         )
     console.print(Padding(table, (0, 0, 0, len(place))))
     longest = found.most.longest

@@ -1,10 +1,12 @@
 """How many steps a model of the default recipe takes before it stops, by width: what was seen."""
 
+from itertools import pairwise
+
 from bilinear.config import SweepConfig
 
 # (width, share of models that were perfect, median of the steps to get there), P = 64, 75 % of the
-# pairs: 7 to 20 from bench/results/frontier-p64.json (48 seeds), the rest from docs/findings/results
-# (4 seeds).
+# pairs: 7 to 20 from bench/results/frontier-p64.json (48 seeds), the rest from
+# docs/findings/results (4 seeds).
 _SEEN = (
     (7, 0.021, 3260),
     (8, 0.062, 1980),
@@ -57,7 +59,7 @@ def _seen(d_hidden: int) -> tuple[float, float]:
     """Share and median steps at the width, between those seen by linear interpolation."""
     if d_hidden < _SEEN[0][0]:
         return 0.0, 0.0
-    for (d0, *low), (d1, *high) in zip(_SEEN, _SEEN[1:], strict=False):
+    for (d0, *low), (d1, *high) in pairwise(_SEEN):
         if d_hidden <= d1:
             t = (d_hidden - d0) / (d1 - d0)
             share, median = (a + t * (b - a) for a, b in zip(low, high, strict=True))

@@ -1,6 +1,7 @@
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,6 +31,14 @@ def _interpret_kernels() -> None:
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     _interpret_kernels()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep rates measured under test, and those of commands started there, from the user's own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("BILINEAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bilinear import calibration
 from bilinear.backends import choose, choose_for
+from bilinear.calibration import Calibration
 from bilinear.chunks import Chunk, cut
 from bilinear.config import SweepConfig
 from bilinear.errors import ConfigError, EngineError
@@ -36,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 1.0  # of a chunk: a thousand of them must not swamp the driver
 _ANSWER_SECONDS = 5.0
+_DEVICE_SECONDS = 60.0  # a busy cluster may have none free to measure on
 _PROBE_SECONDS = 300.0  # a node may read PyTorch from a slow disk first
 _DEATHS_IN_A_ROW = 5
 _EMPTY_SECONDS = 60.0
@@ -94,6 +97,32 @@ class RayBackend:
         size = f"{_RESOURCE[self._device]}s: {self._devices()} on {len(sites)} nodes"
         where = ray.get_runtime_context().gcs_address
         self.reason = f"Ray at {where}, {size}; {self._site.reason}"
+
+    @property
+    def at_once(self) -> int:
+        """Those of one device of the cluster."""
+        return self._site.fill
+
+    def calibrate(self, cells: Sequence[SweepConfig], budget_seconds: float) -> Calibration | None:
+        """Have one device measured, on whichever node has one free, with the cache there.
+
+        None if it takes too long, or no device becomes free for a minute. Raises EngineError if
+        the worker dies.
+        """
+        asked = _calibrate.options(**_needs(self._device)).remote(
+            tuple(cells), self._device, budget_seconds
+        )
+        ready, _ = ray.wait([asked], timeout=_DEVICE_SECONDS)
+        if not ready:
+            ray.cancel(asked)
+            return None
+        try:
+            found: Calibration | None = ray.get(asked)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise EngineError(f"ray: calibration: {str(error).splitlines()[0]}") from None
+        return found and replace(found, devices=max(1, self._devices()))
 
     def _check_alike(self, sites: dict[str, _Site]) -> None:
         wanted = environment(self)
@@ -277,6 +306,14 @@ def _describe(cells: tuple[SweepConfig, ...], device: str) -> _Site:
     backend = choose_for(cells, fused=True, device=device, workers=1)
     fill = torch.cuda.get_device_properties(0).multi_processor_count if device == "cuda" else 1
     return _Site(environment(backend), backend.reason, fill)
+
+
+@ray.remote
+def _calibrate(
+    cells: tuple[SweepConfig, ...], device: str, budget_seconds: float
+) -> Calibration | None:
+    backend = choose_for(cells, fused=True, device=device, workers=1)
+    return calibration.calibrate(backend, cells, budget_seconds=budget_seconds)
 
 
 @ray.remote(num_returns="streaming")
