@@ -1,7 +1,9 @@
 """Filling a results folder, begun now or by an earlier run that was killed."""
 
 import json
+import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import safetensors.torch
@@ -17,6 +19,10 @@ from bilinear.storage import Folder
 from bilinear.training import Evaluation, Finished, Job
 
 _INTEGER_COLUMNS = ("step",)
+# Of a large sweep, models that ended are held so long: packs that fill meanwhile are written at
+# once, without a file for each model.
+_HOLD_SECONDS = 1.0
+_HOLD_BYTES = 2**28
 
 
 class ResultsWriter:
@@ -30,6 +36,8 @@ class ResultsWriter:
         self.folder, self.config = folder, config
         self._plan = PackPlan(config)
         self._loose: dict[int, set[Job]] = defaultdict(set)
+        self._held: dict[int, dict[Job, bytes]] = defaultdict(dict)
+        self._held_bytes, self._held_since = 0, 0.0
         names = set(folder.names())
         if "config.json" not in names:
             self._begin(names, environment)
@@ -73,43 +81,73 @@ class ResultsWriter:
             self.there = Results(self.folder)
 
     def write_model(self, model: Finished) -> None:
-        """Write one model's file, and its pack if that is now full."""
-        tensors = dict(model.state_dict)
-        for name, column in zip(
-            Evaluation._fields, zip(*model.record.evaluations, strict=True), strict=True
-        ):
-            dtype = torch.int64 if name in _INTEGER_COLUMNS else torch.float64
-            tensors[f"history.{name}"] = torch.tensor(column, dtype=dtype)
-        interactions = model.interactions
-        if interactions is None:
-            interactions = interaction_matrices(
-                model.w_l, model.w_r, model.w_p, outputs=self.config.remainders
-            )
-        tensors["interactions"] = interactions.contiguous()
-        # One metadata key: the format keeps several in no fixed order.
-        row = json.dumps(model.record.row(model.job))
-        content = safetensors.torch.save(tensors, metadata={"row": row})
-        self.folder.write(f"models/{model_file(model.job)}", content)
-        if self._plan.packs:
-            pack = self._plan.pack_of(model.job)
-            self._loose[pack].add(model.job)
-            self._pack_if_full(pack)
+        """Write one model's file; if the sweep has packs, hold it for its own (see `settle`)."""
+        content = encode_model(model, self.config.remainders)
+        if not self._plan.packs:
+            self.folder.write(f"models/{model_file(model.job)}", content)
+            return
+        if not self._held_bytes:
+            self._held_since = time.monotonic()
+        pack = self._plan.pack_of(model.job)
+        self._held[pack][model.job] = content
+        self._held_bytes += len(content)
+        self._pack_if_full(pack)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a model is held that is in no file yet."""
+        return self._held_bytes > 0
+
+    def settle(self, *, now: bool = False) -> None:
+        """Write the models held, a file each, if they were for a second, are many, or `now`."""
+        held_for = time.monotonic() - self._held_since
+        if not (now or held_for > _HOLD_SECONDS or self._held_bytes > _HOLD_BYTES):
+            return
+        files: dict[Job, bytes] = {}
+        for held in self._held.values():
+            files |= held
+        self.folder.write_all({f"models/{model_file(job)}": files[job] for job in files})
+        for pack, held in self._held.items():
+            self._loose[pack].update(held)
+        self._held.clear()
+        self._held_bytes = 0
 
     def _pack_if_full(self, pack: int) -> bool:
         jobs = self._plan.jobs(pack)
-        if len(self._loose[pack]) < len(jobs):
+        loose = [job for job in jobs if job in self._loose[pack]]
+        held = self._held[pack]
+        if len(loose) + len(held) < len(jobs):
             return False
-        names = [f"models/{model_file(job)}" for job in jobs]
-        files = self.folder.read_all(names)
-        rows = [row_of(self.folder, *file) for file in zip(names, files, strict=True)]
-        content = encode_pack(list(zip(jobs, files, strict=True)), rows)
-        self.folder.write(f"packs/{pack_name(pack)}", content)
+        names = [f"models/{model_file(job)}" for job in loose]
+        files = held | dict(zip(loose, self.folder.read_all(names), strict=True))
+        members = [(job, files[job]) for job in jobs]
+        rows = [row_of(self.folder, f"models/{model_file(job)}", file) for job, file in members]
+        self.folder.write(f"packs/{pack_name(pack)}", encode_pack(members, rows))
         self.folder.delete(names)
-        del self._loose[pack]
+        self._held_bytes -= sum(map(len, held.values()))
+        del self._loose[pack], self._held[pack]
         return True
 
     def finish(self) -> None:
-        """Write the table and the summary once every model is there."""
+        """Write the table and the summary once every model has ended."""
+        self.settle(now=True)
         table = Results(self.folder).table
         self.folder.write("table.parquet", encode_table(table))
         self.folder.write("summary.json", encode_json(frontier(table)))
+
+
+def encode_model(model: Finished, remainders: Sequence[int]) -> bytes:
+    """Make a model's file: weights, learning curve, interaction matrices, and its table row."""
+    tensors = dict(model.state_dict)
+    for name, column in zip(
+        Evaluation._fields, zip(*model.record.evaluations, strict=True), strict=True
+    ):
+        dtype = torch.int64 if name in _INTEGER_COLUMNS else torch.float64
+        tensors[f"history.{name}"] = torch.tensor(column, dtype=dtype)
+    interactions = model.interactions
+    if interactions is None:
+        interactions = interaction_matrices(model.w_l, model.w_r, model.w_p, outputs=remainders)
+    tensors["interactions"] = interactions.contiguous()
+    # One metadata key: the format keeps several in no fixed order.
+    row = json.dumps(model.record.row(model.job))
+    return safetensors.torch.save(tensors, metadata={"row": row})

@@ -5,7 +5,7 @@ disk and renamed; object stores give that by themselves.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -51,6 +51,10 @@ class Folder(Protocol):
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole; raises OSError or ResultsError, leaving what was there."""
+        ...
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """Write several files, each whole, in no order; a store with many round trips at a time."""
         ...
 
     def delete(self, names: Sequence[str]) -> None:
@@ -129,6 +133,11 @@ class LocalFolder:
         path = self._path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
+
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """See `Folder`."""
+        for name, content in files.items():
+            self.write(name, content)
 
     def delete(self, names: Sequence[str]) -> None:
         """See `Folder`."""
@@ -211,11 +220,19 @@ class UrlFolder:
         with self._saying(name, missing_too=True):
             self._system.pipe_file(f"{self._root}/{name}", content)
 
+    def write_all(self, files: Mapping[str, bytes]) -> None:
+        """See `Folder`."""
+        with self._saying("", missing_too=True):
+            self._system.pipe({f"{self._root}/{name}": files[name] for name in files})
+
     def delete(self, names: Sequence[str]) -> None:
         """See `Folder`."""
-        full = [f"{self._root}/{name}" for name in names]
+        inside = {name.rpartition("/")[0] for name in names}
+        present = {
+            f"{folder}/{name}".lstrip("/") for folder in inside for name in self.names(folder)
+        }
+        there = [f"{self._root}/{name}" for name in names if name in present]
         with self._saying(""):
-            there = [name for name in full if self._system.exists(name)]
             if there:
                 self._system.rm(there)
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from bilinear.config import SweepConfig
 from bilinear.cost import sweep_cost
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, ResultsError
 from bilinear.results import Results
 from bilinear.results_writer import ResultsWriter
 from bilinear.storage import Folder, open_folder
@@ -109,14 +109,32 @@ def _run(
     for index, writer in enumerate(writers):
         if not left[index]:
             writer.finish()
-    with closing(backend.train(work)) as events:  # type: ignore[type-var]
-        for index, event in events:
-            if isinstance(event, Finished):
-                writers[index].write_model(event)
-                left[index] -= 1
-                if not left[index]:
-                    writers[index].finish()
-            on_event(index, event)
+    holding: set[int] = set()
+    try:
+        with closing(backend.train(work)) as events:  # type: ignore[type-var]
+            for index, event in events:
+                if isinstance(event, Finished):
+                    writers[index].write_model(event)
+                    left[index] -= 1
+                    if not left[index]:
+                        writers[index].finish()
+                _settle(writers, holding, index)
+                on_event(index, event)
+    except BaseException:
+        # What stopped the run is what to tell, not that these could not be written either.
+        with suppress(OSError, ResultsError):
+            for index in holding:
+                writers[index].settle(now=True)
+        raise
+
+
+def _settle(writers: Sequence[ResultsWriter], holding: set[int], latest: int) -> None:
+    """Have models written that were held long enough, whichever cell the event was of."""
+    holding.add(latest)
+    for index in list(holding):
+        writers[index].settle()
+        if not writers[index].holds:
+            holding.discard(index)
 
 
 def check_space(study: Study, out: str | os.PathLike[str]) -> None:

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import bilinear
-from bilinear import packs
+from bilinear import packs, results_writer
+from bilinear.backends import choose
 from bilinear.cli import main
 from bilinear.config import SweepConfig
 from bilinear.errors import ResultsError
 from bilinear.packs import PackPlan
 from bilinear.storage import LocalFolder
-from bilinear.training import Job
+from bilinear.sweep import run_sweep
+from bilinear.training import Finished, Job
 
 # 12 models: packs of 5, 5 and 2.
 SWEEP = ["--fused", "--p", "5", "--widths", "4..1", "--seeds", "3", "--steps", "40"]
@@ -96,6 +98,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     begun = tmp_path / "begun"
     shutil.copytree(packed, begun)
     (begun / "table.parquet").unlink()
+    (begun / "models").mkdir()
     first = packs.PackPlan(bilinear.load_results(packed).config).jobs(0)
     kept = first[:2] if killed == "early" else first
     for job in kept:
@@ -111,6 +114,42 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     assert f"{len(unfinished.jobs)} models are there from before" in capsys.readouterr().out
     assert files(begun) == files(packed)
     assert filecmp.cmpfiles(begun, packed, files(packed), shallow=False)[0] == files(packed)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1e9])
+def test_holding_models_changes_no_bit(
+    packed: Path, tmp_path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = LocalFolder.write
+
+    def noted(self: LocalFolder, name: str, content: bytes) -> None:
+        written.append(name.partition("/")[0])
+        write(self, name, content)
+
+    monkeypatch.setattr(results_writer, "_HOLD_SECONDS", seconds)
+    monkeypatch.setattr(LocalFolder, "write", noted)
+    ours = run(tmp_path / "ours")
+    assert files(ours) == files(packed)
+    assert filecmp.cmpfiles(ours, packed, files(packed), shallow=False)[0] == files(packed)
+    assert written.count("packs") == 3
+    # Each pack's last model never needs a file of its own.
+    assert written.count("models") == (9 if seconds < 0 else 0)
+
+
+def test_a_run_that_is_stopped_keeps_every_model_that_ended(packing: None, tmp_path: Path) -> None:
+    config = SweepConfig(p=5, widths=(4, 3, 2, 1), seeds=(0, 1, 2), steps=40, remainders=())
+    ended: list[Job] = []
+
+    def stop(event: object) -> None:
+        if isinstance(event, Finished):
+            ended.append(event.job)
+            if len(ended) == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(config, choose(config, fused=True, device="cpu"), tmp_path / "run", stop)
+    assert sorted(bilinear.load_results(tmp_path / "run").jobs) == sorted(ended)
 
 
 def test_a_damaged_pack_is_named(packed: Path) -> None:
