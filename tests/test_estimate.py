@@ -1,6 +1,7 @@
 """How long training takes, told before it does."""
 
 import heapq
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -109,14 +110,21 @@ def test_of_another_recipe_nothing_is_known(other: SweepConfig) -> None:
     assert found.at_most() == pytest.approx(other.steps * work_of_step(other, 9) * 1e-9)
 
 
-def test_models_stop_sooner_the_wider_they_are() -> None:
-    config = SweepConfig()
+@pytest.mark.parametrize("p", [64, 59])
+def test_models_stop_sooner_the_wider_they_are(p: int) -> None:
+    config = SweepConfig(p=p, widths=(1,), remainders=())
     steps = [expected_steps(config, d) for d in range(1, 65)]
     assert steps[:6] == [config.steps] * 6
     assert all(0 < s <= config.steps for s in steps)
-    assert steps[31] < steps[15] < steps[11] < steps[7]
-    later = [expected_steps(SweepConfig(hold=20), d) for d in range(1, 65)]
+    assert steps[31] < steps[17] < steps[15] < steps[12] <= config.steps
+    later = [expected_steps(replace(config, hold=20), d) for d in range(1, 65)]
     assert later[63] == pytest.approx(steps[63] + 100, rel=0.01)
+
+
+def test_odd_moduli_take_longer() -> None:
+    odd, even = (SweepConfig(p=p, widths=(1,), remainders=()) for p in (61, 62))
+    longer = [expected_steps(odd, d) - expected_steps(even, d) for d in range(12, 30)]
+    assert sum(longer) > 10_000
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from bilinear.config import SweepConfig
 from bilinear.hindsight import Hindsight
 from bilinear.training import Evaluation, Finished, Job, Progress, Record
 
-CELL = SweepConfig(widths=(4, 2))
+CELL = SweepConfig(widths=(6, 4))
 RATE = 1e9
 CURVE = Curve(64, ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE)))
 
@@ -94,7 +94,7 @@ def test_measured_before_where_that_is_quick_and_worth_it(
     clock: Clock, cells: int, cached: bool, before: bool
 ) -> None:
     clock.cached = cached
-    some = [SweepConfig(p=p, widths=(4, 2)) for p in (64, 66, 68)[:cells]]
+    some = [SweepConfig(p=p, widths=(6, 4)) for p in (64, 66, 68)[:cells]]
     line = said(clock, some, [2], 60)
     assert "took 60 s" in line
     assert clock.asked == ([0] if before else [60])
