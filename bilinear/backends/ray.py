@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 1.0  # of a chunk: a thousand of them must not swamp the driver
 _ANSWER_SECONDS = 5.0
-_FREE_SECONDS = 60.0  # a busy cluster may have no node to measure on
+_FREE_SECONDS = 60.0  # a busy cluster may have no device to measure on
 _PROBE_SECONDS = 300.0  # a node may read PyTorch from a slow disk first
 _DEATHS_IN_A_ROW = 5
 _EMPTY_SECONDS = 60.0
@@ -104,15 +104,13 @@ class RayBackend:
         return self._site.fill
 
     def calibrate(self, cells: Sequence[SweepConfig], budget_seconds: float) -> Calibration | None:
-        """Have a GPU, or all cores of a node at once, measured; the cache is the one there.
+        """Have one device measured, on whichever node has one free, with the cache there.
 
-        Cores that work at the same time slow each other down, so one by itself would promise too
-        much. None if it takes too long, or no node becomes free for a minute. Raises EngineError if
+        None if it takes too long, or no device becomes free for a minute. Raises EngineError if
         the worker dies.
         """
-        workers = 1 if self._device == "cuda" else min(self._devices_by_node(), default=1)
-        asked = _calibrate.options(**_needs(self._device, workers)).remote(
-            tuple(cells), self._device, workers, budget_seconds
+        asked = _calibrate.options(**_needs(self._device)).remote(
+            tuple(cells), self._device, budget_seconds
         )
         ready, _ = ray.wait([asked], timeout=_FREE_SECONDS)
         if not ready:
@@ -124,7 +122,7 @@ class RayBackend:
             raise error.cause from None
         except RayError as error:
             raise EngineError(f"ray: calibration: {str(error).splitlines()[0]}") from None
-        return found and replace(found, at_once=self.at_once, devices=max(1, self._devices()))
+        return found and replace(found, devices=max(1, self._devices()))
 
     def _check_alike(self, sites: dict[str, _Site]) -> None:
         wanted = environment(self)
@@ -133,11 +131,7 @@ class RayBackend:
 
     def _devices(self) -> int:
         """Cores or GPUs that are alive now."""
-        return sum(self._devices_by_node())
-
-    def _devices_by_node(self) -> list[int]:
-        found = (int(node["Resources"].get(_RESOURCE[self._device], 0)) for node in _nodes())
-        return [devices for devices in found if devices]
+        return sum(int(node["Resources"].get(_RESOURCE[self._device], 0)) for node in _nodes())
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.Backend`; progress comes once a second from each chunk.
@@ -316,10 +310,9 @@ def _describe(cells: tuple[SweepConfig, ...], device: str) -> _Site:
 
 @ray.remote
 def _calibrate(
-    cells: tuple[SweepConfig, ...], device: str, workers: int, budget_seconds: float
+    cells: tuple[SweepConfig, ...], device: str, budget_seconds: float
 ) -> Calibration | None:
-    torch.set_num_threads(1)  # as Ray has it where a chunk trains, on a core of its own
-    backend = choose_for(cells, fused=True, device=device, workers=workers)
+    backend = choose_for(cells, fused=True, device=device, workers=1)
     return calibration.calibrate(backend, cells, budget_seconds=budget_seconds)
 
 
