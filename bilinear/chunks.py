@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bilinear.config import SweepConfig
-from bilinear.cost import model_flop
+from bilinear.cost import work_of_step
+from bilinear.stopping import expected_steps
 from bilinear.training import Job, Work
 
 # So many pieces a device: the fewer, the longer the others wait for the last one.
-_PIECES_A_DEVICE = 16
+_PIECES_A_DEVICE = 32
 
 
 @dataclass(frozen=True)
@@ -23,34 +24,35 @@ class Chunk:
 def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
     """Cut all jobs into chunks, those that take longest first.
 
-    A chunk holds a sixteenth of a device's share of the work, but at least `at_once` models where
-    its config has that many left: what a device trains at the same time. The moduli go from large
-    to small, and of a config the narrow models go first: they seldom reach their goal before the
-    last step, so they take longest.
+    A chunk holds a thirty-second of a device's share of the work, but at least `at_once` models where
+    its config has that many left: what a device trains at the same time. Narrow models of all
+    configs go first: they seldom reach their goal before the last step, so they take longest, and
+    what the estimate has wrong of them is made up for by what comes after.
     """
-    total = sum(_flop(w.config, w.jobs) for w in work)
+    total = sum(expected_work(w.config, job) for w in work for job in w.jobs)
     share = total / (max(devices, 1) * _PIECES_A_DEVICE)
-    largest_first = sorted(range(len(work)), key=lambda index: -work[index].config.p)
-    return [
-        Chunk(index, work[index].config, jobs)
-        for index in largest_first
-        for jobs in _pieces(work[index], share, at_once)
+    chunks = [
+        Chunk(index, w.config, jobs)
+        for index, w in enumerate(work)
+        for jobs in _pieces(w, share, at_once)
     ]
+    return sorted(chunks, key=lambda chunk: chunk.jobs[0].d_hidden / chunk.config.p)
 
 
-def _flop(config: SweepConfig, jobs: Sequence[Job]) -> int:
-    return sum(model_flop(config, job.d_hidden) for job in jobs)
+def expected_work(config: SweepConfig, job: Job) -> float:
+    """Work until a model stops, where models of such a config are known, else of all its steps."""
+    return expected_steps(config, job.d_hidden) * work_of_step(config, job.d_hidden)
 
 
 def _pieces(work: Work, share: float, at_once: int) -> Iterator[tuple[Job, ...]]:
     piece: list[Job] = []
-    flop = 0
+    holds = 0.0
     for job in sorted(work.jobs):
-        more = model_flop(work.config, job.d_hidden)
-        if len(piece) >= at_once and flop + more > share:
+        more = expected_work(work.config, job)
+        if len(piece) >= at_once and holds + more > share:
             yield tuple(piece)
-            piece, flop = [], 0
+            piece, holds = [], 0.0
         piece.append(job)
-        flop += more
+        holds += more
     if piece:
         yield tuple(piece)

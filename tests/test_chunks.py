@@ -2,9 +2,8 @@
 
 import pytest
 
-from bilinear.chunks import cut
+from bilinear.chunks import cut, expected_work
 from bilinear.config import SweepConfig
-from bilinear.cost import model_flop
 from bilinear.training import Job, Work
 
 
@@ -27,20 +26,32 @@ def test_every_job_is_in_one_chunk(devices: int, at_once: int) -> None:
         assert all(len(chunk.jobs) >= at_once for chunk in mine[:-1])
 
 
-def test_the_long_ones_go_first() -> None:
+def test_narrow_models_of_all_configs_go_first() -> None:
     chunks = cut(STUDY, 4, 1)
-    assert [c.index for c in chunks] == sorted((c.index for c in chunks), key=[1, 2, 0].index)
-    first = [job.d_hidden for chunk in chunks if chunk.index == 1 for job in chunk.jobs]
-    assert first == sorted(first)
+    narrow = [chunk.jobs[0].d_hidden / chunk.config.p for chunk in chunks]
+    assert narrow == sorted(narrow)
+    assert {chunk.index for chunk in chunks} == {0, 1, 2}
+    for index in (0, 1):
+        widths = [job.d_hidden for chunk in chunks if chunk.index == index for job in chunk.jobs]
+        assert widths == sorted(widths)
 
 
-def test_a_device_gets_sixteen_chunks() -> None:
+def test_a_device_gets_enough_chunks() -> None:
     for devices in (1, 2, 5):
         one = work(11, (9, 6, 2), 100)
         chunks = cut([one], devices, 1)
-        flop = [sum(model_flop(c.config, job.d_hidden) for job in c.jobs) for c in chunks]
-        share = sum(flop) / (16 * devices)
-        widest = model_flop(one.config, 9)
-        assert max(flop) <= max(share, widest)
-        assert min(flop[:-1]) > share - widest
-        assert len(chunks) >= 16 * devices
+        of = [sum(expected_work(c.config, job) for job in c.jobs) for c in chunks]
+        share = sum(of) / (32 * devices)
+        widest = expected_work(one.config, one.jobs[0])
+        assert max(of) <= max(share, widest)
+        assert min(of[:-1]) > share - widest
+        assert len(chunks) >= 32 * devices
+
+
+def test_models_that_stop_early_are_no_reason_for_small_chunks() -> None:
+    config = SweepConfig(seeds=tuple(range(20)))
+    chunks = cut([Work(config, list(map(Job._make, config.jobs)))], 2, 1)
+    narrow = [len(c.jobs) for c in chunks if c.jobs[-1].d_hidden == 1]
+    wide = [len(c.jobs) for c in chunks if c.jobs[0].d_hidden > 40]
+    # A step at width 40 costs twice one at width 1, but there are thirty times fewer of them.
+    assert min(wide[:-1]) > 2 * max(narrow)
