@@ -196,16 +196,20 @@ def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: 
 
 
 def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tuple[int, float]:
-    """Train so many models at once as the device takes; return steps each and seconds."""
+    """Train so many models at once as the device takes; return steps and mean seconds of each.
+
+    Their mean, since in a queue one that ends early makes room for the next.
+    """
     seeds = tuple(range(backend.at_once))
     config = replace(cell, widths=(d_hidden,), seeds=seeds, steps=steps, hold=_NEVER)
-    start, taken = time.perf_counter(), 0
+    start, taken, seconds = time.perf_counter(), 0, []
     jobs = [Job(d_hidden, seed) for seed in seeds]
     with contextlib.closing(backend.train([Work(config, jobs)])) as events:  # type: ignore[type-var]
         for _, event in events:
             if isinstance(event, Finished):
                 taken = event.record.evaluations[-1].step
-    return taken, time.perf_counter() - start
+                seconds.append(time.perf_counter() - start)
+    return taken, statistics.fmean(seconds)
 
 
 def _key(backend: Backend, cell: SweepConfig) -> dict[str, str]:

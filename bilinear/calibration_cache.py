@@ -93,6 +93,7 @@ def _checked(content: list[list[float]]) -> Points:
     """Positive and rising, as a curve is; raises ValueError or TypeError."""
     points = tuple((float(work), float(seconds)) for work, seconds in content)
     rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(points))
-    if not (points and rising and min(points[0]) > 0 and max(points[-1]) < math.inf):
+    positive = all(0 < value < math.inf for point in points for value in point)
+    if not (points and rising and positive):
         raise ValueError("no curve")
     return points

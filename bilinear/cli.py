@@ -29,7 +29,7 @@ examples:
                                                    a study: every combination, in one folder
   python sweep.py --fused --preset notebook        the notebook's protocol, on the fused path
   python sweep.py                                  the notebook's own loop (slow: the reference)
-  python sweep.py --fused --dry-run                what would run, and what it costs
+  python sweep.py --fused --dry-run                FLOP, bytes and time of what would run
   python sweep.py show runs/p64-20250101-120000    the summary of a finished sweep
   python sweep.py view runs/p64-20250101-120000    a page with a slider over the widths
   python sweep.py export runs/p64-… --format notebook --file results.pkl
@@ -166,7 +166,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--remainders", metavar="LIST|all|none", help="outputs whose interaction matrices are kept"
     )
     show = parser.add_argument_group("what to show")
-    show.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    show.add_argument(
+        "--dry-run", action="store_true", help="say what would run, its cost and time, and stop"
+    )
     show.add_argument("--json", action="store_true", help="end with the summary as one JSON line")
     return parser
 

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 1.0  # of a chunk: a thousand of them must not swamp the driver
 _ANSWER_SECONDS = 5.0
-_DEVICE_SECONDS = 60.0  # a busy cluster may have none free to measure on
+_FREE_SECONDS = 60.0  # a busy cluster may have no device to measure on
 _PROBE_SECONDS = 300.0  # a node may read PyTorch from a slow disk first
 _DEATHS_IN_A_ROW = 5
 _EMPTY_SECONDS = 60.0
@@ -112,7 +112,7 @@ class RayBackend:
         asked = _calibrate.options(**_needs(self._device)).remote(
             tuple(cells), self._device, budget_seconds
         )
-        ready, _ = ray.wait([asked], timeout=_DEVICE_SECONDS)
+        ready, _ = ray.wait([asked], timeout=_FREE_SECONDS)
         if not ready:
             ray.cancel(asked)
             return None
