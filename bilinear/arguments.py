@@ -6,66 +6,59 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check(
-    x: Tensor,
-    weight: Tensor,
-    w_p: Tensor | None,
-    bias: Tensor | None,
-    b_p: Tensor | None,
-) -> None:
-    """Raise for the first argument that doesn't fit the others.
-
-    Shapes wanted: x (…, d_in), weight (2d, d_in), w_p (d_out, d), bias (2d,), b_p (d_out,); one
-    floating dtype (float32, bfloat16, float16 or float64) and one device for all.
-
-    Raises:
-        TypeError: an argument is no tensor, or its dtype differs from x's or is not floating.
-        ValueError: a shape or a device doesn't fit.
-    """
-    if not _fits(x, weight, w_p, bias, b_p):
-        _complain(x, weight, w_p, bias, b_p)
-
-
-def _fits(
+def fits(
     x: Tensor,
     weight: Tensor,
     w_p: Tensor | None,
     bias: Tensor | None,
     b_p: Tensor | None,
 ) -> bool:
+    """Whether the arguments go together.
+
+    Shapes wanted: x (…, d_in), weight (2d, d_in), w_p (d_out, d), bias (2d,), b_p (d_out,); one
+    floating dtype (float32, bfloat16, float16 or float64) and one device for all.
+    """
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
         return False
-    dtype, device, shape = x.dtype, x.device, weight.shape
-    if dtype not in DTYPES or len(shape) != 2 or shape[0] % 2 or shape[0] == 0 or shape[1] == 0:
+    dtype, device = x.dtype, x.device
+    if dtype not in DTYPES or weight.dtype != dtype or weight.device != device:
         return False
-    if weight.dtype != dtype or weight.device != device:
+    if weight.dim() != 2 or x.dim() == 0:
         return False
-    if x.dim() == 0 or x.shape[-1] != shape[1]:
+    rows, d_in = weight.shape
+    if x.shape[-1] != d_in or d_in == 0 or rows == 0 or rows % 2:
         return False
-    if bias is not None and not _fits_bias(bias, shape[0], x):
+    if bias is not None and not _fits_bias(bias, rows, x):
         return False
     if w_p is None:
         return True
-    if b_p is not None and not _fits_bias(b_p, _first(w_p), x):
-        return False
     if not isinstance(w_p, Tensor) or w_p.dim() != 2 or w_p.dtype != dtype or w_p.device != device:
         return False
-    return w_p.shape[0] > 0 and 2 * w_p.shape[1] == shape[0]
+    d_out, d = w_p.shape
+    if b_p is not None and not _fits_bias(b_p, d_out, x):
+        return False
+    return d_out > 0 and 2 * d == rows
 
 
-def _fits_bias(bias: Tensor, size: int | None, x: Tensor) -> bool:
+def _fits_bias(bias: Tensor, size: int, x: Tensor) -> bool:
     if not isinstance(bias, Tensor) or bias.dim() != 1 or bias.shape[0] != size:
         return False
     return bias.dtype == x.dtype and bias.device == x.device
 
 
-def _complain(
+def complain(
     x: Tensor,
     weight: Tensor,
     w_p: Tensor | None,
     bias: Tensor | None,
     b_p: Tensor | None,
 ) -> None:
+    """Raise for the first argument that doesn't go with the others; see `fits`.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype differs from x's or is not floating.
+        ValueError: a shape or a device doesn't fit.
+    """
     arguments = {"x": x, "weight": weight, "w_p": w_p, "bias": bias, "b_p": b_p}
     given = {name: value for name, value in arguments.items() if value is not None}
     for name in arguments:
@@ -95,10 +88,6 @@ def _complain(
                 f"w_p: expected shape (d_out, {d}) to match weight's d, got {tuple(w_p.shape)}"
             )
         _check_shape("b_p", b_p, (w_p.shape[0],), "w_p's d_out")
-
-
-def _first(w_p: Tensor | None) -> int | None:
-    return w_p.shape[0] if isinstance(w_p, Tensor) and w_p.dim() else None
 
 
 def _check_tensor(name: str, value: object) -> None:

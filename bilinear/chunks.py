@@ -24,7 +24,7 @@ class Chunk:
 def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
     """Cut all jobs into chunks, those that take longest first.
 
-    A chunk holds a thirty-second of a device's share of the work, but at least `at_once` models where
+    A chunk holds a small part of a device's share of the work, but at least `at_once` models where
     its config has that many left: what a device trains at the same time. Narrow models of all
     configs go first: they seldom reach their goal before the last step, so they take longest, and
     what the estimate has wrong of them is made up for by what comes after.

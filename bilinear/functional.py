@@ -14,14 +14,15 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 from . import composed, ops, paths
-from .arguments import check
+from .arguments import complain, fits
 from .composed import Gradients
 
 # Below this many elements of x and [L, R] together, what a Function costs in Python is more than
-# what it saves: torch's own composition runs (on the CPU, where there is no launch to save).
+# what it saves: torch's own composition of the layer runs, which saves no more for backward (on the
+# CPU, where there is no launch to save). The MLP's would save h besides.
 SMALL = 2**17
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def bilinear(
@@ -38,20 +39,24 @@ def bilinear(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit.
     """
-    if _autocasts(x):
+    ordinary = _is_ordinary(x, weight, None, bias, None)
+    if not ordinary and _autocasts(x):
         x, weight, bias = _autocast(x, weight, bias)
-    check(x, weight, None, bias, None)
-    if _composes((x, weight, bias), recompute):
+    if not fits(x, weight, None, bias, None):
+        complain(x, weight, None, bias, None)
+    if not ordinary and _composes((x, weight, bias)):
         return composed.bilinear(x, weight, bias)
-    if torch.is_grad_enabled() and _requires_grad(x, weight, bias):
+    if not recompute and is_small(x, weight) and not torch.compiler.is_compiling():
+        return composed.bilinear(x, weight, bias)
+    if torch.is_grad_enabled() and _requires_grad(x, weight, None, bias, None):
         result: Tensor = _Bilinear.apply(x, weight, bias, recompute)
         return result
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     if _opaque(x):
         h = ops.forward(rows, weight, bias)
     else:
         h, _ = paths.bilinear_forward(rows, weight, bias, keep=False)
-    return h.view(*x.shape[:-1], h.shape[1])
+    return _leading(h, x)
 
 
 def bilinear_mlp(
@@ -74,22 +79,24 @@ def bilinear_mlp(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit.
     """
-    if _autocasts(x):
+    ordinary = _is_ordinary(x, weight, w_p, bias, b_p)
+    if not ordinary and _autocasts(x):
         x, weight, w_p, bias, b_p = _autocast(x, weight, w_p, bias, b_p)
     if w_p is None:
         raise TypeError("w_p: expected a tensor, got NoneType")
-    check(x, weight, w_p, bias, b_p)
-    if _composes((x, weight, w_p, bias, b_p), recompute):
+    if not fits(x, weight, w_p, bias, b_p):
+        complain(x, weight, w_p, bias, b_p)
+    if not ordinary and _composes((x, weight, w_p, bias, b_p)):
         return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
     if torch.is_grad_enabled() and _requires_grad(x, weight, w_p, bias, b_p):
         result: Tensor = _BilinearMLP.apply(x, weight, w_p, bias, b_p, recompute)
         return result
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     if _opaque(x):
         out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
     else:
         out, _ = paths.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=False)
-    return out.view(*x.shape[:-1], out.shape[1])
+    return _leading(out, x)
 
 
 class _Bilinear(torch.autograd.Function):
@@ -101,7 +108,7 @@ class _Bilinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recompute: bool
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         lr: Tensor | None = None
         if not _opaque(x):
             h, lr = paths.bilinear_forward(rows, weight, bias, keep=not recompute)
@@ -110,12 +117,12 @@ class _Bilinear(torch.autograd.Function):
         else:
             h, lr = ops.forward_keep(rows, weight, bias)
         ctx.save_for_backward(x, weight, bias, lr)
-        return h.view(*x.shape[:-1], h.shape[1])
+        return _leading(h, x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, lr = ctx.saved_tensors
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         dh = grad_outputs[0].reshape(-1, weight.shape[0] // 2)
         needs = ctx.needs_input_grad[:3]
         found: Gradients
@@ -124,7 +131,7 @@ class _Bilinear(torch.autograd.Function):
         elif _opaque(dh):
             found = ops.spread(ops.backward(dh, rows, weight, bias, lr, needs), needs)
         else:
-            found = paths.bilinear_backward(dh, rows, weight, bias, lr, needs)
+            found = paths.bilinear_backward(dh, rows, weight, bias, lr, needs, spent=_ends())
         return _shaped(found[0], x), *found[1:], None
 
 
@@ -141,7 +148,7 @@ class _BilinearMLP(torch.autograd.Function):
         b_p: Tensor | None,
         recompute: bool,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         keep = not recompute and paths.mlp_keeps_preact(x, weight, w_p)
         lr: Tensor | None = None
         if not _opaque(x):
@@ -151,12 +158,12 @@ class _BilinearMLP(torch.autograd.Function):
         else:
             out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
         ctx.save_for_backward(x, weight, w_p, bias, lr)
-        return out.view(*x.shape[:-1], out.shape[1])
+        return _leading(out, x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, w_p, bias, lr = ctx.saved_tensors
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         dout = grad_outputs[0].reshape(-1, w_p.shape[0])
         needs = ctx.needs_input_grad[:5]
         found: Gradients
@@ -165,24 +172,46 @@ class _BilinearMLP(torch.autograd.Function):
         elif _opaque(dout):
             found = ops.spread(ops.mlp_backward(dout, rows, weight, w_p, bias, lr, needs), needs)
         else:
-            found = paths.bilinear_mlp_backward(dout, rows, weight, w_p, bias, lr, needs)
+            found = paths.bilinear_mlp_backward(
+                dout, rows, weight, w_p, bias, lr, needs, spent=_ends()
+            )
         return _shaped(found[0], x), *found[1:], None
 
 
-def _composes(tensors: tuple[Any, ...], recompute: bool) -> bool:
-    """Whether plain torch operations take the call: a Function can't follow it, or doesn't pay."""
+def _is_ordinary(
+    x: Tensor, weight: Tensor, w_p: Tensor | None, bias: Tensor | None, b_p: Tensor | None
+) -> bool:
+    """Whether plain tensors come, and nothing transforms, casts or watches the call.
+
+    One expression: where elements are few, a call of a helper costs a hundredth of the layer.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in _PLAIN
+        and type(weight) in _PLAIN
+        and (w_p is None or type(w_p) in _PLAIN)
+        and (bias is None or type(bias) in _PLAIN)
+        and (b_p is None or type(b_p) in _PLAIN)
+        and not torch._C._is_any_autocast_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def _composes(tensors: tuple[Any, ...]) -> bool:
+    """Whether plain torch operations take the call, because a Function can't follow it."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():
         return False
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor):
-            return True
-    return not recompute and is_small(tensors[0], tensors[1])
+    return any(
+        tensor is not None and type(tensor) not in _PLAIN and is_traceable_wrapper_subclass(tensor)
+        for tensor in tensors
+    )
 
 
 def is_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
+    """Whether a layer is so small that torch's own composition is the fastest way on the CPU."""
     if not x.is_cpu or paths.INTERPRETED:
         return False
     rows, d_in = weight.shape
@@ -194,9 +223,14 @@ def _opaque(tensor: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(tensor) not in _PLAIN
-        or tensor.device.type == "meta"
+        or tensor.is_meta
         or is_in_torch_dispatch_mode()
     )
+
+
+def _ends() -> bool:
+    """Whether the backward pass that runs is the last one through this graph."""
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def _differentiated(gradient: Tensor) -> bool:
@@ -211,12 +245,30 @@ def _differentiated(gradient: Tensor) -> bool:
     )
 
 
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def _requires_grad(
+    x: Tensor, weight: Tensor, w_p: Tensor | None, bias: Tensor | None, b_p: Tensor | None
+) -> bool:
+    return (
+        x.requires_grad
+        or weight.requires_grad
+        or (w_p is not None and w_p.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (b_p is not None and b_p.requires_grad)
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(…, d_in) as (M, d_in)."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _leading(rows: Tensor, x: Tensor) -> Tensor:
+    """(M, n) with the leading shape of x."""
+    return rows if x.dim() == 2 else rows.view(*x.shape[:-1], rows.shape[1])
 
 
 def _shaped(gradient: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.view(x.shape)
+    return gradient if gradient is None or x.dim() == 2 else gradient.view(x.shape)
 
 
 def _autocasts(x: object) -> bool:

@@ -29,6 +29,11 @@ def precision() -> str:
     return _PRECISIONS[torch.get_float32_matmul_precision()]
 
 
+def no_kernels(tensor: Tensor) -> bool:
+    """Whether the kernels cannot run on a tensor's device; the answer for the CPU is immediate."""
+    return (tensor.is_cpu and not INTERPRETED) or bool(kernels_missing(tensor.device))
+
+
 def kernels_missing(device: torch.device) -> str:
     """Why the kernels cannot run on a device; empty if they can."""
     if device.type == "cpu" and INTERPRETED:
@@ -71,7 +76,7 @@ def plan(
 
 def mlp_keeps_preact(x: Tensor, weight: Tensor, w_p: Tensor) -> bool:
     """Whether an MLP free to save L and R should: not where one kernel makes them again."""
-    if x.device.type not in ("cuda", "cpu") or (x.device.type == "cpu" and not INTERPRETED):
+    if (x.is_cpu and not INTERPRETED) or x.device.type not in ("cuda", "cpu"):
         return True
     return _mlp_keeps_preact(x.device, x.dtype, weight.shape[1], weight.shape[0] // 2, w_p.shape[0])
 
@@ -94,7 +99,7 @@ def bilinear_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See `rows.bilinear_forward`."""
-    if kernels_missing(x.device):
+    if no_kernels(x):
         return rows.bilinear_forward(x, weight, bias, keep=keep)
     from .kernels import dual, pointwise
 
@@ -115,7 +120,7 @@ def bilinear_mlp_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `rows.bilinear_mlp_forward`."""
-    if kernels_missing(x.device):
+    if no_kernels(x):
         return rows.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=keep)
     from .kernels import dual, mlp, pointwise
 
@@ -138,10 +143,12 @@ def bilinear_backward(
     bias: Tensor | None,
     lr: Tensor | None,
     needs: Sequence[bool],
+    *,
+    spent: bool = False,
 ) -> Gradients:
     """See `rows.bilinear_backward`."""
-    if kernels_missing(x.device):
-        return rows.bilinear_backward(dh, x, weight, bias, lr, needs)
+    if no_kernels(x):
+        return rows.bilinear_backward(dh, x, weight, bias, lr, needs, spent=spent)
     from .kernels import dual, pointwise
 
     chosen = _plan("bilinear_backward", x, weight, None)
@@ -162,10 +169,12 @@ def bilinear_mlp_backward(
     bias: Tensor | None,
     lr: Tensor | None,
     needs: Sequence[bool],
+    *,
+    spent: bool = False,
 ) -> Gradients:
     """See `rows.bilinear_mlp_backward`."""
-    if kernels_missing(x.device):
-        return rows.bilinear_mlp_backward(dout, x, weight, w_p, bias, lr, needs)
+    if no_kernels(x):
+        return rows.bilinear_mlp_backward(dout, x, weight, w_p, bias, lr, needs, spent=spent)
     from .kernels import dual, mlp, pointwise
 
     db_p = dout.sum(0) if needs[4] else None

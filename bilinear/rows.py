@@ -28,7 +28,7 @@ _MIN_ROWS = 256
 def block_rows(m: int, d_in: int, d: int, dtype: torch.dtype) -> int:
     """Rows of one block; all in half precision, where dW must be summed before it is rounded."""
     wide = dtype in (torch.float32, torch.float64)
-    if not wide or d_in > _MAX_D_IN or 2 * d * m < _MIN_ELEMENTS:
+    if 2 * d * m < _MIN_ELEMENTS or d_in > _MAX_D_IN or not wide:
         return max(1, m)
     return max(_MIN_ROWS, torch.get_num_threads() * _BLOCK_ELEMENTS // (2 * d))
 
@@ -64,8 +64,9 @@ def bilinear_mlp_forward(
     """Out (M, d_out), and lr = [L, R] (M, 2d) if it is to be kept."""
     m, d = x.shape[0], weight.shape[0] // 2
     if block_rows(m, x.shape[1], d, x.dtype) >= m:
-        h_whole, whole = bilinear_forward(x, weight, bias, keep=keep)
-        return F.linear(h_whole, w_p, b_p), whole
+        whole = F.linear(x, weight, bias)
+        left, right = whole.chunk(2, dim=-1)
+        return F.linear(left * right, w_p, b_p), whole if keep else None
     blocks = _blocks(x, weight)
     out = x.new_empty(m, w_p.shape[0])
     lr = x.new_empty(m, 2 * d) if keep else None
@@ -85,13 +86,18 @@ def bilinear_backward(
     bias: Tensor | None,
     lr: Tensor | None,
     needs: Sequence[bool],
+    *,
+    spent: bool = False,
 ) -> Gradients:
-    """Gradients of x, weight and bias that `needs` asks for; without lr it is formed again."""
+    """Gradients of x, weight and bias that `needs` asks for; without lr it is formed again.
+
+    lr may be overwritten if it is `spent`: of no use to anyone after this.
+    """
     if 0 < x.shape[0] <= block_rows(x.shape[0], x.shape[1], weight.shape[0] // 2, x.dtype):
         whole = F.linear(x, weight, bias) if lr is None else lr
-        return _whole_gradients(
-            _product_backward(dh, whole, x.new_empty(whole.shape)), x, weight, needs
-        )
+        left, right = whole.chunk(2, dim=-1)
+        dlr = _whole_product_backward(dh, whole, left, right, spent=spent or lr is None)
+        return _whole_gradients(dlr, x, weight, needs)
     sums = _Sums(x, weight, needs[0], needs[1], needs[2])
     blocks = _blocks(x, weight)
     pair = _buffer(lr, blocks, x, weight.shape[0])
@@ -110,11 +116,13 @@ def bilinear_mlp_backward(
     bias: Tensor | None,
     lr: Tensor | None,
     needs: Sequence[bool],
+    *,
+    spent: bool = False,
 ) -> Gradients:
-    """Gradients of x, weight, w_p, bias and b_p that `needs` asks for."""
+    """Gradients of x, weight, w_p, bias and b_p that `needs` asks for; see `bilinear_backward`."""
     d = w_p.shape[1]
     if 0 < x.shape[0] <= block_rows(x.shape[0], x.shape[1], d, x.dtype):
-        return _whole_mlp_gradients(dout, x, weight, w_p, bias, lr, needs)
+        return _whole_mlp_gradients(dout, x, weight, w_p, bias, lr, needs, spent=spent)
     inner = needs[0] or needs[1] or needs[3]
     sums = _Sums(x, weight, needs[0], needs[1], needs[3])
     dw_p = _zeros_like(w_p) if needs[2] else None
@@ -150,18 +158,34 @@ def _whole_mlp_gradients(
     bias: Tensor | None,
     lr: Tensor | None,
     needs: Sequence[bool],
+    *,
+    spent: bool,
 ) -> Gradients:
     dx = dweight = dw_p = dbias = None
     inner = needs[0] or needs[1] or needs[3]
     if inner or needs[2]:
         whole = F.linear(x, weight, bias) if lr is None else lr
-    if needs[2]:
         left, right = whole.chunk(2, dim=-1)
+    if needs[2]:
         dw_p = torch.mm(dout.t(), left * right)
     if inner:
-        dlr = _product_backward(torch.mm(dout, w_p), whole, x.new_empty(whole.shape))
+        dh = torch.mm(dout, w_p)
+        dlr = _whole_product_backward(dh, whole, left, right, spent=spent or lr is None)
+        del dh
         dx, dweight, dbias = _whole_gradients(dlr, x, weight, (needs[0], needs[1], needs[3]))
     return dx, dweight, dw_p, dbias, dout.sum(0) if needs[4] else None
+
+
+def _whole_product_backward(
+    dh: Tensor, whole: Tensor, left: Tensor, right: Tensor, *, spent: bool
+) -> Tensor:
+    """[dL, dR], over [L, R] itself if that is spent."""
+    dleft = dh * right
+    if not spent:
+        return torch.cat((dleft, dh * left), dim=-1)
+    torch.mul(dh, left, out=right)
+    left.copy_(dleft)
+    return whole
 
 
 class _Sums:

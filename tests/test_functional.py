@@ -147,8 +147,8 @@ def test_gradients_nobody_asked_for_are_not_formed(monkeypatch: pytest.MonkeyPat
     asked: list[tuple[bool, ...]] = []
     real = paths.bilinear_mlp_backward
 
-    def spy(*arguments: Any) -> Any:
-        found = real(*arguments)
+    def spy(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
         asked.append(tuple(gradient is not None for gradient in found))
         return found
 
@@ -313,15 +313,22 @@ def test_meta_and_fake_tensors_get_shapes_only() -> None:
         assert type(fake).__name__ == "FakeTensor"
 
 
-def test_inference_mode_and_retained_graph() -> None:
-    inputs = mlp_inputs()
-    with torch.inference_mode():
-        quiet = bilinear_mlp(*inputs)
-    out = bilinear_mlp(*inputs)
-    torch.testing.assert_close(quiet.clone(), out.detach())
-    first = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
-    second = torch.autograd.grad(out.sum(), inputs)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+@pytest.mark.parametrize("recompute", [False, True])
+def test_inference_mode_and_retained_graph(recompute: bool) -> None:
+    everything = mlp_inputs()
+    for f, inputs in (
+        (bilinear, [everything[0], everything[1], everything[3]]),
+        (bilinear_mlp, everything),
+    ):
+        with torch.inference_mode():
+            quiet = f(*inputs)
+        out = f(*inputs, recompute=recompute)
+        torch.testing.assert_close(quiet.clone(), out.detach())
+        loss = out.square().sum()
+        # Only the last backward through a graph may overwrite what was saved.
+        runs = [torch.autograd.grad(loss, inputs, retain_graph=keep) for keep in (1, 1, 0)]
+        for again in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
 
 def test_small_calls_take_torchs_composition(monkeypatch: pytest.MonkeyPatch) -> None:
