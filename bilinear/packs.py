@@ -52,9 +52,13 @@ class PackPlan:
         """Return the number of the model's pack."""
         return self.position(job) // self.size
 
+    def count(self, pack: int) -> int:
+        """Return how many models share a pack."""
+        return min(self.size, self.models - pack * self.size)
+
     def jobs(self, pack: int) -> list[Job]:
         """Return a pack's models, in its order."""
-        places = range(pack * self.size, min((pack + 1) * self.size, self.models))
+        places = range(pack * self.size, pack * self.size + self.count(pack))
         n = len(self._seeds)
         return [Job(self._widths[i // n], self._seeds[i % n]) for i in places]
 

@@ -113,11 +113,11 @@ class ResultsWriter:
         self._held_bytes = 0
 
     def _pack_if_full(self, pack: int) -> bool:
+        held = self._held[pack]
+        if len(self._loose[pack]) + len(held) < self._plan.count(pack):
+            return False
         jobs = self._plan.jobs(pack)
         loose = [job for job in jobs if job in self._loose[pack]]
-        held = self._held[pack]
-        if len(loose) + len(held) < len(jobs):
-            return False
         names = [f"models/{model_file(job)}" for job in loose]
         files = held | dict(zip(loose, self.folder.read_all(names), strict=True))
         members = [(job, files[job]) for job in jobs]
