@@ -52,9 +52,7 @@ def _print_time(console: Console, found: Estimate, calibration: Calibration) -> 
     for devices in DEVICES:
         about = found.about(devices)
         table.add_row(
-            str(devices),
-            "—" if about is None else duration(about),
-            duration(found.at_most(devices)),
+            str(devices), "—" if about is None else duration(about), duration(found.at_most(devices))
         )
     console.print(Padding(table, (0, 0, 0, len(place))))
     longest = found.most.longest
