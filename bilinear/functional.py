@@ -18,8 +18,7 @@ from .arguments import complain, fits
 from .composed import Gradients
 
 # Below this many elements of x and [L, R] together, what a Function costs in Python is more than
-# what it saves: torch's own composition of the layer runs, which saves no more for backward (on the
-# CPU, where there is no launch to save). The MLP's would save h besides.
+# what it saves: torch's own composition runs (on the CPU, where there is no launch to save).
 SMALL = 2**17
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -75,8 +74,8 @@ def bilinear_mlp(
     """out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p.
 
     x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first; w_p (d_out, d);
-    b_p (d_out,). Returns (…, d_out). h is never saved: it is formed again from [L, R], which is
-    saved with x and the weights; with `recompute`, x and the weights alone. Where one kernel does
+    b_p (d_out,). Returns (…, d_out). h is not saved (but by calls of few elements on the CPU): it is
+    formed again from [L, R], which is saved with x and the weights; with `recompute`, x and the weights alone. Where one kernel does
     the whole MLP, [L, R] is not saved either way.
 
     Raises:
@@ -91,6 +90,8 @@ def bilinear_mlp(
     if not fits(x, weight, w_p, bias, b_p):
         complain(x, weight, w_p, bias, b_p)
     if not ordinary and _composes((x, weight, w_p, bias, b_p)):
+        return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
+    if not recompute and (ordinary or not torch.compiler.is_compiling()) and is_small(x, weight):
         return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
     if torch.is_grad_enabled() and _requires_grad(x, weight, w_p, bias, b_p):
         result: Tensor = _BilinearMLP.apply(x, weight, w_p, bias, b_p, recompute, ordinary)
@@ -231,7 +232,7 @@ def _composes(tensors: tuple[Any, ...]) -> bool:
 
 
 def is_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer is so small that torch's own composition is the fastest way on the CPU."""
+    """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
     if not x.is_cpu or paths.INTERPRETED:
         return False
     rows, d_in = weight.shape
