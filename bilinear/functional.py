@@ -74,9 +74,9 @@ def bilinear_mlp(
     """out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p.
 
     x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first; w_p (d_out, d);
-    b_p (d_out,). Returns (…, d_out). h is not saved (but by calls of few elements on the CPU): it is
-    formed again from [L, R], which is saved with x and the weights; with `recompute`, x and the weights alone. Where one kernel does
-    the whole MLP, [L, R] is not saved either way.
+    b_p (d_out,). Returns (…, d_out). h is not saved (but by calls of few elements on the CPU): it
+    is formed again from [L, R], which is saved with x and the weights; with `recompute`, x and the
+    weights alone. Where one kernel does the whole MLP, [L, R] is not saved either way.
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
