@@ -44,7 +44,7 @@ def test_memory(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     f, tensors = function(way, op), inputs(op, shape)
     saved, of_eager = saved_bytes(f, tensors), saved_bytes(function("eager", op), tensors)
     upstream = torch.randn(m, d if op == "layer" else d_in)
-    small = op == "layer" and is_small(tensors[0], tensors[1])
+    small = is_small(tensors[0], tensors[1])
     benchmark.group = f"memory, {op}, M, d_in, d = {shape}"
     benchmark.extra_info |= {
         "bytes saved": saved,
@@ -55,5 +55,6 @@ def test_memory(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     enter(benchmark, way, trainings, op, shape, WAYS, seconds=0.2)
     if way == "recompute":
         assert saved == 4 * m * d_in
-    if way == "fused":
+    # Small calls run torch's own composition, which saves what eager does.
+    if way == "fused" and not small:
         assert saved <= 4 * m * (d_in + 2 * d)

@@ -29,26 +29,29 @@ def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
     configs go first: they seldom reach their goal before the last step, so they take longest, and
     what the estimate has wrong of them is made up for by what comes after.
     """
-    total = sum(expected_work(w.config, job) for w in work for job in w.jobs)
+    each = [{d: expected_work(w.config, d) for d in {job.d_hidden for job in w.jobs}} for w in work]
+    total = sum(of[job.d_hidden] for w, of in zip(work, each, strict=True) for job in w.jobs)
     share = total / (max(devices, 1) * _PIECES_A_DEVICE)
     chunks = [
         Chunk(index, w.config, jobs)
-        for index, w in enumerate(work)
-        for jobs in _pieces(w, share, at_once)
+        for index, (w, of) in enumerate(zip(work, each, strict=True))
+        for jobs in _pieces(w.jobs, of, share, at_once)
     ]
     return sorted(chunks, key=lambda chunk: chunk.jobs[0].d_hidden / chunk.config.p)
 
 
-def expected_work(config: SweepConfig, job: Job) -> float:
+def expected_work(config: SweepConfig, d_hidden: int) -> float:
     """Work until a model stops, where models of such a config are known, else of all its steps."""
-    return expected_steps(config, job.d_hidden) * work_of_step(config, job.d_hidden)
+    return expected_steps(config, d_hidden) * work_of_step(config, d_hidden)
 
 
-def _pieces(work: Work, share: float, at_once: int) -> Iterator[tuple[Job, ...]]:
+def _pieces(
+    jobs: Sequence[Job], work_of: dict[int, float], share: float, at_once: int
+) -> Iterator[tuple[Job, ...]]:
     piece: list[Job] = []
     holds = 0.0
-    for job in sorted(work.jobs):
-        more = expected_work(work.config, job)
+    for job in sorted(jobs):
+        more = work_of[job.d_hidden]
         if len(piece) >= at_once and holds + more > share:
             yield tuple(piece)
             piece, holds = [], 0.0

@@ -18,11 +18,14 @@ from .arguments import complain, fits
 from .composed import Gradients
 
 # Below this many elements of x and [L, R] together, what a Function costs in Python is more than
-# what it saves: torch's own composition of the layer runs, which saves no more for backward (on the
-# CPU, where there is no launch to save). The MLP's would save h besides.
+# what it saves: torch's own composition runs (on the CPU, where there is no launch to save).
 SMALL = 2**17
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+# What torch's own compiler asks before it overwrites what a graph saved: whether this backward
+# pass is one that leaves the graph to be walked again.
+_graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def bilinear(
@@ -46,17 +49,17 @@ def bilinear(
         complain(x, weight, None, bias, None)
     if not ordinary and _composes((x, weight, bias)):
         return composed.bilinear(x, weight, bias)
-    if not recompute and is_small(x, weight) and not torch.compiler.is_compiling():
+    if not recompute and (ordinary or not torch.compiler.is_compiling()) and is_small(x, weight):
         return composed.bilinear(x, weight, bias)
     if torch.is_grad_enabled() and _requires_grad(x, weight, None, bias, None):
-        result: Tensor = _Bilinear.apply(x, weight, bias, recompute)
+        result: Tensor = _Bilinear.apply(x, weight, bias, recompute, ordinary)
         return result
-    rows = _rows(x)
-    if _opaque(x):
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if not ordinary and _opaque(x):
         h = ops.forward(rows, weight, bias)
     else:
         h, _ = paths.bilinear_forward(rows, weight, bias, keep=False)
-    return _leading(h, x)
+    return h if x.dim() == 2 else h.view(*x.shape[:-1], h.shape[1])
 
 
 def bilinear_mlp(
@@ -71,9 +74,9 @@ def bilinear_mlp(
     """out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p.
 
     x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first; w_p (d_out, d);
-    b_p (d_out,). Returns (…, d_out). h is never saved: it is formed again from [L, R], which is
-    saved with x and the weights; with `recompute`, x and the weights alone. Where one kernel does
-    the whole MLP, [L, R] is not saved either way.
+    b_p (d_out,). Returns (…, d_out). h is not saved (but by calls of few elements on the CPU): it
+    is formed again from [L, R], which is saved with x and the weights; with `recompute`, x and the
+    weights alone. Where one kernel does the whole MLP, [L, R] is not saved either way.
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
@@ -88,15 +91,17 @@ def bilinear_mlp(
         complain(x, weight, w_p, bias, b_p)
     if not ordinary and _composes((x, weight, w_p, bias, b_p)):
         return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
+    if not recompute and (ordinary or not torch.compiler.is_compiling()) and is_small(x, weight):
+        return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
     if torch.is_grad_enabled() and _requires_grad(x, weight, w_p, bias, b_p):
-        result: Tensor = _BilinearMLP.apply(x, weight, w_p, bias, b_p, recompute)
+        result: Tensor = _BilinearMLP.apply(x, weight, w_p, bias, b_p, recompute, ordinary)
         return result
-    rows = _rows(x)
-    if _opaque(x):
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if not ordinary and _opaque(x):
         out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
     else:
         out, _ = paths.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=False)
-    return _leading(out, x)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
 
 
 class _Bilinear(torch.autograd.Function):
@@ -106,33 +111,42 @@ class _Bilinear(torch.autograd.Function):
     # call costs half as much. `torch.func`, which wants the other form, never comes here.
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recompute: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        recompute: bool,
+        ordinary: bool,
     ) -> Tensor:
-        rows = _rows(x)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         lr: Tensor | None = None
-        if not _opaque(x):
+        if ordinary or not _opaque(x):
             h, lr = paths.bilinear_forward(rows, weight, bias, keep=not recompute)
         elif recompute:
             h = ops.forward(rows, weight, bias)
         else:
             h, lr = ops.forward_keep(rows, weight, bias)
         ctx.save_for_backward(x, weight, bias, lr)
-        return _leading(h, x)
+        return h if x.dim() == 2 else h.view(*x.shape[:-1], h.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, lr = ctx.saved_tensors
-        rows = _rows(x)
-        dh = grad_outputs[0].reshape(-1, weight.shape[0] // 2)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        dh = grad_outputs[0]
+        dh = dh if dh.dim() == 2 else dh.reshape(-1, weight.shape[0] // 2)
         needs = ctx.needs_input_grad[:3]
         found: Gradients
-        if _differentiated(dh):
+        if _is_ordinary_gradient(dh):
+            spent = not _graph_is_kept()
+            found = paths.bilinear_backward(dh, rows, weight, bias, lr, needs, spent=spent)
+        elif _differentiated(dh):
             found = composed.bilinear_gradients(dh, rows, weight, bias, needs)
-        elif _opaque(dh):
-            found = ops.spread(ops.backward(dh, rows, weight, bias, lr, needs), needs)
         else:
-            found = paths.bilinear_backward(dh, rows, weight, bias, lr, needs, spent=_ends())
-        return _shaped(found[0], x), *found[1:], None
+            found = ops.spread(ops.backward(dh, rows, weight, bias, lr, needs), needs)
+        if found[0] is not None and x.dim() != 2:
+            found = found[0].view(x.shape), *found[1:]
+        return *found, None, None
 
 
 class _BilinearMLP(torch.autograd.Function):
@@ -147,35 +161,40 @@ class _BilinearMLP(torch.autograd.Function):
         bias: Tensor | None,
         b_p: Tensor | None,
         recompute: bool,
+        ordinary: bool,
     ) -> Tensor:
-        rows = _rows(x)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         keep = not recompute and paths.mlp_keeps_preact(x, weight, w_p)
         lr: Tensor | None = None
-        if not _opaque(x):
+        if ordinary or not _opaque(x):
             out, lr = paths.bilinear_mlp_forward(rows, weight, w_p, bias, b_p, keep=keep)
         elif keep:
             out, lr = ops.mlp_forward_keep(rows, weight, w_p, bias, b_p)
         else:
             out = ops.mlp_forward(rows, weight, w_p, bias, b_p)
         ctx.save_for_backward(x, weight, w_p, bias, lr)
-        return _leading(out, x)
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, w_p, bias, lr = ctx.saved_tensors
-        rows = _rows(x)
-        dout = grad_outputs[0].reshape(-1, w_p.shape[0])
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        dout = grad_outputs[0]
+        dout = dout if dout.dim() == 2 else dout.reshape(-1, w_p.shape[0])
         needs = ctx.needs_input_grad[:5]
         found: Gradients
-        if _differentiated(dout):
-            found = composed.bilinear_mlp_gradients(dout, rows, weight, w_p, bias, needs)
-        elif _opaque(dout):
-            found = ops.spread(ops.mlp_backward(dout, rows, weight, w_p, bias, lr, needs), needs)
-        else:
+        if _is_ordinary_gradient(dout):
+            spent = not _graph_is_kept()
             found = paths.bilinear_mlp_backward(
-                dout, rows, weight, w_p, bias, lr, needs, spent=_ends()
+                dout, rows, weight, w_p, bias, lr, needs, spent=spent
             )
-        return _shaped(found[0], x), *found[1:], None
+        elif _differentiated(dout):
+            found = composed.bilinear_mlp_gradients(dout, rows, weight, w_p, bias, needs)
+        else:
+            found = ops.spread(ops.mlp_backward(dout, rows, weight, w_p, bias, lr, needs), needs)
+        if found[0] is not None and x.dim() != 2:
+            found = found[0].view(x.shape), *found[1:]
+        return *found, None, None
 
 
 def _is_ordinary(
@@ -195,6 +214,8 @@ def _is_ordinary(
         and not torch._C._is_any_autocast_enabled()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
+        and not is_in_torch_dispatch_mode()
+        and not x.is_meta
     )
 
 
@@ -211,7 +232,7 @@ def _composes(tensors: tuple[Any, ...]) -> bool:
 
 
 def is_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer is so small that torch's own composition is the fastest way on the CPU."""
+    """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
     if not x.is_cpu or paths.INTERPRETED:
         return False
     rows, d_in = weight.shape
@@ -228,16 +249,22 @@ def _opaque(tensor: Tensor) -> bool:
     )
 
 
-def _ends() -> bool:
-    """Whether the backward pass that runs is the last one through this graph."""
-    return not torch._C._autograd._get_current_graph_task_keep_graph()
+def _is_ordinary_gradient(gradient: Tensor) -> bool:
+    """Whether backward runs on plain tensors, is not differentiated, and nothing watches it."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and type(gradient) in _PLAIN
+        and not gradient.is_meta
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(gradient)
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 def _differentiated(gradient: Tensor) -> bool:
     """Whether backward itself must be differentiable, or runs under a vmap over gradients."""
-    if torch.compiler.is_compiling():
-        return False
-    return (
+    return not torch.compiler.is_compiling() and (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
         # What `is_grads_batched=True` hands to backward.
@@ -255,20 +282,6 @@ def _requires_grad(
         or (bias is not None and bias.requires_grad)
         or (b_p is not None and b_p.requires_grad)
     )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(…, d_in) as (M, d_in)."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-
-
-def _leading(rows: Tensor, x: Tensor) -> Tensor:
-    """(M, n) with the leading shape of x."""
-    return rows if x.dim() == 2 else rows.view(*x.shape[:-1], rows.shape[1])
-
-
-def _shaped(gradient: Tensor | None, x: Tensor) -> Tensor | None:
-    return gradient if gradient is None or x.dim() == 2 else gradient.view(x.shape)
 
 
 def _autocasts(x: object) -> bool:

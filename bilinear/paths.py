@@ -29,11 +29,6 @@ def precision() -> str:
     return _PRECISIONS[torch.get_float32_matmul_precision()]
 
 
-def no_kernels(tensor: Tensor) -> bool:
-    """Whether the kernels cannot run on a tensor's device; the answer for the CPU is immediate."""
-    return (tensor.is_cpu and not INTERPRETED) or bool(kernels_missing(tensor.device))
-
-
 def kernels_missing(device: torch.device) -> str:
     """Why the kernels cannot run on a device; empty if they can."""
     if device.type == "cpu" and INTERPRETED:
@@ -99,7 +94,7 @@ def bilinear_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """See `rows.bilinear_forward`."""
-    if no_kernels(x):
+    if (x.is_cpu and not INTERPRETED) or kernels_missing(x.device):
         return rows.bilinear_forward(x, weight, bias, keep=keep)
     from .kernels import dual, pointwise
 
@@ -120,7 +115,7 @@ def bilinear_mlp_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `rows.bilinear_mlp_forward`."""
-    if no_kernels(x):
+    if (x.is_cpu and not INTERPRETED) or kernels_missing(x.device):
         return rows.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=keep)
     from .kernels import dual, mlp, pointwise
 
@@ -147,7 +142,7 @@ def bilinear_backward(
     spent: bool = False,
 ) -> Gradients:
     """See `rows.bilinear_backward`."""
-    if no_kernels(x):
+    if (x.is_cpu and not INTERPRETED) or kernels_missing(x.device):
         return rows.bilinear_backward(dh, x, weight, bias, lr, needs, spent=spent)
     from .kernels import dual, pointwise
 
@@ -173,7 +168,7 @@ def bilinear_mlp_backward(
     spent: bool = False,
 ) -> Gradients:
     """See `rows.bilinear_mlp_backward`."""
-    if no_kernels(x):
+    if (x.is_cpu and not INTERPRETED) or kernels_missing(x.device):
         return rows.bilinear_mlp_backward(dout, x, weight, w_p, bias, lr, needs, spent=spent)
     from .kernels import dual, mlp, pointwise
 

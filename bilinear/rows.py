@@ -96,8 +96,8 @@ def bilinear_backward(
     if 0 < x.shape[0] <= block_rows(x.shape[0], x.shape[1], weight.shape[0] // 2, x.dtype):
         whole = F.linear(x, weight, bias) if lr is None else lr
         left, right = whole.chunk(2, dim=-1)
-        dlr = _whole_product_backward(dh, whole, left, right, spent=spent or lr is None)
-        return _whole_gradients(dlr, x, weight, needs)
+        gradient = _whole_product_backward(dh, whole, left, right, spent=spent or lr is None)
+        return _whole_gradients(gradient, x, weight, needs)
     sums = _Sums(x, weight, needs[0], needs[1], needs[2])
     blocks = _blocks(x, weight)
     pair = _buffer(lr, blocks, x, weight.shape[0])
@@ -171,7 +171,7 @@ def _whole_mlp_gradients(
     if inner:
         dh = torch.mm(dout, w_p)
         dlr = _whole_product_backward(dh, whole, left, right, spent=spent or lr is None)
-        del dh
+        del dh  # not alive beside dx
         dx, dweight, dbias = _whole_gradients(dlr, x, weight, (needs[0], needs[1], needs[3]))
     return dx, dweight, dw_p, dbias, dout.sum(0) if needs[4] else None
 

@@ -19,13 +19,12 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {c.path for c in large.choices} == {"rows"}
     assert "no kernels for cpu" in str(large)
     assert "rows at a time" in str(large)
-    small = explain((4, 64, 8))
+    small = explain((4, 64, 8, 3))
     assert [(c.op, c.path) for c in small.choices] == [
-        ("bilinear_forward", "composed"),
-        ("bilinear_backward", "composed"),
+        ("mlp_forward", "composed"),
+        ("mlp_backward", "composed"),
     ]
-    assert {c.path for c in explain((4, 64, 8), recompute=True).choices} == {"rows"}
-    assert {c.path for c in explain((4, 64, 8, 3)).choices} == {"rows"}
+    assert {c.path for c in explain((4, 64, 8, 3), recompute=True).choices} == {"rows"}
     with pytest.raises(ValueError, match=r"what: expected .*got \(1, 2\)"):
         explain((1, 2))
 
