@@ -44,7 +44,8 @@ def test_memory(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     f, tensors = function(way, op), inputs(op, shape)
     saved, of_eager = saved_bytes(f, tensors), saved_bytes(function("eager", op), tensors)
     upstream = torch.randn(m, d if op == "layer" else d_in)
-    small = is_small(tensors[0], tensors[1])
+    x, weight, *projection = tensors
+    small = is_small(x, weight, projection[0] if projection else None, None, None)
     benchmark.group = f"memory, {op}, M, d_in, d = {shape}"
     benchmark.extra_info |= {
         "bytes saved": saved,

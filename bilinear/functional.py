@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
 from . import composed, ops, paths
-from .arguments import complain, fits
+from .arguments import DTYPES, complain, fits
 from .composed import Gradients
 
 # Below this many elements of x and [L, R] together, what a Function costs in Python is more than
@@ -42,14 +42,18 @@ def bilinear(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit.
     """
+    if not recompute and is_small(x, weight, None, bias, None):
+        try:
+            return composed.bilinear(x, weight, bias)
+        except RuntimeError:
+            complain(x, weight, None, bias, None)
+            raise
     ordinary = _is_ordinary(x, weight, None, bias, None)
     if not ordinary and _autocasts(x):
         x, weight, bias = _autocast(x, weight, bias)
     if not fits(x, weight, None, bias, None):
         complain(x, weight, None, bias, None)
     if not ordinary and _composes((x, weight, bias)):
-        return composed.bilinear(x, weight, bias)
-    if not recompute and (ordinary or not torch.compiler.is_compiling()) and is_small(x, weight):
         return composed.bilinear(x, weight, bias)
     if torch.is_grad_enabled() and _requires_grad(x, weight, None, bias, None):
         result: Tensor = _Bilinear.apply(x, weight, bias, recompute, ordinary)
@@ -82,16 +86,20 @@ def bilinear_mlp(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit.
     """
+    if w_p is None:
+        raise TypeError("w_p: expected a tensor, got NoneType")
+    if not recompute and is_small(x, weight, w_p, bias, b_p):
+        try:
+            return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
+        except RuntimeError:
+            complain(x, weight, w_p, bias, b_p)
+            raise
     ordinary = _is_ordinary(x, weight, w_p, bias, b_p)
     if not ordinary and _autocasts(x):
         x, weight, w_p, bias, b_p = _autocast(x, weight, w_p, bias, b_p)
-    if w_p is None:
-        raise TypeError("w_p: expected a tensor, got NoneType")
     if not fits(x, weight, w_p, bias, b_p):
         complain(x, weight, w_p, bias, b_p)
     if not ordinary and _composes((x, weight, w_p, bias, b_p)):
-        return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
-    if not recompute and (ordinary or not torch.compiler.is_compiling()) and is_small(x, weight):
         return composed.bilinear_mlp(x, weight, w_p, bias, b_p)
     if torch.is_grad_enabled() and _requires_grad(x, weight, w_p, bias, b_p):
         result: Tensor = _BilinearMLP.apply(x, weight, w_p, bias, b_p, recompute, ordinary)
@@ -231,12 +239,34 @@ def _composes(tensors: tuple[Any, ...]) -> bool:
     )
 
 
-def is_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a call is so small that torch's own composition is the fastest way on the CPU."""
-    if not x.is_cpu or paths.INTERPRETED:
+def is_small(
+    x: Tensor, weight: Tensor, w_p: Tensor | None, bias: Tensor | None, b_p: Tensor | None
+) -> bool:
+    """Whether a call is so small that torch's own composition is the fastest way on the CPU.
+
+    Here a property of a tensor costs what a hundredth of the layer does, so only what torch would
+    take without a word is looked at; the rest it refuses by itself, and `complain` says why.
+    Autocast and transforms go through a composition without our help.
+    """
+    if type(x) not in _PLAIN or type(weight) not in _PLAIN or torch.compiler.is_compiling():
         return False
-    rows, d_in = weight.shape
-    return x.numel() // d_in * (d_in + rows) < SMALL
+    shape = weight.shape
+    return (
+        len(shape) == 2
+        and shape[0] % 2 == 0 < shape[0]
+        and x.numel() * (shape[0] + shape[1]) < SMALL * shape[1]
+        and x.is_cpu
+        and weight.is_cpu
+        and x.dtype in DTYPES
+        and (w_p is None or (_is_on_cpu(w_p, 2) and w_p.shape[0] > 0))
+        and (bias is None or (_is_on_cpu(bias, 1) and bias.shape[0] == shape[0]))
+        and (b_p is None or (w_p is not None and _is_on_cpu(b_p, 1) and b_p.shape == w_p.shape[:1]))
+        and not paths.INTERPRETED
+    )
+
+
+def _is_on_cpu(tensor: Tensor, dim: int) -> bool:
+    return type(tensor) in _PLAIN and tensor.is_cpu and tensor.dim() == dim
 
 
 def _opaque(tensor: Tensor) -> bool:

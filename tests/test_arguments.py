@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bilinear import ops, paths
-from bilinear.functional import bilinear, bilinear_mlp
+from bilinear.functional import bilinear, bilinear_mlp, is_small
 
 GOOD: dict[str, Any] = {
     "x": torch.zeros(2, 6),
@@ -30,6 +30,7 @@ CASES = [
     ("weight", None, TypeError, "weight: expected a tensor, got NoneType"),
     ("weight", torch.zeros(7, 6), ValueError, r"weight: expected shape \(2d, d_in\).*\(7, 6\)"),
     ("weight", torch.zeros(0, 6), ValueError, r"weight: expected shape .*got \(0, 6\)"),
+    ("weight", torch.zeros(8, 0), ValueError, r"weight: expected shape .*got \(8, 0\)"),
     ("weight", torch.zeros(8), ValueError, r"weight: expected shape .*got \(8,\)"),
     (
         "weight",
@@ -84,6 +85,14 @@ def test_error_names_the_argument_before_anything_runs(
     if name not in ("w_p", "b_p"):
         with pytest.raises(error, match=message):
             bilinear(given["x"], given["weight"], given["bias"])
+    if name in ("x", "weight"):
+        with pytest.raises(error, match=message):
+            bilinear(given["x"], given["weight"])
+
+
+def test_these_calls_are_small() -> None:
+    """Torch's own refusals are among those that the cases above see named."""
+    assert is_small(**GOOD)
 
 
 def test_what_fits_passes() -> None:
