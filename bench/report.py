@@ -259,7 +259,7 @@ def page(results: Path = RESULTS) -> str:
         "",
         "## Memory of forward and backward on a CPU",
         "",
-        "Small calls run torch's own composition, saving what it saves; `recompute` saves x alone.",
+        "Saved are x, the weights and [L, R]; with `recompute`, x and the weights alone.",
         "",
         *_memory_table(_of(everything, "memory")),
         "",

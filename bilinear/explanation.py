@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from . import paths
-from .functional import SMALL
 from .fusing import FusedGatedMLP, FusedPair
 from .modules import Bilinear, BilinearMLP
 from .rows import block_rows
+from .small import SMALL
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Call:
         return Choice(self.name, op, "rows", None, f"{missing}; {self._blocks()}")
 
     def _is_small(self) -> bool:
-        if self.recompute or self.device.type != "cpu":
+        if self.recompute or self.d_out is not None or self.device.type != "cpu":
             return False
         return self.m * (self.d_in + 2 * self.d) < SMALL
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bilinear import ops, paths
-from bilinear.functional import bilinear, bilinear_mlp, is_small
+from bilinear.functional import bilinear, bilinear_mlp
+from bilinear.small import is_small
 
 GOOD: dict[str, Any] = {
     "x": torch.zeros(2, 6),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilinear import composed, functional, paths
+from bilinear import composed, paths, small
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.modules import BilinearMLP
 
@@ -21,7 +21,7 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(functional, "SMALL", 0)
+    monkeypatch.setattr(small, "SMALL", 0)
     monkeypatch.setattr(paths, "INTERPRETED", False)
     torch.compiler.reset()
     yield

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bilinear import Bilinear, BilinearMLP, functional, fuse, reference
+from bilinear import Bilinear, BilinearMLP, fuse, reference, small
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,7 +57,7 @@ def wrapped(how: str) -> nn.Module:
 
 def work(rank: int, rendezvous: str, results: str) -> None:
     torch.set_num_threads(1)
-    functional.SMALL = 0
+    small.SMALL = 0
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS)
     mine = batch().chunk(RANKS)[rank]
     weights = {how: train(wrapped(how), mine) for how in ("ddp", "fully_shard")}

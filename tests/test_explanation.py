@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilinear import Bilinear, BilinearMLP, explain, functional, fuse, paths, reference
+from bilinear import Bilinear, BilinearMLP, explain, fuse, paths, reference, small
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +19,13 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {c.path for c in large.choices} == {"rows"}
     assert "no kernels for cpu" in str(large)
     assert "rows at a time" in str(large)
-    small = explain((4, 64, 8, 3))
+    small = explain((4, 64, 8))
     assert [(c.op, c.path) for c in small.choices] == [
-        ("mlp_forward", "composed"),
-        ("mlp_backward", "composed"),
+        ("bilinear_forward", "composed"),
+        ("bilinear_backward", "composed"),
     ]
-    assert {c.path for c in explain((4, 64, 8, 3), recompute=True).choices} == {"rows"}
+    assert {c.path for c in explain((4, 64, 8), recompute=True).choices} == {"rows"}
+    assert {c.path for c in explain((4, 64, 8, 3)).choices} == {"rows"}
     with pytest.raises(ValueError, match=r"what: expected .*got \(1, 2\)"):
         explain((1, 2))
 
@@ -33,7 +34,7 @@ def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_border_is_where_the_call_has_it(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from bilinear import explanation
 
-    for module in (functional, explanation):
+    for module in (small, explanation):
         monkeypatch.setattr(module, "SMALL", 64 * (6 + 2 * 4))
     layer = Bilinear(6, 4)
     node = type(layer(torch.randn(m, 6)).grad_fn).__name__

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from bilinear import composed, functional, paths
+from bilinear import composed, paths, small
 from bilinear.functional import bilinear, bilinear_mlp
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -20,10 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWa
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def _function_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sizes of a test would go to torch's composition; memory that nobody wrote reads as NaN."""
-    monkeypatch.setattr(functional, "SMALL", 0)
+@pytest.fixture(autouse=True, params=[0, small.SMALL], ids=["as large", "as small"])
+def _function_path(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Sizes of a test take the way of large ones, too; memory that nobody wrote reads as NaN."""
+    monkeypatch.setattr(small, "SMALL", request.param)
     monkeypatch.setattr(paths, "INTERPRETED", False)
     torch.use_deterministic_algorithms(True)
     yield
@@ -145,14 +147,18 @@ def test_any_leading_shape_and_strides() -> None:
 
 def test_gradients_nobody_asked_for_are_not_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[bool, ...]] = []
-    real = paths.bilinear_mlp_backward
 
-    def spy(*arguments: Any, **options: Any) -> Any:
-        found = real(*arguments, **options)
-        asked.append(tuple(gradient is not None for gradient in found))
-        return found
+    def spied(real: Any) -> Any:
+        def spy(*arguments: Any, **options: Any) -> Any:
+            found = real(*arguments, **options)
+            asked.append(tuple(gradient is not None for gradient in found))
+            return found
 
-    monkeypatch.setattr(paths, "bilinear_mlp_backward", spy)
+        return spy
+
+    monkeypatch.setattr(paths, "bilinear_mlp_backward", spied(paths.bilinear_mlp_backward))
+    function = small._BilinearMLP
+    monkeypatch.setattr(function, "backward", staticmethod(spied(function.backward)))
     everything = mlp_inputs()
     want = results(bilinear_mlp, everything, torch.ones(5, 3, dtype=torch.float64))
     subsets = [s for s in itertools.product([False, True], repeat=5) if any(s)]
@@ -332,9 +338,9 @@ def test_inference_mode_and_retained_graph(recompute: bool) -> None:
 
 
 def test_small_calls_take_torchs_composition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "SMALL", 5 * (6 + 8) + 1)
+    monkeypatch.setattr(small, "SMALL", 5 * (6 + 8) + 1)
     inputs = layer_inputs()
     assert type(bilinear(*inputs).grad_fn).__name__ == "MulBackward0"
     assert type(bilinear(*inputs, recompute=True).grad_fn).__name__ == "_BilinearBackward"
-    monkeypatch.setattr(functional, "SMALL", 5 * (6 + 8))
+    monkeypatch.setattr(small, "SMALL", 5 * (6 + 8))
     assert type(bilinear(*inputs).grad_fn).__name__ == "_BilinearBackward"

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bilinear import Bilinear, functional, fuse, paths, reference, unfuse
+from bilinear import Bilinear, fuse, paths, reference, small, unfuse
 from bilinear.fusing import FusedBilinear, FusedGatedMLP, FusedPair
 
 
 @pytest.fixture(autouse=True)
 def _function_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "SMALL", 0)
+    monkeypatch.setattr(small, "SMALL", 0)
     monkeypatch.setattr(paths, "INTERPRETED", False)
 
 

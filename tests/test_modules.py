@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import bilinear
-from bilinear import Bilinear, BilinearMLP, functional, paths, reference
+from bilinear import Bilinear, BilinearMLP, functional, paths, reference, small
 
 
 @pytest.fixture(autouse=True)
 def _function_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "SMALL", 0)
+    monkeypatch.setattr(small, "SMALL", 0)
     monkeypatch.setattr(paths, "INTERPRETED", False)
 
 

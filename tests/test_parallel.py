@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from bilinear import Bilinear, BilinearMLP, functional
+from bilinear import Bilinear, BilinearMLP, paths, small
 from bilinear.parallel import PairParallel, ShardedBilinearMLP, plan
 
 pytestmark = [
@@ -156,7 +156,7 @@ def share(tokens: Tensor, dp: DeviceMesh) -> Tensor:
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    functional.SMALL = 0
+    small.SMALL = 0
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
     )
@@ -184,14 +184,14 @@ def work(rank: int, folder: str) -> None:
 def local_calls(model: nn.Module) -> None:
     """Each rank runs the ordinary fused path on its share of the products."""
     shapes = []
-    forward = functional.paths.bilinear_mlp_forward
+    forward = paths.bilinear_mlp_forward
 
     def seen(x: Tensor, weight: Tensor, w_p: Tensor, *rest: Any, **kwargs: Any) -> Any:
         shapes.append((tuple(weight.shape), tuple(w_p.shape), type(weight)))
         return forward(x, weight, w_p, *rest, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional.paths, "bilinear_mlp_forward", seen)
+        patch.setattr(paths, "bilinear_mlp_forward", seen)
         model(batch()[:, :-1])
     mine = HIDDEN // RANKS
     assert shapes == [((2 * mine, WIDTH), (WIDTH, mine), Tensor)] * 2
