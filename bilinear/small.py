@@ -99,6 +99,8 @@ class _BilinearMLP(torch.autograd.Function):
             dleft = dh * right
             mul(dh, left, out=right)
             left.copy_(dleft)
+            del dleft
+        del dh
         return (
             mm(lr, weight) if needs[0] else None,
             mm(lr.t(), x) if needs[1] else None,
