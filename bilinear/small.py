@@ -1,4 +1,4 @@
-"""Calls of few elements on the CPU, where a microsecond of Python is a hundredth of the layer.
+"""Calls of few elements on the CPU, where Python is a part of the time one sees.
 
 The layer by itself runs torch's own composition, which saves no more than x and [L, R]. The MLP's
 composition would save h besides: it runs an autograd Function that makes no choices.
@@ -14,9 +14,9 @@ from .arguments import DTYPES
 from .composed import Gradients
 from .surroundings import PLAIN, graph_is_kept, is_ordinary_gradient, is_undisturbed
 
-# So many elements of x and [L, R] together; above, blocks of rows and tensors kept in the cache
-# are worth the Python they take.
-SMALL = 2**17
+# So many elements of x and [L, R] together, 4 MB of float32: above, where they leave the cache,
+# blocks of rows and tensors written over are worth the Python they take.
+SMALL = 2**20
 
 
 def is_small(
