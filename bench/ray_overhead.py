@@ -2,8 +2,8 @@
 
 One study by two commands in turns, each timed as a user runs it, from the cold start to the
 finished folder: `--engine local` on all cores of this machine, and `--engine ray` on a loopback
-cluster of as many nodes of one core each. The cluster is started outside the clock and stopped
-before the local command, whose cores it would share. Both folders must hold the same bits.
+cluster of as many nodes of one core each. The cluster is started outside the clock, the start of
+its agents included, and stopped before the local command, whose cores it would share. Both folders must hold the same bits.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from statistics import median
 from bench.environment import write_result
 from bilinear.results import load_results
 
-STUDY = ("--fused", "--device", "cpu", "--p", "59,64", "--seeds", "2")
+STUDY = ("--fused", "--device", "cpu", "--p", "59,64", "--seeds", "3")
+AGENTS_START_SECONDS = 15.0
 
 
 def timed(out: Path, *engine: str) -> float:
@@ -42,6 +43,7 @@ def cluster(nodes: int) -> Iterator[str]:
     try:
         for _ in range(nodes):
             started.add_node(num_cpus=1, num_gpus=0)
+        time.sleep(AGENTS_START_SECONDS)
         yield started.address
     finally:
         started.shutdown()
