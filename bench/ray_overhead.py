@@ -3,7 +3,8 @@
 One study by two commands in turns, each timed as a user runs it, from the cold start to the
 finished folder: `--engine local` on all cores of this machine, and `--engine ray` on a loopback
 cluster of as many nodes of one core each. The cluster is started outside the clock, the start of
-its agents included, and stopped before the local command, whose cores it would share. Both folders must hold the same bits.
+its agents included, and stopped before the local command, whose cores it would share. Both folders
+must hold the same bits.
 """
 
 import argparse
