@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ print(json.dumps({
 
 
 def make(folder: Path, config: SweepConfig) -> dict[str, float]:
-    """Fill a folder; return the seconds of writing the models, and of the table at the end."""
+    """Fill a folder; return seconds and memory of writing the models, and of the table at the end."""
     rows = random.Random(0)
     begun = Record(config)
     for step in range(config.eval_every, config.steps, config.eval_every):
@@ -63,9 +64,21 @@ def make(folder: Path, config: SweepConfig) -> dict[str, float]:
             start = time.perf_counter()
             writer.write_model(Finished(Job(d, seed), record, *weights))
             spent += time.perf_counter() - start
+    peak = peak_bytes()
     start = time.perf_counter()
     writer.finish()
-    return {"models_written_seconds": spent, "finish_seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    return {
+        "models_written_seconds": spent,
+        "finish_seconds": seconds,
+        "peak_bytes_writing": peak,
+        "peak_bytes_finishing": peak_bytes(),
+    }
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far, all it has imported included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read(folder: Path) -> dict:
