@@ -48,7 +48,7 @@ print(json.dumps({
 
 
 def make(folder: Path, config: SweepConfig) -> dict[str, float]:
-    """Fill a folder; return seconds and memory of writing the models, and of the table at the end."""
+    """Fill a folder; return what writing the models took, and the table at the end."""
     rows = random.Random(0)
     begun = Record(config)
     for step in range(config.eval_every, config.steps, config.eval_every):
