@@ -3,12 +3,20 @@
 A machine's speed drifts while benchmarks run, so contestants that are to be compared take turns:
 round by round, each once. pytest-benchmark times one test after another; what it gets here are the
 rounds already measured, so its table and its JSON show medians that can be divided by each other.
+
+On the CPU every contest has a process of its own. What earlier ones left in the heap would decide
+whether tensors of this one are new pages, which the system clears one by one, or old ones: that
+alone is a factor of two for tensors of 64 MB, and would depend on the order of the benchmarks.
 """
 
 import itertools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -17,6 +25,9 @@ from bench.clock import Stopwatch, host_seconds, stopwatch
 from bench.work import Work
 
 Contestants = dict[str, Callable[[], object]]
+
+# glibc's: nothing is mapped for one tensor alone, and nothing goes back to the system.
+_KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def take_turns(
@@ -46,8 +57,38 @@ def _contest(
     seconds: float,
     least_rounds: int,
     device: str,
+    keep_memory: bool,
+) -> dict[str, list[float]]:
+    how = make, arguments, seconds, least_rounds, device
+    if device != "cpu":
+        return _measure(*how)
+    with (
+        _environment(_KEEP if keep_memory else {}),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        return process.submit(_measure, *how).result()
+
+
+def _measure(
+    make: Callable[..., Contestants],
+    arguments: tuple,
+    seconds: float,
+    least_rounds: int,
+    device: str,
 ) -> dict[str, list[float]]:
     return take_turns(make(*arguments), seconds, least_rounds, stopwatch(device))
+
+
+@contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def enter(
@@ -61,15 +102,17 @@ def enter(
     device: str = "cpu",
     seconds: float = 4.0,
     least_rounds: int = 5,
+    keep_memory: bool = False,
 ) -> dict[str, float]:
     """Report contestant `name` of `make(*arguments)`; the first to ask has all of them timed.
 
     `work` is the least that the task needs; the report then says how near the roofs `name` came,
     in arithmetic of `kind`. `times` says how often a call of each contestant does the task, where
-    one call would be too short to be timed: what is reported is the time of one.
+    one call would be too short to be timed: what is reported is the time of one. `keep_memory`
+    has malloc keep what is freed, as glibc's on Linux can be told to.
     Returns the median seconds of all, and notes in the report how many times faster `name` is.
     """
-    raw = _contest(make, arguments, seconds, least_rounds, device)
+    raw = _contest(make, arguments, seconds, least_rounds, device, keep_memory)
     contest = {
         other: [t / (times[other] if times else 1) for t in durations]
         for other, durations in raw.items()

@@ -57,7 +57,7 @@ def test_report_is_of_one_task_against_the_roofs_of_the_run(
     medians = enter(benchmark, "long", _sleepers, work=least, times=times, seconds=0.01)
     assert 0.001 <= medians["long"] < 0.004
     assert benchmark.durations == pytest.approx(
-        [t / 4 for t in contest._contest(_sleepers, (), 0.01, 5, "cpu")["long"]]
+        [t / 4 for t in contest._contest(_sleepers, (), 0.01, 5, "cpu", False)["long"]]
     )
     notes = benchmark.extra_info
     assert notes["times faster than short"] == medians["short"] / medians["long"]
