@@ -4,14 +4,15 @@ A machine's speed drifts while benchmarks run, so contestants that are to be com
 round by round, each once. pytest-benchmark times one test after another; what it gets here are the
 rounds already measured, so its table and its JSON show medians that can be divided by each other.
 
-On the CPU every contest has a process of its own. What earlier ones left in the heap would decide
-whether tensors of this one are new pages, which the system clears one by one, or old ones: that
-alone is a factor of two for tensors of 64 MB, and would depend on the order of the benchmarks.
+On the CPU every contest has processes of its own, in which malloc keeps what is freed. Otherwise
+whatever ran earlier, or mere chance, would decide whether a tensor comes to lie on old pages or on
+new ones, which the system clears one by one: a factor of two.
 """
 
 import itertools
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -58,15 +59,20 @@ def _contest(
     least_rounds: int,
     device: str,
     keep_memory: bool,
+    processes: int,
 ) -> dict[str, list[float]]:
-    how = make, arguments, seconds, least_rounds, device
+    how = make, arguments, seconds / processes, least_rounds, device
     if device != "cpu":
         return _measure(*how)
-    with (
-        _environment(_KEEP if keep_memory else {}),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
-    ):
-        return process.submit(_measure, *how).result()
+    all_of_them: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(processes):
+        with (
+            _environment(_KEEP if keep_memory else {}),
+            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+        ):
+            for name, durations in process.submit(_measure, *how).result().items():
+                all_of_them[name] += durations
+    return all_of_them
 
 
 def _measure(
@@ -102,17 +108,19 @@ def enter(
     device: str = "cpu",
     seconds: float = 4.0,
     least_rounds: int = 5,
-    keep_memory: bool = False,
+    keep_memory: bool = True,
+    processes: int = 1,
 ) -> dict[str, float]:
     """Report contestant `name` of `make(*arguments)`; the first to ask has all of them timed.
 
     `work` is the least that the task needs; the report then says how near the roofs `name` came,
     in arithmetic of `kind`. `times` says how often a call of each contestant does the task, where
-    one call would be too short to be timed: what is reported is the time of one. `keep_memory`
-    has malloc keep what is freed, as glibc's on Linux can be told to.
+    one call would be too short to be timed: what is reported is the time of one. Of the
+    `processes`, one after another, each has its part of `seconds`; without `keep_memory` malloc is
+    left to its defaults (on Linux: elsewhere it always is).
     Returns the median seconds of all, and notes in the report how many times faster `name` is.
     """
-    raw = _contest(make, arguments, seconds, least_rounds, device, keep_memory)
+    raw = _contest(make, arguments, seconds, least_rounds, device, keep_memory, processes)
     contest = {
         other: [t / (times[other] if times else 1) for t in durations]
         for other, durations in raw.items()

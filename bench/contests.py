@@ -80,12 +80,12 @@ class Contest:
     @property
     def is_timed(self) -> bool:
         """Whether its time is the question: not where it asks for bytes, or for how time grows."""
-        return not (self.group.startswith(("memory", "scaling")) or self.with_memory_kept)
+        return not (self.group.startswith(("memory", "scaling")) or self.gives_memory_back)
 
     @property
-    def with_memory_kept(self) -> bool:
-        """Whether malloc kept what was freed: a second look at a contest of the same name."""
-        return ", memory kept" in self.group
+    def gives_memory_back(self) -> bool:
+        """Whether malloc was left to its defaults: a second look at a contest."""
+        return ", memory given back" in self.group
 
 
 def contests(content: dict[str, Any]) -> list[Contest]:

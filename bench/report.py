@@ -198,20 +198,19 @@ def _page(content: dict[str, Any]) -> list[str]:
 
 
 _HOW = (
-    "Contestants take turns in one process on the same inputs, each contest in a new one. A "
+    "Contestants take turns on the same inputs, in a process of their own. A "
     "contest is won or lost when the quartiles do not overlap. The floor is the time at the nearer "
     "of two roofs, for the FLOP of the algebra and the bytes of inputs and outputs. Exponentials "
     "and whatever is saved for backward are not counted, so it is lower than anyone gets; only "
     "data that stay in the cache from one call to the next can move faster than the copy roof. "
-    "Quartiles are of one process: where memory happens to lie moves a contest of large tensors by "
-    "some 10 % from one run of the suite to the next."
+    "Quartiles of the layer's contests are of three processes, others of one."
 )
-_KEPT = (
-    "By default glibc takes new memory from the system for every tensor of 32 MB or more, and the "
-    "system clears it page by page; a way that makes fewer tensors then gains most. A program "
-    "whose heap has room, or that runs on jemalloc or tcmalloc, does not pay for that. The same "
-    "contests with malloc told to keep what is freed (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_ "
-    "large):"
+_GIVEN_BACK = (
+    "In the tables above malloc keeps what is freed (MALLOC_MMAP_MAX_=0 and a large "
+    "MALLOC_TRIM_THRESHOLD_), as jemalloc, tcmalloc and a heap that has room do. Left to its "
+    "defaults, glibc takes new memory from the system for every tensor of 32 MB or more, and by "
+    "chance for smaller ones; the system clears it page by page, so a way that makes fewer tensors "
+    "gains:"
 )
 
 
@@ -226,9 +225,9 @@ def page(results: Path = RESULTS) -> str:
     everything = contests(cpu)
     timed = _timed(everything)
     scaled = _of(everything, "scaling")
-    kept = [contest for contest in everything if contest.with_memory_kept]
+    given_back = [contest for contest in everything if contest.gives_memory_back]
     sweep, latency = _read("sweep_against_notebook", results), _read("page_latency", results)
-    judged = [*timed, *kept, *scaled]
+    judged = [*timed, *given_back, *scaled]
     lines = [
         "# Performance",
         "",
@@ -256,11 +255,11 @@ def page(results: Path = RESULTS) -> str:
         "",
         "![speed-up by shape](performance/shapes.png)",
         "",
-        "## With memory kept",
+        "## With memory given back",
         "",
-        _KEPT,
+        _GIVEN_BACK,
         "",
-        *_contest_table(kept),
+        *_contest_table(given_back),
         "",
         "## The sweep, against each peer",
         "",

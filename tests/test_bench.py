@@ -1,6 +1,7 @@
 """The measuring itself: that contestants take turns, and that the GPU visit's code runs."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,12 +58,29 @@ def test_report_is_of_one_task_against_the_roofs_of_the_run(
     medians = enter(benchmark, "long", _sleepers, work=least, times=times, seconds=0.01)
     assert 0.001 <= medians["long"] < 0.004
     assert benchmark.durations == pytest.approx(
-        [t / 4 for t in contest._contest(_sleepers, (), 0.01, 5, "cpu", False)["long"]]
+        [t / 4 for t in contest._contest(_sleepers, (), 0.01, 5, "cpu", True, 1)["long"]]
     )
     notes = benchmark.extra_info
     assert notes["times faster than short"] == medians["short"] / medians["long"]
     assert notes["seconds at the roof"] == 0.2 / 1000
     assert notes["share of the roof"] == pytest.approx(0.2 / 1000 / medians["long"])
+
+
+def _who_is_there() -> dict[str, Callable[[], object]]:
+    long = os.environ.get("MALLOC_MMAP_MAX_") == "0"
+    return {str(os.getpid()): lambda: time.sleep(0.02 if long else 0.002)}
+
+
+def test_a_contest_has_processes_of_its_own_and_malloc_its_settings() -> None:
+    before = dict(os.environ)
+    kept = contest._contest(_who_is_there, (), 0.01, 5, "cpu", True, 2)
+    given_back = contest._contest(_who_is_there, (), 0.01, 5, "cpu", False, 1)
+    assert len(kept) == 2
+    assert len(given_back) == 1
+    assert str(os.getpid()) not in {*kept, *given_back}
+    assert all(min(durations) >= 0.02 for durations in kept.values())
+    assert all(0.002 <= min(durations) < 0.02 for durations in given_back.values())
+    assert dict(os.environ) == before
 
 
 def test_a_clock_of_calls_times_each_once() -> None:
