@@ -86,8 +86,10 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        if error.filename is None and error.errno is not None:  # writing itself names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -198,7 +198,9 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full_after_a_while)
         assert main([*GRID, "--out", str(out)]) == 2
-    assert capsys.readouterr().err == "sweep.py: No space left on device\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"sweep.py: No space left on device: {out}/cells/")
+    assert said.count("\n") == 1
     assert left < 0
     assert not list(out.rglob("*.partial"))
     assert main([*GRID, "--out", str(out)]) == 0
