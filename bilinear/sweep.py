@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from bilinear.config import SweepConfig
 from bilinear.cost import sweep_cost
 from bilinear.errors import ConfigError, ResultsError
@@ -147,6 +149,5 @@ def check_space(study: Study, out: str | os.PathLike[str]) -> None:
     needed = sum(sweep_cost(cell).disk_bytes for cell in study)
     if needed > free:
         raise ConfigError(
-            f"out: expected {needed / 1e6:,.0f} MB of space for {str(out)!r}, "
-            f"got {free / 1e6:,.0f} MB"
+            f"out: expected {decimal(needed)} of space for {str(out)!r}, got {decimal(free)}"
         )
