@@ -234,6 +234,10 @@ def _connect(address: str | None) -> None:
         raise ConfigError(
             f"ray address: expected a Ray cluster, got {address!r}: {first}"
         ) from None
+    except Exception as error:
+        # Ray raises the bare class where its processes miss their time limit, which is fixed and
+        # which a first start from a slow disk can miss.
+        raise EngineError(f"ray: no node started here, a second try may do: {error}") from None
 
 
 def _check_answers(address: str) -> None:
