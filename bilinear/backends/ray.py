@@ -237,7 +237,7 @@ def _connect(address: str | None) -> None:
     except Exception as error:
         # Ray raises the bare class where its processes miss their time limit, which is fixed and
         # which a first start from a slow disk can miss.
-        raise EngineError(f"ray: no node started here, a second try may do: {error}") from None
+        raise EngineError(f"ray: no node started here; try again: {error}") from None
 
 
 def _check_answers(address: str) -> None:
