@@ -188,7 +188,7 @@ def test_a_chunk_that_kills_its_workers_is_given_up(
 
     monkeypatch.setattr(engine, "_DEATHS_IN_A_ROW", 2)
     monkeypatch.setattr(backend, "_launch", lambda chunk: die.remote())
-    with pytest.raises(EngineError, match=r"died 2 times in a row of .* models of p 5"):
+    with pytest.raises(EngineError, match=r"died 2 times in a row of 1 model of p 5, width \d"):
         list(backend.train([Work(config, list(map(Job._make, config.jobs)))]))
     assert "a worker died" in caplog.text
 

@@ -205,7 +205,7 @@ class RayBackend:
             raise EngineError(
                 f"ray: workers died {flight.deaths} times in a row of {_name(flight.rest)} ({why})"
             )
-        _log.warning("a worker died (%s): %s start again", why, _name(flight.rest))
+        _log.warning("a worker died (%s); to start again: %s", why, _name(flight.rest))
 
 
 _RESOURCE = {"cpu": "CPU", "cuda": "GPU"}
@@ -219,7 +219,9 @@ def _needs(device: str, share: float = 1.0) -> dict[str, Any]:
 
 def _name(chunk: Chunk) -> str:
     widths = sorted({job.d_hidden for job in chunk.jobs})
-    return f"{len(chunk.jobs)} models of p {chunk.config.p}, widths {widths[0]} to {widths[-1]}"
+    models = "1 model" if len(chunk.jobs) == 1 else f"{len(chunk.jobs)} models"
+    span = f"width {widths[0]}" if len(widths) == 1 else f"widths {widths[0]} to {widths[-1]}"
+    return f"{models} of p {chunk.config.p}, {span}"
 
 
 def _connect(address: str | None) -> None:
