@@ -198,11 +198,11 @@ def _page(content: dict[str, Any]) -> list[str]:
 
 
 _HOW = (
-    "Contestants take turns on the same inputs, in a process of their own. A "
-    "contest is won or lost when the quartiles do not overlap. The floor is the time at the nearer "
-    "of two roofs, for the FLOP of the algebra and the bytes of inputs and outputs. Exponentials "
-    "and whatever is saved for backward are not counted, so it is lower than anyone gets; only "
-    "data that stay in the cache from one call to the next can move faster than the copy roof. "
+    "Contestants take turns on the same inputs, in a process of their own. A contest is won or "
+    "lost when the quartiles do not overlap. The floor is the time at the nearer of two roofs, for "
+    "the FLOP of the algebra and the bytes of inputs and outputs. Exponentials and whatever is "
+    "saved for backward are not counted, so it is lower than anyone gets; only data that stay in "
+    "the cache from one call to the next can move faster than the copy roof. "
     "Quartiles of the layer's contests are of three processes, others of one."
 )
 _GIVEN_BACK = (

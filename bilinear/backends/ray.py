@@ -239,6 +239,8 @@ def _connect(address: str | None) -> None:
     except Exception as error:
         # Ray raises the bare class where its processes miss their time limit, which is fixed and
         # which a first start from a slow disk can miss.
+        if type(error) is not Exception:
+            raise
         raise EngineError(f"ray: no node started here; try again: {error}") from None
 
 
