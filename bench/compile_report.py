@@ -25,8 +25,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bilinear.backends.gpu import make_grid
-from bilinear.config import SweepConfig
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Job
 from bilinear.kernels import dispatch
 from bilinear.kernels.dual import (
     dual_backward,
@@ -37,7 +37,7 @@ from bilinear.kernels.dual import (
 from bilinear.kernels.launch import Launch, recording
 from bilinear.kernels.mlp import mlp_backward, mlp_forward
 from bilinear.kernels.pointwise import product_backward, product_forward
-from bilinear.training import Job
+from bilinear.training.gpu import make_grid
 
 # Bytes of shared memory one program may use, by compute capability.
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}

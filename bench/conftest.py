@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import roofs
-from bench.environment import clocks, environment
+from bench.measure import roofs
+from bench.measure.environment import clocks, environment
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 _AT_THE_BEGINNING: dict[str, Any] = {}

@@ -30,12 +30,12 @@ from typing import Any
 
 import torch
 
-from bench import peers, work
-from bench.clock import call_seconds, event_seconds
-from bench.contest import Contestants, take_turns
-from bench.environment import RESULTS, clocks, environment
-from bench.layer_ways import OURS, contestants
-from bench.roofs import Roofs, measure
+from bench.measure import peers, work
+from bench.measure.clock import call_seconds, event_seconds
+from bench.measure.contest import Contestants, take_turns
+from bench.measure.environment import RESULTS, clocks, environment
+from bench.measure.layer_ways import OURS, contestants
+from bench.measure.roofs import Roofs, measure
 from bilinear.kernels import dispatch
 
 ROOT = Path(__file__).parent.parent

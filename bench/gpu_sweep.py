@@ -27,17 +27,19 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:  # before anything imports a kernel
     os.environ["TRITON_INTERPRET"] = "1"
 
-from bench.clock import call_seconds, event_seconds  # noqa: E402
-from bench.ensembles import KINDS, captured, ensemble  # noqa: E402
-from bilinear.backends.gpu import GpuBackend, make_grid, padded  # noqa: E402
-from bilinear.config import SweepConfig  # noqa: E402
-from bilinear.data import split_pairs  # noqa: E402
-from bilinear.frontier import frontier as frontier_of  # noqa: E402
+from bench.measure.clock import call_seconds, event_seconds  # noqa: E402
+from bench.measure.ensembles import KINDS, captured, ensemble  # noqa: E402
+from bilinear.experiment.config import SweepConfig  # noqa: E402
+from bilinear.experiment.record import Job  # noqa: E402
+from bilinear.experiment.task import split_pairs  # noqa: E402
 from bilinear.kernels.grid_triton import TILE  # noqa: E402
 from bilinear.kernels.tiles import Tile  # noqa: E402
-from bilinear.reference import ModelConfig, train_notebook  # noqa: E402
-from bilinear.sweep import run_sweep  # noqa: E402
-from bilinear.training import Job, train  # noqa: E402, train
+from bilinear.reference import ModelConfig  # noqa: E402
+from bilinear.results.frontier import frontier as frontier_of  # noqa: E402
+from bilinear.training.backend import train  # noqa: E402
+from bilinear.training.gpu import GpuBackend, make_grid, padded  # noqa: E402
+from bilinear.training.notebook_loop import train_notebook  # noqa: E402
+from bilinear.training.run import run_sweep  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

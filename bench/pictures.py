@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.contests import AT_THE_ROOF, DEFAULTS, Contest
-from bench.roofs import Roofs
+from bench.measure.contests import AT_THE_ROOF, DEFAULTS, Contest
+from bench.measure.roofs import Roofs
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#707070"
 VERDICTS = {"faster": BLUE, "within the spread": GREY, "slower": ORANGE}

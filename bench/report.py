@@ -10,9 +10,9 @@ from statistics import median
 from typing import Any
 
 from bench import pictures
-from bench.contests import Contest, contests
-from bench.environment import RESULTS
-from bench.roofs import Roofs
+from bench.measure.contests import Contest, contests
+from bench.measure.environment import RESULTS
+from bench.measure.roofs import Roofs
 
 ROOT = RESULTS.parent.parent
 PAGE = ROOT / "docs" / "performance.md"

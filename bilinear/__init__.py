@@ -5,29 +5,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bilinear import functional as functional
-    from bilinear.config import SweepConfig as SweepConfig
-    from bilinear.explanation import explain as explain
-    from bilinear.fusing import fuse as fuse
-    from bilinear.fusing import unfuse as unfuse
-    from bilinear.modules import Bilinear as Bilinear
-    from bilinear.modules import BilinearMLP as BilinearMLP
-    from bilinear.results import Results as Results
-    from bilinear.results import load_results as load_results
+    from bilinear.experiment.config import SweepConfig as SweepConfig
+    from bilinear.layer.explain import explain as explain
+    from bilinear.layer.fuse import fuse as fuse
+    from bilinear.layer.fuse import unfuse as unfuse
+    from bilinear.layer.modules import Bilinear as Bilinear
+    from bilinear.layer.modules import BilinearMLP as BilinearMLP
+    from bilinear.results.sweep_results import Results as Results
+    from bilinear.results.sweep_results import load_results as load_results
 
 __version__ = "0.1.0"
 
 # Public names and where they live: each is imported at its first use, so that `import bilinear`
 # needs neither pandas nor Triton.
 _HOME = {
-    "Bilinear": "bilinear.modules",
-    "BilinearMLP": "bilinear.modules",
-    "Results": "bilinear.results",
-    "SweepConfig": "bilinear.config",
-    "explain": "bilinear.explanation",
+    "Bilinear": "bilinear.layer.modules",
+    "BilinearMLP": "bilinear.layer.modules",
+    "Results": "bilinear.results.sweep_results",
+    "SweepConfig": "bilinear.experiment.config",
+    "explain": "bilinear.layer.explain",
     "functional": "bilinear.functional",
-    "fuse": "bilinear.fusing",
-    "load_results": "bilinear.results",
-    "unfuse": "bilinear.fusing",
+    "fuse": "bilinear.layer.fuse",
+    "load_results": "bilinear.results.sweep_results",
+    "unfuse": "bilinear.layer.fuse",
 }
 
 __all__ = [

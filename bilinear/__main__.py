@@ -2,6 +2,6 @@
 
 import sys
 
-from bilinear.cli import main
+from bilinear.cli.commands import main
 
 sys.exit(main())

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 
-from .functional import bilinear, bilinear_mlp
-from .modules import Bilinear, BilinearMLP, has_hooks
+from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.layer.modules import Bilinear, BilinearMLP, has_hooks
 
 
 def plan(model: nn.Module) -> dict[str, ParallelStyle]:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from bilinear.results import Results
-    from bilinear.storage import Folder
-    from bilinear.study_results import StudyResults
+    from bilinear.results.folder import Folder
+    from bilinear.results.study_results import StudyResults
+    from bilinear.results.sweep_results import Results
 
 # Widths at which the notebook's own run of P = 64 ended with every validation pair right (one
 # unseeded model a width).
@@ -113,7 +113,7 @@ def learning_curves(
 ) -> "Axes":
     """Validation accuracy against steps, a line a model, a colour a width.
 
-    `column` is any of `bilinear.training.Evaluation`; accuracies are drawn as the share wrong, on a
+    `column` is any of `experiment.record.Evaluation`; accuracies are drawn as the share wrong, on a
     logarithmic scale that is linear near 0, losses on a logarithmic one.
     """
     from matplotlib import colormaps
@@ -160,7 +160,7 @@ def eigenspectra(
     `limit` is the value of full colour; None takes the median width's largest magnitude, so that
     the few models that grow don't hide the rest. The first seed by default.
     """
-    from bilinear.spectra import eigenvalues
+    from bilinear.reading.spectra import eigenvalues
 
     rows = np.full((len(widths), n_shown), np.nan)
     for i, d in enumerate(widths):
@@ -195,7 +195,7 @@ def eigenvectors(
     shown positive. `limit` None takes 2/√(2p), the same at every width (a flat sinusoid has √2 of
     1/√(2p)).
     """
-    from bilinear.spectra import eigenpairs
+    from bilinear.reading.spectra import eigenpairs
 
     w_l, w_r, w_p = _weights(results, width, seed)
     values, vectors = eigenpairs(w_l, w_r, w_p[[remainder]], dtype=_double())
@@ -217,10 +217,10 @@ def eigenvectors(
 def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
     """Share of the interaction's power in the circuit of each frequency, frequency × width.
 
-    Of the functional table of logits (`bilinear.fourier.frequency_shares`); the first seed by
+    Of the functional table of logits (`reading.fourier.frequency_shares`); the first seed by
     default. Full colour at the 99.5th percentile of all shares.
     """
-    from bilinear.fourier import frequency_shares
+    from bilinear.reading.fourier import frequency_shares
 
     widths = _widths(results, seed)
     columns = [frequency_shares(*_weights(results, d, seed)).numpy() for d in widths]
@@ -241,9 +241,9 @@ def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) ->
 def similarity_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
     """Cosine between the logits of every two widths on all pairs, width × width, −1 … 1.
 
-    (`bilinear.similarity.functional_similarity`; the first seed by default.)
+    (`bilinear.reading.similarity.functional_similarity`; the first seed by default.)
     """
-    from bilinear.similarity import functional_similarity
+    from bilinear.reading.similarity import functional_similarity
 
     widths = _widths(results, seed)
     similarity = functional_similarity(_weights(results, d, seed) for d in widths)

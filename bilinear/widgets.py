@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bilinear import plots
 from bilinear.errors import ResultsError
-from bilinear.interactions import interaction_matrices, logit_table
-from bilinear.results import Results
+from bilinear.reading.interactions import interaction_matrices, logit_table
+from bilinear.results.sweep_results import Results
 
 if TYPE_CHECKING:
     from ipywidgets import VBox

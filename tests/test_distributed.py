@@ -12,7 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bilinear import Bilinear, BilinearMLP, fuse, reference, small
+from bilinear import Bilinear, BilinearMLP, fuse, reference
+from bilinear.layer import small_calls as small
 
 pytestmark = [
     pytest.mark.slow,

@@ -25,10 +25,10 @@ def test_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> None:
 def test_library_and_sweep_work_without_triton(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "import bilinear.cli\n"
+        "import bilinear.cli.commands\n"
         f"out = {str(tmp_path / 'run')!r}\n"
         "options = '--fused --p 5 --widths 3 --steps 20'.split()\n"
-        "sys.exit(bilinear.cli.main([*options, '--out', out]))"
+        "sys.exit(bilinear.cli.commands.main([*options, '--out', out]))"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
 
@@ -38,7 +38,7 @@ def test_import_is_light() -> None:
         "import sys, bilinear\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'triton'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert bilinear.load_results.__module__ == 'bilinear.results'\n"
+        "assert bilinear.load_results.__module__ == 'bilinear.results.sweep_results'\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

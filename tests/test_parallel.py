@@ -21,7 +21,9 @@ from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from bilinear import Bilinear, BilinearMLP, paths, small
+from bilinear import Bilinear, BilinearMLP
+from bilinear.layer import select as paths
+from bilinear.layer import small_calls as small
 from bilinear.parallel import PairParallel, ShardedBilinearMLP, plan
 
 pytestmark = [

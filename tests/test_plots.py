@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 import bilinear
 from bilinear import plots
-from bilinear.cli import main
-from bilinear.fourier import frequency_shares
-from bilinear.interactions import interaction_matrices
-from bilinear.results import Results
-from bilinear.similarity import functional_similarity
+from bilinear.cli.commands import main
+from bilinear.reading.fourier import frequency_shares
+from bilinear.reading.interactions import interaction_matrices
+from bilinear.reading.similarity import functional_similarity
+from bilinear.results.sweep_results import Results
 
 P = 11
 WIDTHS = (12, 7, 3)

@@ -7,9 +7,9 @@ import pytest
 from matplotlib import image
 
 import bilinear
-from bilinear.cli import main
+from bilinear.cli.commands import main
 from bilinear.errors import ResultsError
-from bilinear.results import Results
+from bilinear.results.sweep_results import Results
 
 ipywidgets = pytest.importorskip("ipywidgets", reason="needs ipywidgets")
 SWEEP = "--fused --p 7 --widths 6,4,1 --seeds 2 --steps 40 --remainders 3,0"

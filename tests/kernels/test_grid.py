@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.circuits import exact_circuit, smallest_margin
-from bilinear.data import split_pairs
+from bilinear.experiment.task import split_pairs
 from bilinear.kernels import grid_cpu
 from bilinear.kernels.grid_cpu import CpuGridModel
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.kernels.shuffle import shuffled
+from bilinear.reading.exact_circuit import exact_circuit, smallest_margin
 
 needs_compiled = pytest.mark.skipif(
     grid_cpu.unavailable_because() is not None, reason=str(grid_cpu.unavailable_because())

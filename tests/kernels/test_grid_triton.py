@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilinear.circuits import exact_circuit, smallest_margin
-from bilinear.data import split_pairs
+from bilinear.experiment.task import split_pairs
 from bilinear.kernels import grid_cpu
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.kernels.grid_triton import Recipe, TritonGrid
 from bilinear.kernels.tiles import Tile
+from bilinear.reading.exact_circuit import exact_circuit, smallest_margin
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BETAS, EPS = (0.9, 0.97), 1e-8

@@ -2,10 +2,10 @@ import pytest
 import torch
 from kernel_checks import CASES, DEVICE, DTYPES, Eager, assert_close, draw
 
-from bilinear.circuits import exact_circuit
+from bilinear.experiment.task import modular_addition
 from bilinear.kernels.mlp import GRADIENTS, mlp_backward, mlp_forward
 from bilinear.kernels.tiles import Tile
-from bilinear.reference import modular_addition
+from bilinear.reading.exact_circuit import exact_circuit
 
 TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 # One pass needs a tile that covers every size.

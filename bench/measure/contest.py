@@ -1,0 +1,149 @@
+"""Several ways to do one thing, timed in turns, shown in pytest-benchmark's own table.
+
+A machine's speed drifts while benchmarks run, so contestants that are to be compared take turns:
+round by round, each once. pytest-benchmark times one test after another; what it gets here are the
+rounds already measured, so its table and its JSON show medians that can be divided by each other.
+
+On the CPU every contest has processes of its own, in which malloc keeps what is freed. Otherwise
+whatever ran earlier, or mere chance, would decide whether a tensor comes to lie on old pages or on
+new ones, which the system clears one by one: a factor of two.
+"""
+
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing import get_context
+from statistics import median
+from typing import Any
+
+from bench.measure import roofs
+from bench.measure.clock import Stopwatch, host_seconds, stopwatch
+from bench.measure.work import Work
+
+Contestants = dict[str, Callable[[], object]]
+
+# glibc's: nothing is mapped for one tensor alone, and nothing goes back to the system.
+_KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+def take_turns(
+    contestants: Contestants,
+    seconds: float,
+    least_rounds: int = 5,
+    once: Stopwatch = host_seconds,
+    most_rounds: int | None = None,
+) -> dict[str, list[float]]:
+    """Time every contestant once a round, for about `seconds` in all; durations by name."""
+    for run in contestants.values():
+        run()  # warm-up: allocations, first-call set-up
+    durations: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + seconds
+    for rounds in itertools.count(1):
+        for name, run in contestants.items():
+            durations[name].append(once(run))
+        enough = rounds >= least_rounds and time.perf_counter() > end
+        if enough or rounds == most_rounds:
+            return durations
+
+
+@cache
+def _contest(
+    make: Callable[..., Contestants],
+    arguments: tuple,
+    seconds: float,
+    least_rounds: int,
+    device: str,
+    keep_memory: bool,
+    processes: int,
+) -> dict[str, list[float]]:
+    how = make, arguments, seconds / processes, least_rounds, device
+    if device != "cpu":
+        return _measure(*how)
+    all_of_them: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(processes):
+        with (
+            _environment(_KEEP if keep_memory else {}),
+            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+        ):
+            for name, durations in process.submit(_measure, *how).result().items():
+                all_of_them[name] += durations
+    return all_of_them
+
+
+def _measure(
+    make: Callable[..., Contestants],
+    arguments: tuple,
+    seconds: float,
+    least_rounds: int,
+    device: str,
+) -> dict[str, list[float]]:
+    return take_turns(make(*arguments), seconds, least_rounds, stopwatch(device))
+
+
+@contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def enter(
+    benchmark: Any,
+    name: str,
+    make: Callable[..., Contestants],
+    *arguments: Any,
+    work: Work | None = None,
+    times: dict[str, int] | None = None,
+    kind: str = "fp32",
+    device: str = "cpu",
+    seconds: float = 4.0,
+    least_rounds: int = 5,
+    keep_memory: bool = True,
+    processes: int = 1,
+) -> dict[str, float]:
+    """Report contestant `name` of `make(*arguments)`; the first to ask has all of them timed.
+
+    `work` is the least that the task needs; the report then says how near the roofs `name` came,
+    in arithmetic of `kind`. `times` says how often a call of each contestant does the task, where
+    one call would be too short to be timed: what is reported is the time of one. Of the
+    `processes`, one after another, each has its part of `seconds`; without `keep_memory` malloc is
+    left to its defaults (on Linux: elsewhere it always is).
+    Returns the median seconds of all, and notes in the report how many times faster `name` is.
+    """
+    raw = _contest(make, arguments, seconds, least_rounds, device, keep_memory, processes)
+    contest = {
+        other: [t / (times[other] if times else 1) for t in durations]
+        for other, durations in raw.items()
+    }
+    medians = {other: median(durations) for other, durations in contest.items()}
+    for other in medians:
+        if other != name:
+            benchmark.extra_info[f"times faster than {other}"] = medians[other] / medians[name]
+    if work is not None:
+        benchmark.extra_info |= _held_against_the_roofs(work, medians[name], kind, device)
+    durations = contest[name]
+    clock = itertools.chain.from_iterable((0.0, t) for t in durations)
+    benchmark._timer = lambda: next(clock)
+    benchmark.pedantic(lambda: None, rounds=len(durations), iterations=1)
+    return medians
+
+
+def _held_against_the_roofs(work: Work, seconds: float, kind: str, device: str) -> dict[str, Any]:
+    found = roofs.measured(device)
+    return {
+        "flop": work.flop,
+        "bytes": work.moved,
+        "kind": kind,
+        "share of the roof": found.share(work.flop, work.moved, seconds, kind),
+        "seconds at the roof": found.least_seconds(work.flop, work.moved, kind),
+    }

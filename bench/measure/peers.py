@@ -1,0 +1,143 @@
+"""The layer by other means: what one would write or install instead, with one signature.
+
+`make` gives f(x, weight) for the op "layer", f(x, weight, w_p) for "mlp", with weight (2d, d_in),
+left half first; `absent` says why a peer cannot be had here. eager and compile are PyTorch alone.
+
+    matmul+mul  one library matmul over the packed weight, then one elementwise kernel forward and
+                one backward: Liger-Kernel's pattern for SwiGLU, applied to the plain product with
+                this library's own kernels (kernels/pointwise.py)
+    liger       Liger-Kernel's own operator: two matmuls, one kernel. It has no identity gate:
+                silu(L) ∘ R is computed, a sigmoid an element more, the same traffic
+    xformers    its fused SwiGLU, silu(L) ∘ R, with a projection only, 16 bits only
+    quack       its gated MLP (Hopper and later) with relu(L) ∘ R, the cheapest gate it has, with a
+                projection only, 16 bits only
+
+The last four need a CUDA device, and the last three their packages (`pip install '.[peers]'`).
+Their adapters follow the packages' sources; THEY HAVE NOT BEEN RUN ON A GPU YET. A stand-in that
+does not compute the formula named here is refused by `verify`, not timed.
+"""
+
+import importlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilinear.layer import eager as composed
+
+Layer = Callable[..., Tensor]
+
+OPS = ("layer", "mlp")
+EAGER: dict[str, Layer] = {"layer": composed.bilinear, "mlp": composed.bilinear_mlp}
+# name: the module to import, and the ops it has
+PACKAGES = {
+    "liger": ("liger_kernel.ops.swiglu", OPS),
+    "xformers": ("xformers.ops", ("mlp",)),
+    "quack": ("quack.mlp", ("mlp",)),
+}
+PEERS = ("eager", "compile", "max-autotune", "matmul+mul", *PACKAGES)
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "liger": F.silu,
+    "xformers": F.silu,
+    "quack": F.relu,
+}
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def absent(name: str, op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Why a peer cannot be had here; nothing if it can."""
+    if name in ("compile", "max-autotune") and device.type == "cpu":
+        has_compiler = shutil.which("c++") or shutil.which("g++")
+        return "" if has_compiler else "torch.compile needs a C++ compiler, none is on the path"
+    if name in ("matmul+mul", *PACKAGES) and device.type != "cuda":
+        return f"{name} needs a CUDA device; torch.cuda.is_available() is False"
+    if name not in PACKAGES:
+        return ""
+    module, ops = PACKAGES[name]
+    if op not in ops:
+        return f"{name} has no {op} without a projection"
+    if name != "liger" and dtype not in _HALF:
+        return f"{name} takes 16 bits only, not {dtype}"
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a package of another PyTorch fails in many ways
+        return f"{name}: {type(error).__name__}: {error}"
+    return ""
+
+
+def make(name: str, op: str, device: torch.device) -> Layer:
+    """The peer as a function; what `absent` said no reason against."""
+    if name == "eager":
+        return EAGER[op]
+    if name in ("compile", "max-autotune"):
+        torch.compiler.reset()
+        # CUDA graphs would copy every new input into their own.
+        tuned = "max-autotune" if device.type == "cpu" else "max-autotune-no-cudagraphs"
+        mode = tuned if name == "max-autotune" else "default"
+        compiled: Layer = torch.compile(EAGER[op], fullgraph=True, dynamic=False, mode=mode)
+        return compiled
+    return {"matmul+mul": _product, "liger": _liger, "xformers": _xformers, "quack": _quack}[name]
+
+
+def verify(name: str, f: Layer, inputs: list[Tensor]) -> None:
+    """Raise ValueError if a stand-in is not the gate it is said to be, to within 16 bits."""
+    if name not in GATES:
+        return
+    x, weight, *w_p = (tensor.detach() for tensor in inputs)
+    with torch.no_grad():
+        got = f(x, weight, *w_p).float()
+        left, right = F.linear(x.float(), weight.float()).chunk(2, dim=-1)
+        want = GATES[name](left) * right
+        for projection in w_p:
+            want = F.linear(want, projection.float())
+    error = float((got - want).abs().max() / want.abs().max())
+    if not error < 0.05:
+        raise ValueError(f"{name}: expected its gated product, got one {error:.2g} away from it")
+
+
+class _Product(torch.autograd.Function):
+    """L ∘ R of packed [L, R] by one kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, lr: Tensor) -> Tensor:
+        from bilinear.kernels.pointwise import product_forward
+
+        ctx.save_for_backward(lr)
+        return product_forward(lr)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        from bilinear.kernels.pointwise import product_backward
+
+        (lr,) = ctx.saved_tensors
+        return product_backward(grad_outputs[0], lr)[0]
+
+
+def _product(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:
+    h: Tensor = _Product.apply(F.linear(x, weight))
+    return F.linear(h, *w_p) if w_p else h
+
+
+def _liger(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:
+    operator = importlib.import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction
+    w_l, w_r = weight.chunk(2)
+    h: Tensor = operator.apply(F.linear(x, w_l), F.linear(x, w_r))
+    return F.linear(h, *w_p) if w_p else h
+
+
+def _xformers(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
+    ops = importlib.import_module("xformers.ops")
+    # By its own `unbind`: halves of one storage are what its packed kernels ask for.
+    w_l, w_r = ops.unbind(weight.view(2, -1, weight.shape[1]), 0)
+    out: Tensor = ops.swiglu(x, w_l, None, w_r, None, w_p, None)
+    return out
+
+
+def _quack(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
+    mlp = importlib.import_module("quack.mlp").mlp_func
+    # Its gates take pairs of neighbouring rows unless told that the halves are one after another.
+    out: Tensor = mlp(x, weight, w_p, activation="reglu", concat_layout=True)
+    return out

@@ -1,0 +1,98 @@
+"""What does Ray cost a study? `python -m bench.studies.ray_overhead`.
+
+One study by two commands in turns, each timed as a user runs it, from the cold start to the
+finished folder: `--engine local` on all cores of this machine, and `--engine ray` on a loopback
+cluster of as many nodes of one core each. The cluster is started outside the clock, the start of
+its agents included, and stopped before the local command, whose cores it would share. Both folders
+must hold the same bits.
+"""
+
+import argparse
+import filecmp
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from bench.measure.environment import write_result
+from bilinear.results.sweep_results import load_results
+
+STUDY = ("--fused", "--device", "cpu", "--p", "59,64", "--seeds", "3")
+AGENTS_START_SECONDS = 15.0
+
+
+def timed(out: Path, *engine: str) -> float:
+    """Seconds of the study's command."""
+    command = [sys.executable, "sweep.py", *STUDY, "--out", str(out), "--engine", *engine]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[str]:
+    """Give the address of a head without cores and so many nodes of one core."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(nodes):
+            started.add_node(num_cpus=1, num_gpus=0)
+        time.sleep(AGENTS_START_SECONDS)
+        yield started.address
+    finally:
+        started.shutdown()
+
+
+def different_files(ours: Path, theirs: Path) -> list[str]:
+    """Names of files that only one folder has, or that differ in a bit."""
+    a, b = ({str(f.relative_to(x)) for f in x.rglob("*") if f.is_file()} for x in (ours, theirs))
+    _, different, unreadable = filecmp.cmpfiles(ours, theirs, sorted(a & b), shallow=False)
+    return sorted(a ^ b) + different + unreadable
+
+
+def one_round(cores: int) -> tuple[float, float, int]:
+    """Run both and compare; seconds of the local run and of the one on Ray, and the models."""
+    with tempfile.TemporaryDirectory() as folder:
+        local, on_ray = Path(folder) / "local", Path(folder) / "ray"
+        local_seconds = timed(local, "local")
+        with cluster(cores) as address:
+            ray_seconds = timed(on_ray, "ray", "--ray-address", address)
+        different = different_files(local, on_ray)
+        if different:
+            raise AssertionError(f"expected the bits of the local run, got other {different}")
+        return local_seconds, ray_seconds, len(load_results(local).table)
+
+
+def main() -> None:
+    """Measure, print and write bench/results/ray_overhead.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    rounds = []
+    for _ in range(args.rounds):
+        rounds.append(one_round(cores))
+        print("local {:.1f} s, on Ray {:.1f} s, {} models".format(*rounds[-1]), flush=True)
+    ratios = [on_ray / local for local, on_ray, _ in rounds]
+    print(f"Ray takes {median(ratios):.3f} of the local time")
+    found = {
+        "study": list(STUDY),
+        "models": rounds[0][2],
+        "ray_nodes_of_one_core": cores,
+        "local_seconds": [local for local, _, _ in rounds],
+        "ray_seconds": [on_ray for _, on_ray, _ in rounds],
+        "ratio": median(ratios),
+        "same_bits": True,
+    }
+    print(f"wrote {write_result('ray_overhead', found)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks that pytest runs, one question a file."""

@@ -1,0 +1,64 @@
+"""How fast is the layer on a GPU? Ours, PyTorch's, and every fused layer that installs.
+
+bfloat16 and float32 (true and tf32), by CUDA events, inputs rotated past L2. A few shapes of those
+that `python -m bench.gpu` measures. Skipped, with the reason shown, without a CUDA device; a peer
+that is not installed likewise.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bench.measure import peers, work
+from bench.measure.contest import Contestants, enter
+from bench.measure.layer_ways import OURS, Shape, contestants
+
+HAS_GPU = torch.cuda.is_available()
+SHAPES = [(16384, 128, 64), (16384, 512, 512), (16384, 1024, 4096)]
+KINDS = {
+    "bf16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+    "fp32": (torch.float32, "highest"),
+}
+WAYS = (*OURS, *peers.PEERS)
+# Without a GPU one of each is enough to say so.
+CASES = [
+    (direction, shape, kind, op)
+    for direction in work.DIRECTIONS
+    for shape in SHAPES
+    for kind in KINDS
+    for op in peers.OPS
+][: None if HAS_GPU else 1]
+
+
+def refusal(way: str, op: str, kind: str) -> str:
+    """Why a way is not timed; nothing if it is."""
+    if not HAS_GPU:
+        return f"{way} on a GPU needs one; torch.cuda.is_available() is False"
+    return "" if way in OURS else peers.absent(way, op, torch.device("cuda"), KINDS[kind][0])
+
+
+def ways(op: str, shape: Shape, kind: str, direction: str) -> Contestants:
+    dtype, precision = KINDS[kind]
+    torch.set_float32_matmul_precision(precision)
+    there = [way for way in WAYS if not refusal(way, op, kind)]
+    return contestants(op, shape, there, direction, dtype, "cuda")
+
+
+@pytest.mark.parametrize(("direction", "shape", "kind", "op"), CASES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_on_a_gpu(
+    benchmark: Any, way: str, op: str, kind: str, shape: Shape, direction: str
+) -> None:
+    if refusal(way, op, kind):
+        pytest.skip(refusal(way, op, kind))
+    benchmark.group = f"{op} {direction} on a GPU, {kind}, M, d_in, d = {shape}"
+    d_out = shape[1] if op == "mlp" else None
+    least = work.DIRECTIONS[direction](*shape, d_out, KINDS[kind][0].itemsize)
+    sizes = {"work": least, "kind": kind, "device": "cuda", "seconds": 1.0}
+    try:
+        enter(benchmark, way, ways, op, shape, kind, direction, **sizes)
+    finally:
+        torch.set_float32_matmul_precision("highest")

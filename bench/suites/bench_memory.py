@@ -1,0 +1,60 @@
+"""How much memory does the layer take? Bytes saved for backward, and the peak of a training step.
+
+Bytes are counted, not timed: `extra_info` holds them. Without `recompute` at most x and [L, R] are
+saved: (d_in + 2d) / (d_in + 3d) of what eager saves for the MLP, and as much as eager for the layer
+alone, where h is an output. With `recompute`, x alone. The peak is of what PyTorch's profiler sees
+allocated on the CPU during one step.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from bench.measure import peers
+from bench.measure.contest import enter
+from bench.measure.layer_ways import Shape, function, inputs
+from bench.suites.bench_layer import SHAPES, saved_bytes, trainings
+from bilinear.layer.small_calls import is_small
+
+WAYS = ("fused", "recompute", "eager")
+
+
+def peak_bytes(f: peers.Layer, tensors: list[Tensor], upstream: Tensor) -> int:
+    """Most bytes allocated at once by a forward and backward, beyond its inputs."""
+    torch.autograd.grad(f(*tensors), tensors, upstream)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        gradients = torch.autograd.grad(f(*tensors), tensors, upstream)
+    del gradients
+    alive = peak = 0
+    memory = (e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(memory, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("op", peers.OPS)
+@pytest.mark.parametrize("way", WAYS)
+def test_memory(benchmark: Any, way: str, op: str, shape: Shape) -> None:
+    m, d_in, d = shape
+    f, tensors = function(way, op), inputs(op, shape)
+    saved, of_eager = saved_bytes(f, tensors), saved_bytes(function("eager", op), tensors)
+    upstream = torch.randn(m, d if op == "layer" else d_in)
+    x, weight, *projection = tensors
+    composed = not projection and is_small(x, weight, None, None, None)
+    benchmark.group = f"memory, {op}, M, d_in, d = {shape}"
+    benchmark.extra_info |= {
+        "bytes saved": saved,
+        "bytes saved, of eager's": round(saved / of_eager, 3),
+        "peak bytes": peak_bytes(f, tensors, upstream),
+        "composed": way == "fused" and composed,
+    }
+    enter(benchmark, way, trainings, op, shape, WAYS, seconds=0.2)
+    if way == "recompute":
+        assert saved == 4 * m * d_in
+    if way == "fused":
+        assert saved <= 4 * m * (d_in + 2 * d)

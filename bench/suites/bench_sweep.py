@@ -1,0 +1,109 @@
+"""How fast is the whole sweep? As the user runs it, and what one would write with PyTorch.
+
+P = 64, widths 64, 32, 16 and 8, one seed each, three quarters of the pairs, nobody stops early.
+What is compared is an epoch: every one of the four models sees its 3,072 training pairs once.
+
+full batch (an epoch is a step)
+    fused       `run_sweep` on the backend that `sweep.py --fused` would choose, into a new folder:
+                set-up, evaluation of all pairs every ten steps, interaction matrices, files forced
+                to disk; the time of the whole call over its epochs
+    vmap, bmm   ensembles (bench/ensembles.py) of the four models padded to width 64, steps alone:
+                nothing is evaluated, nothing is written
+    notebook    `train_notebook`, one width after another: 48 minibatches of 64 an epoch, so 48
+                times as many updates from the same data, and its evaluation of the validation
+                pairs, on one thread, the faster way for it (the others have all cores)
+minibatches of 64 (an epoch is 48 steps)
+    fused       `run_sweep` with the notebook's protocol: the notebook's own number of updates
+    notebook    as above
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.measure import work
+from bench.measure.contest import Contestants, enter
+from bench.measure.ensembles import ensemble
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Job
+from bilinear.reference import ModelConfig
+from bilinear.training.choose import choose
+from bilinear.training.notebook_loop import train_notebook
+from bilinear.training.run import run_sweep
+
+P, WIDTHS = 64, (64, 32, 16, 8)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WHERE = " on a GPU" if DEVICE == "cuda" else ""
+NEVER = 10**6  # evaluations in a row that would have to be perfect before a model stops
+FULL_BATCH = SweepConfig(p=P, widths=WIDTHS, hold=NEVER)
+MINIBATCHES = replace(FULL_BATCH, batch_size=64)
+# Epochs of one call, so that each takes some tenths of a second; what is reported is one epoch.
+EPOCHS = {"fused": 400, "vmap": 20, "bmm": 20, "notebook": 2}
+EPOCHS_BY_MINIBATCHES = {"fused": 40, "notebook": 2}
+
+
+def _fused(config: SweepConfig, epochs: int) -> Callable[[], object]:
+    steps = epochs * config.steps_per_epoch
+    # The notebook evaluates once an epoch; the full-batch recipe every ten steps.
+    every = config.steps_per_epoch if config.batch_size else config.eval_every
+    config = replace(config, steps=steps, eval_every=every)
+    backend = choose(config, fused=True)
+
+    def sweep() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            run_sweep(config, backend, Path(folder) / "run")
+
+    return sweep
+
+
+def _notebook(epochs: int) -> Callable[[], object]:
+    def loop() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for d in WIDTHS:
+                train_notebook(ModelConfig(P, d), epochs=epochs, device=DEVICE)
+        finally:
+            torch.set_num_threads(threads)
+
+    return loop
+
+
+def full_batch_sweeps() -> Contestants:
+    """Ways to train for `EPOCHS` epochs by full batches."""
+    jobs = [Job(d, 0) for d in WIDTHS]
+    return {
+        "fused": _fused(FULL_BATCH, EPOCHS["fused"]),
+        "vmap": ensemble("vmap", P, jobs, EPOCHS["vmap"], DEVICE),
+        "bmm": ensemble("bmm", P, jobs, EPOCHS["bmm"], DEVICE),
+        "notebook": _notebook(EPOCHS["notebook"]),
+    }
+
+
+def minibatch_sweeps() -> Contestants:
+    """Ways to train for `EPOCHS_BY_MINIBATCHES` epochs by minibatches."""
+    return {
+        "fused": _fused(MINIBATCHES, EPOCHS_BY_MINIBATCHES["fused"]),
+        "notebook": _notebook(EPOCHS_BY_MINIBATCHES["notebook"]),
+    }
+
+
+@pytest.mark.parametrize("way", EPOCHS)
+def test_full_batch(benchmark: Any, way: str) -> None:
+    benchmark.group = f"an epoch of a sweep of widths 64, 32, 16, 8{WHERE}"
+    least = work.steps(FULL_BATCH, WIDTHS) + work.evaluations(FULL_BATCH, WIDTHS, 1 / 10)
+    enter(benchmark, way, full_batch_sweeps, work=least, times=EPOCHS, device=DEVICE, seconds=8.0)
+
+
+@pytest.mark.parametrize("way", EPOCHS_BY_MINIBATCHES)
+def test_minibatches(benchmark: Any, way: str) -> None:
+    benchmark.group = f"an epoch by minibatches of 64, widths 64, 32, 16, 8{WHERE}"
+    n = MINIBATCHES.steps_per_epoch
+    least = work.steps(MINIBATCHES, WIDTHS, n) + work.evaluations(MINIBATCHES, WIDTHS, 1)
+    how = {"work": least, "times": EPOCHS_BY_MINIBATCHES, "device": DEVICE, "seconds": 5.0}
+    enter(benchmark, way, minibatch_sweeps, **how)

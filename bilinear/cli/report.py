@@ -1,0 +1,220 @@
+"""What a sweep says at its start and its end."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from bilinear.experiment.cost import sweep_cost
+from bilinear.experiment.study import AXES, Study
+from bilinear.results.frontier import frontier
+from bilinear.results.study_results import StudyResults
+from bilinear.results.sweep_results import Results
+from bilinear.training.backend import Backend
+from bilinear.training.forecast.calibration import Calibration
+from bilinear.training.forecast.estimate import DEVICES, Estimate, duration, estimate, whole
+
+
+def print_backend(console: Console, backend: Backend) -> None:
+    """Say which backend runs and why: the first line of every run."""
+    console.print(f"backend {backend.name}: {backend.reason}", soft_wrap=True)
+
+
+def print_plan(
+    console: Console,
+    study: Study,
+    out: str,
+    backend: Backend,
+    calibration: Calibration | None,
+) -> None:
+    """Say what would run, what it costs at most, and how long it takes by the calibration."""
+    rows = _what(study) | _how(study) | _cost(study, out, backend.at_once)
+    for name, value in rows.items():
+        console.print(f"{name:>14}  {value}", soft_wrap=True)
+    if calibration is None:
+        console.print(f"{'time':>14}  unknown: no step could be measured in the time that may take")
+        return
+    found = estimate(calibration, whole(study.cells))
+    _print_time(console, found, calibration)
+
+
+def _print_time(console: Console, found: Estimate, calibration: Calibration) -> None:
+    place = " " * 16
+    one = f"{found.at_once} models at once" if found.at_once > 1 else "one model at a time"
+    console.print(f"{'time':>14}  of training; a device is one like this: {one},")
+    console.print(f"{place}{calibration.processor}; rate {calibration.source}", soft_wrap=True)
+    for note in calibration.notes:
+        console.print(f"{place}{note}", soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("devices", "about", "at most"):
+        table.add_column(heading, justify="right")
+    table.add_column()
+    now = calibration.devices
+    for devices in sorted({*DEVICES, now}):
+        about = found.about(devices)
+        table.add_row(
+            str(devices),
+            "—" if about is None else duration(about),
+            duration(found.at_most(devices)),
+            "all there are now" if devices == now > 1 else "",
+        )
+    console.print(Padding(table, (0, 0, 0, len(place))))
+    longest = found.most.longest
+    basis = "" if found.likely else "; no runs of a recipe like this to say more"
+    console.print(
+        f"{place}at most: all use all steps, the longest {duration(longest)}{basis}", soft_wrap=True
+    )
+    if found.likely:
+        console.print(f"{place}about: they stop where models of the default recipe did")
+
+
+def _what(study: Study) -> dict[str, str]:
+    cells = study.cells
+    models = f"{sum(len(cell.widths) * len(cell.seeds) for cell in cells):,}"
+    widths = _ranges(tuple({d for cell in cells for d in cell.widths}))
+    of = f"widths {widths}, seeds {_ranges(cells[0].seeds)}"
+    if len(cells) == 1:
+        (one,) = cells
+        pairs = f"{one.n_train} of {one.p**2} pairs trained on"
+        return {"task": f"(a + b) mod {one.p}, {pairs}", "models": f"{models}: {of}"}
+    fractions = ", ".join(f"{f:g}" for f in sorted({cell.train_frac for cell in cells}))
+    moduli = _ranges(tuple({cell.p for cell in cells}))
+    return {
+        "task": f"(a + b) mod P, P {moduli}; share of pairs trained on {fractions}",
+        "study": f"{len(cells)} cells, {models} models: {of}",
+    }
+
+
+def _how(study: Study) -> dict[str, str]:
+    cells, first = study.cells, study.cells[0]
+    steps = sum(cell.steps * len(cell.widths) * len(cell.seeds) for cell in cells)
+    each = _alternatives([f"{cell.steps:,}" for cell in cells])
+    batches = [f"{cell.batch_size or f'full ({cell.n_train} pairs)'}" for cell in cells]
+    return {
+        "steps": f"at most {each} each, {steps:,} in all; batch {_alternatives(batches)}",
+        "learning rate": _alternatives([_schedule(cell.lr) for cell in cells]),
+        "weight decay": _alternatives([_schedule(cell.weight_decay) for cell in cells]),
+        "stop": f"{first.goal} accuracy 100 % at {first.hold} evaluations in a row, "
+        f"one every {_alternatives([str(cell.eval_every) for cell in cells])} steps",
+    }
+
+
+def _cost(study: Study, out: str, at_once: int) -> dict[str, str]:
+    costs = [sweep_cost(cell) for cell in study]
+    flop, disk = sum(cost.flop for cost in costs), sum(cost.disk_bytes for cost in costs)
+    memory = max(cost.memory_bytes for cost in costs)
+    return {
+        "FLOP": f"at most {flop / 1e12:,.2f}·10¹²",
+        "memory": f"at most {memory / 1e6:,.1f} MB a model in training, {at_once} at once",
+        "disk": f"about {disk / 1e6:,.1f} MB at most, in {out}",
+    }
+
+
+def _alternatives(values: list[str]) -> str:
+    return " or ".join(dict.fromkeys(values))
+
+
+def study_summary(results: StudyResults) -> dict[str, Any]:
+    """Return the frontier of each cell: all that the last JSON line says."""
+    return {"results": str(results.folder), "complete": results.complete, **results.summary()}
+
+
+def print_study_summary(console: Console, results: StudyResults) -> None:
+    """Print a row a cell: its settings, and the smallest width that generalises perfectly."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("P", "train", "lr", "decay", "perfect", "smallest", "all from"):
+        table.add_column(name, justify="right")
+    for cell in results.summary()["cells"]:
+        widths = (cell["smallest_perfect_width"], cell["all_perfect_from_width"])
+        table.add_row(
+            *(f"{cell[axis]:g}" for axis in AXES),
+            f"{cell['perfect']}/{cell['models']}",
+            *("—" if width is None else str(width) for width in widths),
+        )
+    console.print(table)
+    console.print(f"results in {results.folder}", soft_wrap=True)
+    if not results.complete:
+        console.print(f"unfinished: {len(results.begun)} of {len(results.study)} cells begun")
+
+
+def _schedule(schedule: Any) -> str:
+    if schedule.shape == "constant":
+        return f"{schedule.start:g}"
+    return f"{schedule.start:g} → {schedule.end:g}, {schedule.shape}"
+
+
+def _ranges(values: tuple[int, ...]) -> str:
+    """`1…4, 8`: runs of neighbours shortened."""
+    runs: list[list[int]] = []
+    for v in sorted(values):
+        if runs and v == runs[-1][1] + 1:
+            runs[-1][1] = v
+        else:
+            runs.append([v, v])
+    return ", ".join(str(a) if a == b else f"{a}…{b}" for a, b in runs)
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return the frontier with what was swept: all that the last JSON line says."""
+    return {
+        "results": str(results.folder),
+        "p": results.config.p,
+        "train_frac": results.config.train_frac,
+        "complete": results.complete,
+        "backend": results.environment["backend"],
+        **frontier(results.table),
+    }
+
+
+def _safe_row(widths: list[dict[str, Any]]) -> tuple[str, ...]:
+    """One row for the widths from which on every model is perfect."""
+    models = sum(w["models"] for w in widths)
+    steps = [w["median_steps"] for w in widths]
+    low = min(w["wilson_low"] for w in widths)
+    return (
+        f"{widths[-1]['d_hidden']}…{widths[0]['d_hidden']}",
+        f"{models}/{models}",
+        f"each {low:.2f} – 1.00",
+        f"{min(steps):,.0f} – {max(steps):,.0f}",
+        "1.0000",
+        "1.0000",
+    )
+
+
+def print_summary(console: Console, results: Results) -> None:
+    """Print a row a width and the answer: the smallest width that generalises perfectly."""
+    found = summary(results)
+    widths = found["widths"][::-1]
+    safe = found["all_perfect_from_width"]
+    safe_widths = [w for w in widths if safe is not None and w["d_hidden"] >= safe]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    headings = ("width", "perfect", "95 % interval", "median steps", "best acc", "median acc")
+    for name in headings:
+        table.add_column(name, justify="right")
+    if len(safe_widths) > 1:
+        table.add_row(*_safe_row(safe_widths))
+        widths = widths[len(safe_widths) :]
+    for w in widths:
+        steps = w["median_steps"]
+        table.add_row(
+            str(w["d_hidden"]),
+            f"{w['perfect']}/{w['models']}",
+            f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
+            "—" if steps is None else f"{steps:,.0f}",
+            f"{w['best_full_acc']:.4f}",
+            f"{w['median_full_acc']:.4f}",
+        )
+    console.print(table)
+    p, smallest = results.config.p, found["smallest_perfect_width"]
+    console.print(f"results in {results.folder}", soft_wrap=True)
+    if not results.complete:
+        console.print(f"unfinished: {len(results.jobs)} of {len(results.config.jobs)} models")
+    if smallest is None:
+        console.print(f"no model is right on all {p * p:,} pairs")
+        return
+    every = f"; from width {safe} up every model is" if safe is not None else ""
+    console.print(
+        f"[bold]smallest width with a model right on all {p * p:,} pairs: {smallest}[/bold]{every}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""What is trained: the task, its configs and studies, schedules, initial weights, records."""

@@ -1,0 +1,57 @@
+"""What a sweep costs, counted before it runs."""
+
+from dataclasses import dataclass
+
+from bilinear.experiment.config import SweepConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOP if no model stops early; bytes of memory a model in training needs, and on disk."""
+
+    steps: int
+    flop: int
+    memory_bytes: int
+    disk_bytes: int
+
+
+def step_flop(config: SweepConfig, d_hidden: int) -> int:
+    """Multiplications and additions of one step: logits, dW_p and dh, 2·d·p each a pair."""
+    pairs = config.batch_size or config.n_train
+    return 6 * pairs * d_hidden * config.p
+
+
+def evaluation_flop(config: SweepConfig, d_hidden: int) -> int:
+    """Those of one evaluation: the logits of all p² pairs."""
+    return 2 * config.p**2 * d_hidden * config.p
+
+
+def model_flop(config: SweepConfig, d_hidden: int) -> int:
+    """Those of one model's whole run."""
+    evaluations = -(-config.steps // config.eval_every)
+    return config.steps * step_flop(config, d_hidden) + evaluations * evaluation_flop(
+        config, d_hidden
+    )
+
+
+def work_of_step(config: SweepConfig, d_hidden: int) -> float:
+    """FLOP a step, its share of evaluations, and 16 hidden units' worth for what is not matmul."""
+    matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
+    return matmul + step_flop(config, 16)
+
+
+def model_disk_bytes(config: SweepConfig, d_hidden: int) -> int:
+    """Bytes of a model's file at most: weights, learning curve, interaction matrices."""
+    evaluations = -(-config.steps // config.eval_every)
+    interactions = 4 * len(config.remainders) * (2 * config.p) ** 2
+    return 4 * 5 * config.p * d_hidden + 56 * evaluations + interactions
+
+
+def sweep_cost(config: SweepConfig) -> Cost:
+    """Count a sweep whose models all use up their steps; memory is that of the widest model."""
+    return Cost(
+        steps=config.steps * len(config.jobs),
+        flop=sum(model_flop(config, d) for d, _ in config.jobs),
+        memory_bytes=4 * 4 * 5 * config.p * max(config.widths) + 8 * config.p**2,
+        disk_bytes=sum(model_disk_bytes(config, d) for d, _ in config.jobs),
+    )

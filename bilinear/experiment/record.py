@@ -1,0 +1,136 @@
+"""What is known of a model in training: its evaluations, how success is told from luck, its end."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bilinear.experiment.config import SweepConfig
+
+
+class Job(NamedTuple):
+    """One model of a sweep."""
+
+    d_hidden: int
+    seed: int
+
+
+class Evaluation(NamedTuple):
+    """A model after `step` steps: mean losses in nats, accuracies, smallest margin over all pairs.
+
+    The margin of a pair is its label's logit less the largest other one; a pair is right when that
+    is above 0, so a tie is an error.
+    """
+
+    step: int
+    train_loss: float
+    val_loss: float
+    train_acc: float
+    val_acc: float
+    full_acc: float
+    min_margin: float
+
+
+@dataclass
+class Record:
+    """The evaluations of one model, and what they say of its success."""
+
+    config: SweepConfig
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    def add(
+        self,
+        step: int,
+        train_loss: float,
+        val_loss: float,
+        train_correct: float,
+        val_correct: float,
+        min_margin: float,
+    ) -> Evaluation:
+        """Append one evaluation from its counts of right answers; NaN is what was not looked at."""
+        n_train, n_all = self.config.n_train, self.config.p**2
+        self.evaluations.append(
+            Evaluation(
+                step=step,
+                train_loss=train_loss,
+                val_loss=val_loss,
+                train_acc=train_correct / n_train,
+                val_acc=val_correct / (n_all - n_train),
+                full_acc=(train_correct + val_correct) / n_all,
+                min_margin=min_margin,
+            )
+        )
+        return self.evaluations[-1]
+
+    def _reached(self, evaluation: Evaluation) -> bool:
+        acc = evaluation.full_acc if self.config.goal == "full" else evaluation.val_acc
+        return acc == 1.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the goal was reached at the last `hold` evaluations, or the steps are used up."""
+        if not self.evaluations:
+            return False
+        if self.evaluations[-1].step >= self.config.steps:
+            return True
+        last = self.evaluations[-self.config.hold :]
+        return len(last) == self.config.hold and all(map(self._reached, last))
+
+    def row(self, job: Job) -> dict[str, int | float | bool | None]:
+        """Summarise the run as a row of the results' table.
+
+        `perfect` asks for every pair right at the last `hold` evaluations; `held` says whether
+        accuracy, once at 100 %, never fell again; both are judged on all p² pairs.
+        """
+        last = self.evaluations[-1]
+        right = [e.full_acc == 1.0 for e in self.evaluations]
+        first = right.index(True) if any(right) else None
+        tail = right[-self.config.hold :]
+        return {
+            "d_hidden": job.d_hidden,
+            "seed": job.seed,
+            "train_loss": last.train_loss,
+            "val_loss": last.val_loss,
+            "train_acc": last.train_acc,
+            "val_acc": last.val_acc,
+            "full_acc": last.full_acc,
+            "min_margin": last.min_margin,
+            "perfect": len(tail) == self.config.hold and all(tail),
+            "first_perfect_step": None if first is None else self.evaluations[first].step,
+            "held": first is not None and all(right[first:]),
+            "best_full_acc": max(e.full_acc for e in self.evaluations),
+            "steps": last.step,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A model still in training."""
+
+    job: Job
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model at the end of its run: w_l, w_r (d, 2p), w_p (p, d), float32 on the CPU.
+
+    `interactions` (n_remainders, 2p, 2p) are those of the config's remainders, if the backend has
+    made them already.
+    """
+
+    job: Job
+    record: Record
+    w_l: Tensor
+    w_r: Tensor
+    w_p: Tensor
+    interactions: Tensor | None = None
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """As `bilinear.reference.Model` loads it."""
+        return {
+            "bi_linear.weight": torch.cat([self.w_l, self.w_r]),
+            "projection.weight": self.w_p,
+        }

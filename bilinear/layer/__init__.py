@@ -1,0 +1,1 @@
+"""The layer: functions, modules, which implementation a call runs on, and `fuse`."""

@@ -1,0 +1,156 @@
+"""The fused layer as modules, with the reference's parameter names.
+
+Forward hooks on the inner modules of an MLP keep firing: while there are any, the inner modules
+are called one after the other, so that h can be read or changed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.reading.interactions import interactions_of
+
+
+class Bilinear(nn.Linear):
+    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), with both halves in one `weight`, left half first.
+
+    `weight` is (2·d_out, d_in), `bias` (2·d_out,); input (…, d_in), output (…, d_out). Drop-in for
+    `bilinear.reference.Bilinear`: same `state_dict`, same initialisation. With `recompute`, only
+    the input and the weights are saved for backward, for one more matmul.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        bias: bool = False,
+        *,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make a layer of d_out products over d_in inputs, initialised as `nn.Linear` is."""
+        super().__init__(d_in, 2 * d_out, bias=bias, device=device, dtype=dtype)
+        self.recompute = recompute
+
+    @property
+    def d_in(self) -> int:
+        """Width of the input."""
+        return self.in_features
+
+    @property
+    def d_out(self) -> int:
+        """Width of the output: half the rows of `weight`."""
+        return self.out_features // 2
+
+    @property
+    def w_l(self) -> Tensor:
+        """Left weights, (d_out, d_in): a view of `weight`."""
+        return self.weight.chunk(2, dim=0)[0]
+
+    @property
+    def w_r(self) -> Tensor:
+        """Right weights, (d_out, d_in): a view of `weight`."""
+        return self.weight.chunk(2, dim=0)[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return bilinear(input, self.weight, self.bias, recompute=self.recompute)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows between the brackets."""
+        return (
+            f"d_in={self.d_in}, d_out={self.d_out}, bias={self.bias is not None}, "
+            f"recompute={self.recompute}"
+        )
+
+
+class BilinearMLP(nn.Module):
+    """out = h W_pᵀ + b_p with h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r); h is never saved for backward.
+
+    Input (…, d_in), output (…, d_out). The `state_dict` is that of `bilinear.reference.Model`:
+    `bi_linear.weight` (2·d_hidden, d_in), `projection.weight` (d_out, d_hidden), and biases.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_hidden: int,
+        d_out: int,
+        bias: bool = False,
+        *,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make the bilinear layer (d_in → d_hidden) and the projection (d_hidden → d_out)."""
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.bi_linear = Bilinear(d_in, d_hidden, bias=bias, recompute=recompute, **where)
+        self.projection = nn.Linear(d_hidden, d_out, bias=bias, **where)
+
+    @property
+    def w_l(self) -> Tensor:
+        """Left weights, (d_hidden, d_in)."""
+        return self.bi_linear.w_l
+
+    @property
+    def w_r(self) -> Tensor:
+        """Right weights, (d_hidden, d_in)."""
+        return self.bi_linear.w_r
+
+    @property
+    def w_p(self) -> Tensor:
+        """Projection weights, (d_out, d_hidden)."""
+        return self.projection.weight
+
+    def interactions(self, outputs: Sequence[int] | None = None) -> Tensor:
+        """Interaction matrices (n_outputs, d_in, d_in): xᵀ Q_c x is output c; None takes all.
+
+        Of the weights alone: biases, which add terms linear in x and constant ones, have no part.
+        For any other model with w_l, w_r, w_p: `bilinear.reading.interactions.interactions_of`.
+        """
+        return interactions_of(self, outputs)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as at construction."""
+        self.bi_linear.reset_parameters()
+        self.projection.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return pair_forward(self.bi_linear, self.projection, x, self.bi_linear.recompute)
+
+
+def pair_forward(packed: nn.Linear, projection: nn.Linear, x: Tensor, recompute: bool) -> Tensor:
+    """Run a packed linear (its output split in two and multiplied) and a projection as one op.
+
+    `packed` is a `Bilinear` or an `nn.Linear` of 2d outputs; (…, d_in) → (…, d_out).
+    """
+    if has_hooks(packed) or has_hooks(projection):
+        out: Tensor = projection(_product(packed, x))
+        return out
+    return bilinear_mlp(
+        x, packed.weight, projection.weight, packed.bias, projection.bias, recompute=recompute
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module would do more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _product(packed: nn.Linear, x: Tensor) -> Tensor:
+    h: Tensor = packed(x)
+    if h.shape[-1] == packed.weight.shape[0]:
+        left, right = h.chunk(2, dim=-1)
+        return left * right
+    return h

@@ -1,0 +1,1 @@
+"""The page that shows a results folder: one HTML file with a slider over the widths."""

@@ -1,0 +1,217 @@
+"""One self-contained HTML page with a slider over the widths of a sweep.
+
+The page carries every shown model's weights as float32 and computes interaction matrices, logit
+tables and Fourier pictures from them in the browser; eigenpairs and shares of frequencies come
+computed. It reads nothing from a network. Layout, style and script live in `bilinear/page/`; the
+accuracy curve is drawn by plotly.js, what follows the slider by canvas and SVG: a redraw by plotly
+took 18 ms a chart.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilinear.errors import ConfigError, ResultsError
+from bilinear.experiment.config import NOTEBOOK_REMAINDERS
+from bilinear.experiment.record import Job
+from bilinear.reading.fourier import amplitudes, frequency_shares, units_per_frequency
+from bilinear.reading.interactions import cross_block, interaction_matrices, logit_table
+from bilinear.reading.similarity import functional_similarity
+from bilinear.reading.spectra import eigenpairs
+from bilinear.results.folder import write_whole
+from bilinear.results.sweep_results import Results
+
+SIZE_LIMIT = 15_000_000  # bytes
+N_VECTORS = 4  # top eigenvectors a matrix that the page carries
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was written: where, bytes, and the seeds and remainders there was room for."""
+
+    path: Path
+    size: int
+    seeds: tuple[int, ...]
+    seeds_left_out: tuple[int, ...]
+    remainders: tuple[int, ...]
+
+
+def write_page(
+    results: Results,
+    path: str | os.PathLike[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    remainders: Sequence[int] | None = None,
+) -> Page:
+    """Write the page of a results folder to `path`, replacing what is there.
+
+    `seeds` None takes as many of the first as stay under `SIZE_LIMIT`, one at the least;
+    `remainders` None those whose interaction matrices the sweep kept, or the notebook's where it
+    kept none. Raises ConfigError for a seed or remainder there is not, ResultsError for a folder
+    without models.
+    """
+    if not results.jobs:
+        raise ResultsError(f"{results.folder}: no model has ended yet")
+    remainders = _chosen_remainders(results, remainders)
+    there = sorted({job.seed for job in results.jobs})
+    wanted = list(there if seeds is None else dict.fromkeys(seeds))
+    if not wanted or not set(wanted) <= set(there):
+        raise ConfigError(f"seeds: expected some of {there}, got {wanted}")
+    if seeds is None:
+        wanted = wanted[: _affordable(results, wanted, len(remainders))]
+    content = page_data(results, wanted, remainders)
+    html = _fill(content)
+    path = Path(path)
+    write_whole(path, html)
+    left_out = tuple(seed for seed in there if seed not in wanted)
+    return Page(path, len(html), tuple(wanted), left_out, tuple(remainders))
+
+
+def _chosen_remainders(results: Results, remainders: Sequence[int] | None) -> list[int]:
+    p = results.config.p
+    if remainders is None:
+        kept = results.config.remainders[: len(NOTEBOOK_REMAINDERS)]
+        remainders = kept or [r for r in NOTEBOOK_REMAINDERS if r < p]
+    chosen = list(dict.fromkeys(remainders))
+    if not chosen or not all(0 <= r < p for r in chosen):
+        raise ConfigError(f"remainders: expected some of 0 … {p - 1}, got {chosen}")
+    return chosen
+
+
+def _affordable(results: Results, seeds: Sequence[int], n_remainders: int) -> int:
+    """How many of the first seeds fit, one at the least, from the sizes of what each carries."""
+    p = results.config.p
+    size = len(_fill({}))
+    for n, seed in enumerate(seeds):
+        widths = [job.d_hidden for job in results.jobs if job.seed == seed]
+        numbers = sum(
+            d * 5 * p + n_remainders * (min(2 * d, 2 * p) + N_VECTORS * 2 * p) + p for d in widths
+        )
+        numbers += len(widths) ** 2
+        size += numbers * 16 // 3 + 600 * len(widths)
+        if n and size > SIZE_LIMIT:
+            return n
+    return len(seeds)
+
+
+def page_data(
+    results: Results, seeds: Sequence[int], remainders: Sequence[int]
+) -> dict[str, object]:
+    """Everything the page shows, as JSON with float32 arrays in base64."""
+    p = results.config.p
+    jobs = [job for job in results.jobs if job.seed in set(seeds)]
+    rows = json.loads(results.table.to_json(orient="records"))
+    weights = {job: _weights(results.models[job]) for job in jobs}
+    widths = sorted({job.d_hidden for job in jobs}, reverse=True)
+    similarity = {}
+    for seed in seeds:
+        mine = [weights[job] for d in widths for job in jobs if job == (d, seed)]
+        similarity[str(seed)] = _pack(functional_similarity(mine))
+    return {
+        "p": p,
+        "widths": widths,
+        "seeds": list(seeds),
+        "remainders": list(remainders),
+        "rows": [row for row in rows if row["seed"] in set(seeds)],
+        "all_rows": [[row["d_hidden"], row["seed"], row["full_acc"]] for row in rows],
+        "train_frac": results.config.train_frac,
+        "limits": _limits([weights[job] for job in _setting_the_scale(rows, jobs)], remainders),
+        "similarity": similarity,
+        "models": {
+            f"{job.d_hidden}-{job.seed}": _model_data(*weights[job], remainders) for job in jobs
+        },
+    }
+
+
+def _setting_the_scale(rows: list[dict[str, Any]], jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of at least 99 % right, if any: weights of the others grow and would hide the rest."""
+    good = {Job(row["d_hidden"], row["seed"]) for row in rows if row["full_acc"] >= 0.99}
+    return [job for job in jobs if job in good] or list(jobs)
+
+
+def _weights(state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    w_l, w_r = state["bi_linear.weight"].chunk(2)
+    return w_l, w_r, state["projection.weight"]
+
+
+def _model_data(
+    w_l: Tensor, w_r: Tensor, w_p: Tensor, remainders: Sequence[int]
+) -> dict[str, object]:
+    pairs = eigenpairs(w_l, w_r, w_p[list(remainders)], dtype=torch.float64)
+    top = pairs.vectors[..., :N_VECTORS].mT
+    # A sign is arbitrary: the entry of largest magnitude is shown positive.
+    peak = top.gather(-1, top.abs().argmax(dim=-1, keepdim=True))
+    return {
+        "weights": _pack(torch.cat([w_l.flatten(), w_r.flatten(), w_p.flatten()])),
+        "eigenvalues": _pack(pairs.values),
+        "eigenvectors": _pack(top * peak.sign()),
+        "n_vectors": top.shape[-2],
+        "shares": _pack(frequency_shares(w_l, w_r, w_p)),
+        "amplitudes": _pack(amplitudes(w_l, w_r, w_p).abs()),
+        "units": units_per_frequency(w_l, w_r, w_p).tolist(),
+    }
+
+
+def _limits(
+    models: Sequence[tuple[Tensor, Tensor, Tensor]], remainders: Sequence[int]
+) -> dict[str, list[float]]:
+    """Full colour of each picture and remainder: what shows the typical model well.
+
+    1.5 times the median over models of the 99.5th percentile of |entries|. A maximum, or the
+    percentile of all entries together, would be set by the few narrow models that grow.
+    """
+    chosen = list(remainders)
+    views = {
+        "full": lambda left, right, w_p: interaction_matrices(left, right, w_p, outputs=chosen),
+        "functional": lambda left, right, w_p: logit_table(left, right, w_p, outputs=chosen),
+        "spectrum": lambda left, right, w_p: (
+            2
+            * torch.fft.fft2(cross_block(left, right, w_p, outputs=chosen)).abs()
+            / w_p.shape[-2] ** 2
+        ),
+    }
+    limits = {}
+    for name, view in views.items():
+        entries = torch.stack([view(*w).abs().flatten(-2) for w in models])
+        rank = max(1, round(0.995 * entries.shape[-1]))
+        typical = entries.kthvalue(rank, dim=-1).values.median(dim=0).values
+        limits[name] = (1.5 * typical).tolist()
+    return limits
+
+
+def _pack(tensor: Tensor) -> str:
+    """Little-endian float32 in base64."""
+    numbers = tensor.detach().cpu().float().contiguous().numpy().astype("<f4")
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _fill(content: dict[str, Any]) -> bytes:
+    """Put style, scripts and data into the page; each marker stands alone in the template."""
+    from plotly.offline import get_plotlyjs
+
+    folder = files("bilinear") / "page"
+    html = (folder / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "/*STYLE*/": (folder / "page.css").read_text(encoding="utf-8"),
+        "/*DATA*/": json.dumps(content, separators=(",", ":")).replace("</", "<\\/"),
+        "/*MODEL*/": (folder / "model.js").read_text(encoding="utf-8"),
+        "/*HEAT*/": (folder / "heat.js").read_text(encoding="utf-8"),
+        "/*BARS*/": (folder / "bars.js").read_text(encoding="utf-8"),
+        "/*PAGE*/": (folder / "page.js").read_text(encoding="utf-8"),
+        "/*CHARTS*/": (folder / "charts.js").read_text(encoding="utf-8"),
+        "/*PLOTLY*/": get_plotlyjs(),
+    }
+    for marker, part in parts.items():
+        before, found, after = html.partition(marker)
+        if not found:
+            raise ValueError(f"page.html: expected the marker {marker}")
+        html = before + part + after
+    return html.encode()

@@ -1,0 +1,1 @@
+"""What weights say: interaction matrices, spectra, Fourier circuits, similarity. Pure functions."""

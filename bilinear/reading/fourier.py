@@ -1,0 +1,203 @@
+"""Which frequencies a model of (a + b) mod p computes with.
+
+The part of logit c in which a meets b is 2 Q_ab[a, b]. What a softmax can see of it, and what no
+term in a alone or b alone could stand in for, is its *interaction*: the mean over c, over a and
+over b taken away. A circuit of frequency k contributes Re(A_k e^{iθk(a+b−c)}), θ = 2π/p: one
+coefficient of the interaction's DFT over (a, b, c), at (k, k, −k), and its conjugate. A_k is its
+amplitude, in logits, and its angle a phase, which is 0 where the circuit points at the sum. All
+other coefficients are not of the task.
+
+A hidden unit adds p_h[c] (l_a[a] r_b[b] + r_a[a] l_b[b]), so every coefficient comes from one FFT
+of each row of the weights, and the amplitude of a model is the sum of its units' amplitudes.
+(Fourier views of modular addition: Nanda et al. 2023, arXiv 2301.05217.)
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bilinear.reading.interactions import check_weights, table_accuracy
+
+
+def frequencies(p: int) -> Tensor:
+    """Frequencies that a real function of period p has beyond 0: 1 … p // 2."""
+    return torch.arange(1, p // 2 + 1)
+
+
+def unit_amplitudes(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+    """Amplitude that each hidden unit adds at each frequency, complex128, (…, d, p // 2).
+
+    w_l, w_r (…, d, 2p), w_p (…, p, d). Its angle is the phase, at which the unit's share of the
+    circuit peaks: a + b − c = −phase · p / (2πk).
+    """
+    p = _modulus(w_l, w_r, w_p)
+    (l_a, l_b), (r_a, r_b) = (_halves(w) for w in (w_l, w_r))
+    out = torch.fft.rfft(w_p.double().mT)[..., 1:].conj() / p
+    raw = (l_a * r_b + r_a * l_b) * out
+    twice = torch.full((p // 2,), 2.0, dtype=torch.float64, device=raw.device)
+    if p % 2 == 0:
+        twice[-1] = 1.0  # the highest frequency of an even p is its own conjugate
+    return raw * twice
+
+
+def amplitudes(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+    """A_k of the model, complex128, (…, p // 2): the sum of its units'."""
+    return unit_amplitudes(w_l, w_r, w_p).sum(dim=-2)
+
+
+def frequency_shares(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+    """Share of the interaction's power in each frequency's circuit, (…, p // 2), summing to ≤ 1.
+
+    1 for a model that does nothing else; about 4 / p³ of a random one's. 0 where there is no
+    interaction.
+    """
+    p = _modulus(w_l, w_r, w_p)
+    amplitude = amplitudes(w_l, w_r, w_p)
+    power = amplitude.abs().square() / 2
+    if p % 2 == 0:
+        power[..., -1] *= 2
+    total = interaction_power(w_l, w_r, w_p).unsqueeze(-1)
+    return power / torch.where(total == 0, 1, total)
+
+
+def interaction_power(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+    """Mean square of the interaction over all (a, b, c), in logits², float64, (…)."""
+    p = _modulus(w_l, w_r, w_p)
+    l_a, l_b, r_a, r_b = (
+        half - half.mean(dim=-1, keepdim=True)
+        for w in (w_l.double(), w_r.double())
+        for half in w.chunk(2, dim=-1)
+    )
+    out = w_p.double() - w_p.double().mean(dim=-2, keepdim=True)
+    products = (l_a @ l_a.mT) * (r_b @ r_b.mT) + (r_a @ r_a.mT) * (l_b @ l_b.mT)
+    crossed = (l_a @ r_a.mT) * (r_b @ l_b.mT)
+    gram = (out.mT @ out) * (products + crossed + crossed.mT)
+    return gram.sum(dim=(-2, -1)).clamp(min=0) / p**3
+
+
+def used_frequencies(shares: Tensor, threshold: float = 0.01) -> Tensor:
+    """Whether a frequency holds at least `threshold` of the interaction's power, (…, p // 2) bool.
+
+    The default is the share that separates circuits from noise for p ≥ 23; at smaller p chance
+    alone (4 / p³) comes near it.
+    """
+    return shares >= threshold
+
+
+class ServingUnits(NamedTuple):
+    """For each hidden unit (…, d): the frequency it serves, how much, and its phase in radians.
+
+    `frequency` 0 and `share` 0 for a unit whose interaction is nothing. `share` is the part of the
+    unit's own Σ_k |amplitude| in that frequency: 1 for a unit that serves one alone.
+    """
+
+    frequency: Tensor
+    share: Tensor
+    phase: Tensor
+
+
+def serving_units(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> ServingUnits:
+    """Which frequency each hidden unit serves most."""
+    amplitude = unit_amplitudes(w_l, w_r, w_p)
+    magnitude = amplitude.abs()
+    total = magnitude.sum(dim=-1)
+    best, index = magnitude.max(dim=-1)
+    phase = amplitude.gather(-1, index.unsqueeze(-1)).squeeze(-1).angle()
+    share = torch.where(total > 0, best / total, torch.zeros_like(total))
+    return ServingUnits(torch.where(total > 0, index + 1, 0), share, phase)
+
+
+def units_per_frequency(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+    """How many hidden units serve each frequency most, int64, (…, p // 2).
+
+    Two make one circuit at the least (`reading.exact_circuit`), so half of it bounds how many
+    separate circuits of one frequency the width keeps.
+    """
+    served = serving_units(w_l, w_r, w_p).frequency
+    n = _modulus(w_l, w_r, w_p) // 2
+    return torch.nn.functional.one_hot(served, n + 1).sum(dim=-2)[..., 1:]
+
+
+def cross_spectrum(cross: Tensor) -> Tensor:
+    """|2-D DFT| of cross blocks or logit tables (…, p, p), over p², zero frequency in the middle.
+
+    Entry [i, j] is at frequencies (i − p // 2, j − p // 2) in a and b; a circuit of frequency k
+    shows at (k, k) and (−k, −k), half its amplitude in each.
+    """
+    p = cross.shape[-1]
+    spectrum = torch.fft.fft2(cross.double()).abs() / p**2
+    return torch.fft.fftshift(spectrum, dim=(-2, -1))
+
+
+def circuit_table(amplitude: Tensor, frequency: int, p: int) -> Tensor:
+    """Re(A e^{iθk(a+b−c)}) on all (c, a, b), float64: amplitude (…) → (…, p, p, p)."""
+    n = torch.arange(p, device=amplitude.device)
+    index = (frequency * (n[:, None] + n - n[:, None, None])) % p
+    angle = 2 * torch.pi * index.double() / p
+    real, imag = (part[..., None, None, None] for part in (amplitude.real, amplitude.imag))
+    return real * angle.cos() - imag * angle.sin()
+
+
+class Ablation(NamedTuple):
+    """Accuracy on all p² pairs of the whole model, and without each frequency, (p // 2,)."""
+
+    accuracy: float
+    without: Tensor
+
+    @property
+    def cost(self) -> Tensor:
+        """Accuracy lost with each frequency, (p // 2,)."""
+        return self.accuracy - self.without
+
+
+def ablate_frequencies(tables: Tensor) -> Ablation:
+    """Take each frequency's circuit away from one model's logits in turn.
+
+    `tables` (p, p, p) from `logit_table`, dimensions c, a, b.
+    """
+    p = tables.shape[-1]
+    tables = tables.double()
+    amplitude = table_amplitudes(tables)
+    without = torch.stack(
+        [
+            table_accuracy(tables - circuit_table(amplitude[k - 1], k, p))
+            for k in frequencies(p).tolist()
+        ]
+    )
+    return Ablation(table_accuracy(tables).item(), without)
+
+
+def keep_frequencies(tables: Tensor, kept: Tensor) -> Tensor:
+    """Logits (p, p, p) of the circuits of the frequencies in `kept` alone: everything else gone."""
+    p, amplitude = tables.shape[-1], table_amplitudes(tables)
+    parts = [circuit_table(amplitude[k - 1], k, p) for k in kept.tolist()]
+    return torch.stack(parts).sum(dim=0) if parts else torch.zeros_like(tables, dtype=torch.float64)
+
+
+def table_amplitudes(tables: Tensor) -> Tensor:
+    """A_k by a 3-D DFT of the logits (…, p, p, p), which need not come from a bilinear layer."""
+    p = tables.shape[-1]
+    spectrum = torch.fft.fftn(tables.double(), dim=(-3, -2, -1)) / p**3
+    k = frequencies(p)
+    amplitude = 2 * spectrum[..., -k, k, k]
+    if p % 2 == 0:
+        amplitude[..., -1] /= 2
+    return amplitude
+
+
+def _halves(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Fourier coefficients of the a and b halves of each row, at frequencies 1 … p // 2."""
+    a, b = w.double().chunk(2, dim=-1)
+    p = a.shape[-1]
+    return torch.fft.rfft(a)[..., 1:] / p, torch.fft.rfft(b)[..., 1:] / p
+
+
+def _modulus(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> int:
+    check_weights(w_l, w_r, pairs=True)
+    p = w_l.shape[-1] // 2
+    if w_p.shape[-2:] != (p, w_l.shape[-2]):
+        raise ValueError(
+            f"w_p: expected (…, p, d) = (…, {p}, {w_l.shape[-2]}), got {tuple(w_p.shape)}"
+        )
+    return p

@@ -1,0 +1,54 @@
+"""Shared output directions of a bilinear layer: the HOSVD of its order-3 interaction tensor.
+
+T[c, i, j] = Q_c[i, j], unfolded along the output, is a (d_out, d_in²) matrix. Its left singular
+vectors are the directions of output space with interaction matrices of their own, orthogonal to one
+another, the strongest first. (Higher-order SVD: De Lathauwer et al. 2000; on bilinear layers:
+Pearce et al. 2024, arXiv 2410.08417, §3.) Neither T nor its unfolding is formed: T = Σ_h p_h ⊗ M_h
+with M_h = ½(l_h r_hᵀ + r_h l_hᵀ), so its Gram matrix is W_p K W_pᵀ, K[h, h'] = ⟨M_h, M_h'⟩.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bilinear.reading.interactions import check_weights, hidden_table
+
+
+class OutputDirections(NamedTuple):
+    """Singular values (…, r), falling, and unit directions (…, d_out, r) as columns.
+
+    r = min(d, d_out). `direction(w_p, directions.mT)` gives their rows to use as a `w_p`.
+    """
+
+    singular_values: Tensor
+    directions: Tensor
+
+
+def output_directions(
+    w_l: Tensor, w_r: Tensor, w_p: Tensor, *, functional: bool = False
+) -> OutputDirections:
+    """Singular vectors of the interaction tensor along the output.
+
+    w_l, w_r (…, d, d_in), w_p (…, d_out, d). `functional` takes the tensor of logits on all pairs
+    of one-hots instead, which leaves out the entries of Q that meet no data. In float64, because a
+    Gram matrix squares the condition.
+    """
+    w_l, w_r, w_p = w_l.double(), w_r.double(), w_p.double()
+    gram = _functional_gram(w_l, w_r) if functional else hidden_gram(w_l, w_r)
+    basis, coordinates = torch.linalg.qr(w_p)
+    values, vectors = torch.linalg.eigh(coordinates @ gram @ coordinates.mT)
+    return OutputDirections(values.clamp(min=0).sqrt().flip(-1), basis @ vectors.flip(-1))
+
+
+def hidden_gram(w_l: Tensor, w_r: Tensor) -> Tensor:
+    """⟨M_h, M_h'⟩ = ½[(l·l')(r·r') + (l·r')(r·l')] of every two hidden units, (…, d, d)."""
+    check_weights(w_l, w_r)
+    cross = w_l @ w_r.mT
+    return ((w_l @ w_l.mT) * (w_r @ w_r.mT) + cross * cross.mT) / 2
+
+
+def _functional_gram(w_l: Tensor, w_r: Tensor) -> Tensor:
+    """Sum over all pairs of h[a, b] h'[a, b], (…, d, d)."""
+    hidden = hidden_table(w_l, w_r).flatten(-2)
+    return hidden @ hidden.mT

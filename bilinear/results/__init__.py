@@ -1,0 +1,1 @@
+"""What is kept: results folders, their writers and readers."""

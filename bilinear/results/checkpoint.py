@@ -1,0 +1,50 @@
+"""States of models in training, kept beside the results so that a killed run goes on from them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from bilinear.errors import ResultsError
+from bilinear.experiment.record import Job
+from bilinear.results.folder import write_whole
+
+
+class Checkpoint:
+    """A folder with a file for each group of models that train together."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`, which is made at the first write."""
+        self._folder = folder
+
+    def write(self, group: str, jobs: Sequence[Job], state: Mapping[str, Tensor]) -> None:
+        """Keep the state of `jobs`, tensors (n, …) with a row a job, in place of the last one."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        content = safetensors.torch.save(tensors, metadata={"jobs": json.dumps(jobs)})
+        write_whole(self._folder / f"{group}.safetensors", content)
+
+    def read(self) -> dict[Job, dict[str, Tensor]]:
+        """Return what is kept of every job; raises ResultsError for a damaged file."""
+        found: dict[Job, dict[str, Tensor]] = {}
+        for path in sorted(self._folder.glob("*.safetensors")):
+            try:
+                with safetensors.safe_open(path, framework="pt") as file:
+                    jobs = [Job(*job) for job in json.loads(file.metadata()["jobs"])]
+                    state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise ResultsError(
+                    f"{path}: damaged ({error}); delete it, and its models begin again"
+                ) from error
+            for i, job in enumerate(jobs):
+                found[job] = {name: tensor[i] for name, tensor in state.items()}
+        return found
+
+    def forget(self, group: str) -> None:
+        """Drop what was kept of a group, and the folder with its last one."""
+        (self._folder / f"{group}.safetensors").unlink(missing_ok=True)
+        if self._folder.exists() and not any(self._folder.iterdir()):
+            self._folder.rmdir()

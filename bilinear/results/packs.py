@@ -1,0 +1,127 @@
+"""Packs: large sweeps keep their models in a few files, not in one each.
+
+A pack is a zip file, uncompressed, of the very files that its models would be by themselves
+(`d064-s0000.safetensors`), after `rows.json`, their rows of the table. Which models share a pack
+follows from the config alone, and so do a pack's bytes. Any tool that reads zip takes one apart.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import model_disk_bytes
+from bilinear.experiment.record import Job
+
+# A sweep of at most so many models keeps a file each, to be picked up by hand.
+LOOSE_MODELS = 100
+# A pack is made in memory and, on an object store, written in one piece.
+PACK_MODELS = 256
+PACK_BYTES = 2**27
+
+_ROWS = "rows.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's own; a real time would change the bytes
+
+
+class PackPlan:
+    """Which pack each model of a config belongs to: models in the order of the table."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        """A sweep of few models has no packs."""
+        self._widths = sorted(config.widths, reverse=True)
+        self._seeds = sorted(config.seeds)
+        self._place = {d: i for i, d in enumerate(self._widths)}
+        self._rank = {seed: i for i, seed in enumerate(self._seeds)}
+        self.models = len(self._widths) * len(self._seeds)
+        largest = model_disk_bytes(config, self._widths[0])
+        self.size = max(1, min(PACK_MODELS, PACK_BYTES // largest))
+        self.packs = -(-self.models // self.size) if self.models > LOOSE_MODELS else 0
+
+    def __contains__(self, job: Job) -> bool:
+        """Whether the config has this model."""
+        return job.d_hidden in self._place and job.seed in self._rank
+
+    def position(self, job: Job) -> int:
+        """Return the model's row in the table."""
+        return self._place[job.d_hidden] * len(self._seeds) + self._rank[job.seed]
+
+    def pack_of(self, job: Job) -> int:
+        """Return the number of the model's pack."""
+        return self.position(job) // self.size
+
+    def count(self, pack: int) -> int:
+        """Return how many models share a pack."""
+        return min(self.size, self.models - pack * self.size)
+
+    def jobs(self, pack: int) -> list[Job]:
+        """Return a pack's models, in its order."""
+        places = range(pack * self.size, pack * self.size + self.count(pack))
+        n = len(self._seeds)
+        return [Job(self._widths[i // n], self._seeds[i % n]) for i in places]
+
+
+def model_file(job: Job) -> str:
+    """Name a model's file, loose or in a pack."""
+    return f"d{job.d_hidden:03d}-s{job.seed:04d}.safetensors"
+
+
+def job_of(name: str) -> Job | None:
+    """Return the model whose file has this name, None for another name."""
+    match = re.fullmatch(r"d(\d+)-s(\d+)\.safetensors", name)
+    return Job(*map(int, match.groups())) if match else None
+
+
+def pack_name(pack: int) -> str:
+    """Name a pack's file."""
+    return f"{pack:06d}.zip"
+
+
+def is_pack(name: str) -> bool:
+    """Whether a file's name is a pack's."""
+    return re.fullmatch(r"\d+\.zip", name) is not None
+
+
+def encode_pack(members: Sequence[tuple[Job, bytes]], rows: Sequence[dict[str, Any]]) -> bytes:
+    """Write the files of a pack's models, and their rows of the table."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_member(_ROWS), json.dumps(list(rows)))
+        for job, file in members:
+            archive.writestr(_member(model_file(job)), file)
+    return content.getvalue()
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.create_system, info.external_attr = 3, 0o644 << 16
+    return info
+
+
+class Pack:
+    """A pack opened for reading; raises zipfile.BadZipFile, KeyError or OSError if damaged."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Read the list of models at the file's end; the file is closed with the pack."""
+        try:
+            self._archive = zipfile.ZipFile(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+
+    def model(self, job: Job) -> bytes:
+        """Return a model's file; its checksum is checked."""
+        return self._archive.read(model_file(job))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the table of all models, in the pack's order."""
+        rows: list[dict[str, Any]] = json.loads(self._archive.read(_ROWS))
+        return rows
+
+    def close(self) -> None:
+        """Close the file."""
+        self._archive.close()
+        self._file.close()

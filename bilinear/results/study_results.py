@@ -1,0 +1,134 @@
+"""A study on disk: a folder with one results folder a cell, and at the end one table of all.
+
+study.json           the Study
+cells/p64-f0.75-lr0.05-wd0.4/   what `bilinear.results.sweep_results` writes for that cell by itself
+table.parquet        the rows of all cells, with their settings; there once every model is
+summary.json         `bilinear.results.frontier.frontier` of each cell
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bilinear.errors import ConfigError, ResultsError
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.study import AXES, Study, cell_name, settings
+from bilinear.results.folder import Folder, open_folder
+from bilinear.results.frontier import frontier
+from bilinear.results.sweep_results import (
+    Results,
+    encode_json,
+    encode_table,
+    existing_folder,
+    read_json,
+    read_table,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STUDY = "study.json"
+
+
+def is_study(where: str | os.PathLike[str] | Folder) -> bool:
+    """Whether a folder holds a study, begun or finished."""
+    return open_folder(where).exists(_STUDY)
+
+
+class StudyResults:
+    """A study's folder: `study`, `table`, and the cells, each a `results.sweep_results.Results`."""
+
+    def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
+        """Read the study; raises ResultsError for anything else."""
+        self.folder = existing_folder(where)
+        self.study: Study = read_json(self.folder, _STUDY, Study.from_json)
+
+    def __repr__(self) -> str:
+        """Say where, and how many cells have begun."""
+        return f"StudyResults({str(self.folder)!r}, {len(self.begun)} of {len(self.study)} cells)"
+
+    @cached_property
+    def begun(self) -> list[Results]:
+        """Cells of which there is something to read, in the study's order."""
+        folders = [cell_folder(self.folder, cell) for cell in self.study]
+        return [Results(folder) for folder in folders if folder.exists("config.json")]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every model of every cell is there."""
+        return len(self.begun) == len(self.study) and all(r.complete for r in self.begun)
+
+    def cell(self, **wanted: float) -> Results:
+        """Return the one cell with these settings, e.g. `cell(p=59, lr=0.05)`.
+
+        Raises ConfigError for a name that is no setting, and unless exactly one cell fits.
+        """
+        for name in wanted:
+            if name not in AXES:
+                raise ConfigError(f"cell: expected settings among {', '.join(AXES)}, got {name}")
+        fits = [r for r in self.begun if wanted.items() <= settings(r.config).items()]
+        if len(fits) != 1:
+            raise ConfigError(
+                f"cell: expected settings that fit one cell, {wanted} fit {len(fits)}"
+            )
+        return fits[0]
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """A row a model: AXES, then the columns of `Results.table`; cells in the study's order."""
+        import pandas as pd
+
+        table = read_table(self.folder)
+        if table is not None:
+            return table
+        tables = list(self._tables())
+        if not tables:
+            raise ResultsError(f"{self.folder}: no model of this study has ended yet")
+        return pd.concat(tables, ignore_index=True)
+
+    def _tables(self) -> Iterator["pd.DataFrame"]:
+        for results in self.begun:
+            if not results.jobs:
+                continue
+            table = results.table.copy()
+            for i, (name, value) in enumerate(settings(results.config).items()):
+                table.insert(i, name, value)
+            yield table
+
+    def summary(self) -> dict[str, Any]:
+        """Return the settings and the frontier of every cell that holds a model."""
+        cells = [settings(r.config) | frontier(r.table) for r in self.begun if r.jobs]
+        return {
+            "models": sum(cell["models"] for cell in cells),
+            "perfect": sum(cell["perfect"] for cell in cells),
+            "cells": cells,
+        }
+
+
+def cell_folder(folder: Folder, cell: SweepConfig) -> Folder:
+    """Say where in a study's folder a cell is."""
+    return folder.child(f"cells/{cell_name(cell)}")
+
+
+def begin_study(folder: Folder, study: Study) -> None:
+    """Make a study's folder, or check that the one there is this study's.
+
+    Raises ResultsError for a folder that holds something else, ConfigError for another study.
+    """
+    if is_study(folder):
+        if StudyResults(folder).study != study:
+            raise ConfigError(f"out: {str(folder)!r} belongs to another study")
+    elif set(folder.names()) - {f"{_STUDY}.partial"}:
+        raise ResultsError(f"out: expected a new folder or this study's, got {str(folder)!r}")
+    else:
+        folder.write(_STUDY, study.to_json().encode())
+    folder.sweep_up()
+
+
+def finish_study(folder: Folder) -> StudyResults:
+    """Write the table and the summary once every cell is complete."""
+    results = StudyResults(folder)
+    folder.write("table.parquet", encode_table(results.table))
+    folder.write("summary.json", encode_json(results.summary()))
+    return results

@@ -1,0 +1,68 @@
+"""The seam between a sweep and the machine it runs on: what every training backend does."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+import bilinear
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Finished, Job, Progress
+
+
+class Work(NamedTuple):
+    """Models of one config to be trained; in the folder `scratch` a backend may keep its state."""
+
+    config: SweepConfig
+    jobs: Sequence[Job]
+    scratch: Path | None = None
+
+
+class Backend(Protocol):
+    """Something that trains models: the seam between the sweep and the machine it runs on.
+
+    A model's bits depend on its config and its job alone, never on what is trained beside it.
+    """
+
+    name: str
+    reason: str
+
+    @property
+    def at_once(self) -> int:
+        """Models that its device trains at full speed at the same time."""
+        ...
+
+    def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
+        """Train all jobs, in any order; yield what happens, with the index into `work`.
+
+        Closing the iterator stops the training. In its `scratch` a backend may keep what it goes on
+        from when it is called again, with the same config, after it was closed or killed; it
+        leaves nothing there when all jobs of that work have finished.
+        """
+        ...
+
+
+def environment(backend: Backend) -> dict[str, str]:
+    """Describe what a model's bits depend on besides the config."""
+    return {
+        "backend": backend.name,
+        "bilinear": bilinear.__version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def train(
+    backend: Backend,
+    config: SweepConfig,
+    jobs: Sequence[Job] | None = None,
+    scratch: Path | None = None,
+) -> Iterator[Progress | Finished]:
+    """Train jobs of one config, all of them if none are named; see `Backend.train`."""
+    jobs = list(map(Job._make, config.jobs)) if jobs is None else jobs
+    with closing(backend.train([Work(config, jobs, scratch)])) as events:  # type: ignore[type-var]
+        for _, event in events:
+            yield event

@@ -1,0 +1,62 @@
+"""How a study is cut into pieces that a cluster's devices take one after another."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import work_of_step
+from bilinear.experiment.record import Job
+from bilinear.training.backend import Work
+from bilinear.training.forecast.expected_steps import expected_steps
+
+# So many pieces a device: the fewer, the longer the others wait for the last one.
+_PIECES_A_DEVICE = 32
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Models of one config, trained by one device in one go; `index` is that of their `Work`."""
+
+    index: int
+    config: SweepConfig
+    jobs: tuple[Job, ...]
+
+
+def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
+    """Cut all jobs into chunks, those that take longest first.
+
+    A chunk holds a small part of a device's share of the work, but at least `at_once` models where
+    its config has that many left: what a device trains at the same time. Narrow models of all
+    configs go first: they seldom reach their goal before the last step, so they take longest, and
+    what the estimate has wrong of them is made up for by what comes after.
+    """
+    each = [{d: expected_work(w.config, d) for d in {job.d_hidden for job in w.jobs}} for w in work]
+    total = sum(of[job.d_hidden] for w, of in zip(work, each, strict=True) for job in w.jobs)
+    share = total / (max(devices, 1) * _PIECES_A_DEVICE)
+    chunks = [
+        Chunk(index, w.config, jobs)
+        for index, (w, of) in enumerate(zip(work, each, strict=True))
+        for jobs in _pieces(w.jobs, of, share, at_once)
+    ]
+    return sorted(chunks, key=lambda chunk: chunk.jobs[0].d_hidden / chunk.config.p)
+
+
+def expected_work(config: SweepConfig, d_hidden: int) -> float:
+    """Work until a model stops, where models of such a config are known, else of all its steps."""
+    return expected_steps(config, d_hidden) * work_of_step(config, d_hidden)
+
+
+def _pieces(
+    jobs: Sequence[Job], work_of: dict[int, float], share: float, at_once: int
+) -> Iterator[tuple[Job, ...]]:
+    piece: list[Job] = []
+    holds = 0.0
+    for job in sorted(jobs):
+        more = work_of[job.d_hidden]
+        if len(piece) >= at_once and holds + more > share:
+            yield tuple(piece)
+            piece, holds = [], 0.0
+        piece.append(job)
+        holds += more
+    if piece:
+        yield tuple(piece)

@@ -1,0 +1,160 @@
+"""Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from bilinear.errors import ConfigError, ResultsError
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import sweep_cost
+from bilinear.experiment.record import Finished, Job, Progress
+from bilinear.experiment.study import Study
+from bilinear.results.folder import Folder, open_folder
+from bilinear.results.study_results import (
+    StudyResults,
+    begin_study,
+    cell_folder,
+    finish_study,
+    is_study,
+)
+from bilinear.results.sweep_results import Results
+from bilinear.results.writer import ResultsWriter
+from bilinear.training.backend import Backend, Work, environment
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Models an earlier run of the same sweep left in the folder, as rows of the table."""
+
+    rows: list[dict[str, Any]]
+
+
+def fresh_folder(study: Study, parent: Path = Path("runs")) -> Path:
+    """Name a folder that is not there yet, by what is trained and when."""
+    what = "study" if len(study) > 1 else f"p{study.cells[0].p}"
+    stem = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, n = parent / stem, 1
+    while path.exists():
+        n += 1
+        path = parent / f"{stem}-{n}"
+    return path
+
+
+def latest_folder(study: Study, parent: Path = Path("runs")) -> Path:
+    """Find the folder of the last run of `study`; raises ConfigError if there is none."""
+    for path in sorted(parent.iterdir() if parent.is_dir() else [], reverse=True):
+        try:
+            if _study_of(path) == study:
+                return path
+        except (ConfigError, OSError):
+            continue
+    raise ConfigError(f"resume: no folder under {parent} holds a run of these settings")
+
+
+def _study_of(path: Path) -> Study:
+    if is_study(path):
+        return Study.from_json((path / "study.json").read_text())
+    return Study((SweepConfig.from_json((path / "config.json").read_text()),))
+
+
+def run_sweep(
+    config: SweepConfig,
+    backend: Backend,
+    out: str | os.PathLike[str],
+    on_event: Callable[[Resumed | Progress | Finished], None] = lambda event: None,
+) -> Results:
+    """Train every model of `config` that `out` does not hold yet, and finish the folder.
+
+    A run that was killed goes on where it stopped, and the folder ends with the same bits: models
+    that were in training begin again from their seeds, or on a GPU from their last checkpoint.
+    Raises ConfigError if `out` belongs to another config or backend, ResultsError if a file in it
+    is damaged, OSError if it can't be written.
+    """
+    folder = open_folder(out)
+    _run([(config, folder)], backend, lambda index, event: on_event(event))
+    return Results(folder)
+
+
+def run_study(
+    study: Study,
+    backend: Backend,
+    out: str | os.PathLike[str],
+    on_event: Callable[[int, Resumed | Progress | Finished], None] = lambda index, event: None,
+) -> StudyResults:
+    """Train what `out` does not hold yet of every cell, and finish the folder.
+
+    Events come with the index of their cell. Killed and started again it goes on, as `run_sweep`
+    does, and raises what that raises.
+    """
+    folder = open_folder(out)
+    begin_study(folder, study)
+    _run([(cell, cell_folder(folder, cell)) for cell in study], backend, on_event)
+    return finish_study(folder)
+
+
+def _run(
+    cells: Sequence[tuple[SweepConfig, Folder]],
+    backend: Backend,
+    on_event: Callable[[int, Resumed | Progress | Finished], None],
+) -> None:
+    """Fill each cell's folder; one is finished as soon as its last model has ended."""
+    writers = [ResultsWriter(out, config, environment(backend)) for config, out in cells]
+    work: list[Work] = []
+    for index, writer in enumerate(writers):
+        done = set(writer.there.jobs)
+        if done:
+            on_event(index, Resumed(writer.there.rows()))
+        jobs = [job for job in map(Job._make, writer.config.jobs) if job not in done]
+        here = writer.folder.path
+        work.append(Work(writer.config, jobs, None if here is None else here / "in-training"))
+    left = [len(w.jobs) for w in work]
+    for index, writer in enumerate(writers):
+        if not left[index]:
+            writer.finish()
+    holding: set[int] = set()
+    try:
+        with closing(backend.train(work)) as events:  # type: ignore[type-var]
+            for index, event in events:
+                if isinstance(event, Finished):
+                    writers[index].write_model(event)
+                    left[index] -= 1
+                    if not left[index]:
+                        writers[index].finish()
+                _settle(writers, holding, index)
+                on_event(index, event)
+    except BaseException:
+        # What stopped the run is what to tell, not that these could not be written either.
+        with suppress(OSError, ResultsError):
+            for index in holding:
+                writers[index].settle(now=True)
+        raise
+
+
+def _settle(writers: Sequence[ResultsWriter], holding: set[int], latest: int) -> None:
+    """Have models written that were held long enough, whichever cell the event was of."""
+    holding.add(latest)
+    for index in list(holding):
+        writers[index].settle()
+        if not writers[index].holds:
+            holding.discard(index)
+
+
+def check_space(study: Study, out: str | os.PathLike[str]) -> None:
+    """Raise ConfigError before anything is written if a folder of this machine would not fit."""
+    path = open_folder(out).path
+    if path is None:
+        return
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    needed = sum(sweep_cost(cell).disk_bytes for cell in study)
+    if needed > free:
+        raise ConfigError(
+            f"out: expected {decimal(needed)} of space for {str(out)!r}, got {decimal(free)}"
+        )

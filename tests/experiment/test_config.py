@@ -1,0 +1,85 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bilinear.errors import ConfigError
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.schedule import SHAPES, Schedule
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"p": 1}, "p: expected an integer ≥ 2, got 1"),
+    ({"widths": (4, 0)}, "widths: expected an integer ≥ 1, got 0"),
+    ({"widths": ()}, "widths: expected at least one"),
+    ({"widths": (4, 5, 4)}, r"widths: expected each once, got \[4\]"),
+    ({"seeds": ()}, "seeds: expected at least one"),
+    ({"train_frac": 0.0}, "train fraction: expected 0 < fraction < 1, got 0.0"),
+    ({"train_frac": 1.0}, "train fraction"),
+    ({"train_frac": float("nan")}, "train fraction"),
+    ({"p": 2, "remainders": (), "train_frac": 0.1}, "train fraction: 0.1 of 4 pairs is none"),
+    ({"steps": 0}, "steps: expected an integer ≥ 1"),
+    ({"batch_size": 3073}, "batch size: expected full, or 1 to 3072"),
+    ({"betas": (0.9, 1.0)}, "beta2: expected 0 ≤ beta2 < 1, got 1.0"),
+    ({"eps": 0.0}, "eps: expected a number > 0"),
+    ({"init_scale": float("inf")}, "init_scale"),
+    ({"goal": "train"}, "goal: expected full or val, got 'train'"),
+    ({"remainders": (64,)}, "remainders: expected an integer from 0 to 63, got 64"),
+    ({"precision": "bf16"}, "precision"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SweepConfig(**settings)
+
+
+@given(
+    st.integers(2, 200),
+    st.lists(st.integers(1, 99), min_size=1, unique=True),
+    st.floats(0.3, 0.9),
+    st.floats(1e-6, 1),
+)
+def test_json_round_trip(p: int, widths: list[int], train_frac: float, lr: float) -> None:
+    config = SweepConfig(
+        p=p, widths=tuple(widths), train_frac=train_frac, lr=Schedule(lr, lr), remainders=(0,)
+    )
+    assert SweepConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"p": 64, "colour": 3}', '{"p": 1}'])
+def test_json_that_is_no_config(text: str) -> None:
+    with pytest.raises(ConfigError):
+        SweepConfig.from_json(text)
+
+
+def test_differences_name_both_values() -> None:
+    other = SweepConfig(p=59, remainders=(0,))
+    assert SweepConfig(remainders=(0,)).differences(other) == ["p: 64 here, 59 there"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_schedule_goes_from_start_to_end(shape: str) -> None:
+    schedule = Schedule(0.5, 0.5 if shape == "constant" else 0.1, shape)
+    values = schedule.values(101)
+    assert values[0].item() == pytest.approx(schedule.start)
+    assert values[-1].item() == pytest.approx(schedule.end)
+    assert (values.diff() <= 0).all()
+    middle = {"constant": 0.5, "linear": 0.3, "cosine": 0.3, "exponential": 0.05**0.5}[shape]
+    assert values[50].item() == pytest.approx(middle)
+    assert len(schedule.values(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.1, 0.1, "square"), "expected one of constant, linear"),
+        ((-1.0, -1.0), "start: expected a number ≥ 0"),
+        ((0.1, 0.2), "constant one cannot go"),
+        ((0.1, 0.0, "exponential"), "cannot start or end at 0"),
+    ],
+)
+def test_bad_schedules(arguments: tuple, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Schedule(*arguments)

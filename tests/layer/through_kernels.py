@@ -1,0 +1,173 @@
+"""The layer's Function on the Triton kernels themselves, on the CPU by Triton's interpreter.
+
+Not collected by name: `test_through_kernels.py` runs it in a process of its own, since Triton
+reads TRITON_INTERPRET once, when a kernel is decorated.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bilinear import Bilinear, explain
+from bilinear.kernels import dispatch, dual, mlp, pointwise
+from bilinear.layer import custom_ops as ops
+from bilinear.layer import eager as composed
+from bilinear.layer import select as paths
+from bilinear.layer.functional import bilinear, bilinear_mlp
+
+# Triton's interpreter reads one-element arrays in a way that NumPy is about to stop taking.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+PATHS = ["mlp", "dual", "pointwise"]
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every path the dispatch table could name, whatever it names at these sizes."""
+    wanted: str = request.param
+
+    def choose(op: str, *_: Any) -> dispatch.Plan:
+        alone = op.startswith("bilinear") and wanted == "mlp"
+        return dispatch.Plan("dual" if alone else wanted, None, "told so by a test")
+
+    monkeypatch.setattr(dispatch, "choose", choose)
+    torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
+    yield wanted
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(m: int, d_in: int, d: int, d_out: int, bias: bool) -> list[Tensor | None]:
+    shapes = ((m, d_in), (2 * d, d_in), (d_out, d), (2 * d,), (d_out,))
+    return [
+        None if len(s) == 1 and not bias else torch.randn(s, dtype=torch.float64).requires_grad_()
+        for s in shapes
+    ]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradcheck_goes_through_the_kernels(
+    path: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: set[str] = set()
+    for module in (dual, mlp, pointwise):
+        for name in dir(module):
+            launcher = getattr(module, name)
+            if name.endswith(("forward", "backward", "_input", "_weight")):
+                monkeypatch.setattr(module, name, _noting(ran, name, launcher))
+    given = inputs(3, 4, 2, 3, True)
+
+    def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return bilinear(x, weight, bias, recompute=recompute)
+
+    def whole(*given: Tensor) -> Tensor:
+        return bilinear_mlp(*given, recompute=recompute)
+
+    arguments = (given[0], given[1], given[3])
+    assert torch.autograd.gradcheck(layer, arguments, fast_mode=True)
+    assert torch.autograd.gradcheck(whole, tuple(given), fast_mode=True)
+    assert torch.autograd.gradgradcheck(whole, tuple(given), fast_mode=True)
+    backward = {"dual": "dual_backward" if recompute else "dual_backward_weight"}
+    assert f"{path}_forward".replace("pointwise", "product") in ran
+    assert backward.get(path, f"{path}_backward".replace("pointwise", "product")) in ran
+
+
+def _noting(ran: set[str], name: str, launcher: Any) -> Any:
+    def noted(*arguments: Any, **options: Any) -> Any:
+        ran.add(name)
+        return launcher(*arguments, **options)
+
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("m", "d_in", "d", "d_out"), [(17, 3, 1, 1), (65, 17, 33, 5), (1, 1, 3, 2)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_equal_to_the_composition(
+    path: str, m: int, d_in: int, d: int, d_out: int, bias: bool, recompute: bool
+) -> None:
+    given = inputs(m, d_in, d, d_out, bias)
+    wanted = [tensor for tensor in given if tensor is not None]
+    upstream = torch.randn(m, d_out, dtype=torch.float64)
+    got, want = bilinear_mlp(*given, recompute=recompute), composed.bilinear_mlp(*given)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(
+        torch.autograd.grad(got, wanted, upstream),
+        torch.autograd.grad(want, wanted, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_subset_of_gradients(path: str) -> None:
+    given = inputs(9, 5, 3, 4, True)
+    want = torch.autograd.grad(composed.bilinear_mlp(*given).sum(), given)
+    for wanted in ([0], [1], [2], [3], [4], [0, 3], [1, 2]):
+        some = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(given)]  # type: ignore[union-attr]
+        got = torch.autograd.grad(bilinear_mlp(*some).sum(), [some[i] for i in wanted])
+        for i, gradient in zip(wanted, got, strict=True):
+            torch.testing.assert_close(gradient, want[i])
+
+
+def test_no_rows(path: str) -> None:
+    given = inputs(0, 5, 3, 4, True)
+    gradients = torch.autograd.grad(bilinear_mlp(*given).sum(), given)
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+    assert bilinear(given[0], given[1]).shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_opcheck_on_the_kernels(path: str) -> None:
+    x, weight, w_p, b, b_p = (t.detach() for t in inputs(5, 6, 4, 3, True) if t is not None)
+    dh, dout, lr = (
+        torch.randn(5, 4).double(),
+        torch.randn(5, 3).double(),
+        torch.randn(5, 8).double(),
+    )
+    checks = ("test_schema", "test_faketensor")
+    for op, arguments in (
+        (ops.forward, (x, weight, b)),
+        (ops.forward_keep, (x, weight, b)),
+        (ops.backward, (dh, x, weight, b, lr, [True] * 3)),
+        (ops.backward, (dh, x, weight, b, None, [True] * 3)),
+        (ops.mlp_forward, (x, weight, w_p, b, b_p)),
+        (ops.mlp_forward_keep, (x, weight, w_p, b, b_p)),
+        (ops.mlp_backward, (dout, x, weight, w_p, b, lr, [True] * 5)),
+        (ops.mlp_backward, (dout, x, weight, w_p, b, None, [True] * 5)),
+    ):
+        torch.library.opcheck(op, arguments, test_utils=checks)
+
+
+def test_the_table_decides_and_explain_tells() -> None:
+    layer = Bilinear(6, 4)
+    plan = paths.plan("bilinear_forward", 64, 6, 4, None, torch.float32, torch.device("cpu"))
+    told = explain(layer, rows=64).choices[0]
+    assert (told.path, told.config, told.reason) == (plan.path, plan.config, plan.reason)
+    x = torch.randn(64, 6)
+    torch.testing.assert_close(layer(x), composed.bilinear(x, layer.weight, None))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_mlp_saves_what_the_table_says(path: str) -> None:
+    given = inputs(5, 6, 4, 3, True)
+    compiled = torch.compile(bilinear_mlp, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(*given).sum(), given)
+    want = torch.autograd.grad(composed.bilinear_mlp(*given).sum(), given)
+    torch.testing.assert_close(got, want)
+    torch.compiler.reset()
+
+
+def test_saved_on_the_one_kernel_path(path: str) -> None:
+    saved: set[int] = set()
+    given = inputs(30, 6, 4, 3, True)
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.add(tensor.shape[1] if tensor.dim() == 2 and tensor.shape[0] == 30 else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        bilinear_mlp(*given)
+    assert saved - {0} == ({6} if path == "mlp" else {6, 8})

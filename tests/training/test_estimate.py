@@ -1,0 +1,221 @@
+"""How long training takes, told before it does."""
+
+import heapq
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bilinear.cli.commands import build_parser, study_from
+from bilinear.cli.report import print_plan
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import work_of_step
+from bilinear.experiment.schedule import Schedule
+from bilinear.training.choose import choose_for
+from bilinear.training.forecast.calibration import Calibration, Curve
+from bilinear.training.forecast.estimate import (
+    Estimate,
+    Load,
+    comparison,
+    duration,
+    estimate,
+    whole,
+)
+from bilinear.training.forecast.expected_steps import expected_steps, known
+
+RATE = 1e9  # FLOP a second: a curve through the origin says so everywhere
+MODULI = (5, 64)
+
+
+def rate(at_once: int = 1, devices: int = 1) -> Calibration:
+    curves = [Curve(p, ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE))) for p in MODULI]
+    return Calibration(at_once, "an abacus", {0: curves}, 1, 0, devices=devices)
+
+
+def in_a_queue(seconds: list[float], lanes: int) -> float:
+    """When the last model ends, each begun in this order when a lane is free."""
+    ends = [0.0] * lanes
+    for one in seconds:
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
+
+
+models = st.lists(st.integers(1, 80), min_size=1, max_size=40)
+lanes = st.tuples(st.integers(1, 4), st.integers(1, 20))
+
+
+@given(models, lanes, st.randoms())
+def test_at_most_bounds_a_queue_in_any_order(
+    widths: list[int], lanes: tuple[int, int], rng
+) -> None:
+    at_once, devices = lanes
+    config = SweepConfig()
+    found = estimate(rate(at_once), [(config, widths)])
+    seconds = [config.steps * work_of_step(config, d) / RATE for d in widths]
+    rng.shuffle(seconds)
+    taken = in_a_queue(seconds, at_once * devices)
+    assert taken <= found.at_most(devices) * (1 + 1e-9)
+    assert found.at_most(devices) < 2 * taken * (1 + 1e-9)
+    assert found.most.longest == pytest.approx(max(seconds))
+    assert found.most.total == pytest.approx(sum(seconds))
+
+
+@given(models, lanes)
+def test_about_is_less_and_never_below_the_longest(
+    widths: list[int], lanes: tuple[int, int]
+) -> None:
+    at_once, devices = lanes
+    config = SweepConfig()
+    found = estimate(rate(at_once), [(config, widths)])
+    about, more = found.about(devices), found.about(devices + 1)
+    assert about is not None
+    assert more is not None
+    seconds = [expected_steps(config, d) * work_of_step(config, d) / RATE for d in widths]
+    assert max(seconds) * (1 - 1e-9) <= more <= about <= found.at_most(devices) * (1 + 1e-9)
+    assert about == pytest.approx(max(sum(seconds) / (at_once * devices), max(seconds)))
+    assert found.at_most(devices + 1) <= found.at_most(devices)
+    assert found.at_most(10**9) == pytest.approx(found.most.longest)
+
+
+def test_all_models_of_all_cells() -> None:
+    cells = [
+        SweepConfig(widths=(3, 2), seeds=(0, 5, 6)),
+        SweepConfig(p=59, widths=(4,), remainders=()),
+    ]
+    assert [(c.p, list(widths)) for c, widths in whole(cells)] == [
+        (64, [3, 3, 3, 2, 2, 2]),
+        (59, [4]),
+    ]
+
+
+def test_nothing_to_do_takes_no_time() -> None:
+    found = estimate(rate(), [(SweepConfig(), [])])
+    assert (found.at_most(), found.about()) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SweepConfig(steps=100),
+        SweepConfig(lr=Schedule(0.01, 0.01, "constant")),
+        SweepConfig(train_frac=0.5),
+        SweepConfig(p=97, widths=(9,)),
+        SweepConfig(batch_size=64),
+        SweepConfig(goal="val"),
+    ],
+)
+def test_of_another_recipe_nothing_is_known(other: SweepConfig) -> None:
+    assert known(SweepConfig())
+    assert not known(other)
+    assert expected_steps(other, 16) == other.steps
+    found = estimate(
+        Calibration(1, "", {other.batch_size: [Curve(64, ((1.0, 1e-9),))]}, 1, 0), [(other, [9])]
+    )
+    assert found.about() is None
+    assert found.at_most() == pytest.approx(other.steps * work_of_step(other, 9) * 1e-9)
+
+
+@pytest.mark.parametrize("p", [64, 59])
+def test_models_stop_sooner_the_wider_they_are(p: int) -> None:
+    config = SweepConfig(p=p, widths=(1,), remainders=())
+    steps = [expected_steps(config, d) for d in range(1, 65)]
+    assert steps[:6] == [config.steps] * 6
+    assert all(0 < s <= config.steps for s in steps)
+    assert steps[31] < steps[17] < steps[15] < steps[12] <= config.steps
+    later = [expected_steps(replace(config, hold=20), d) for d in range(1, 65)]
+    assert later[63] == pytest.approx(steps[63] + 100, rel=0.01)
+
+
+def test_odd_moduli_take_longer() -> None:
+    odd, even = (SweepConfig(p=p, widths=(1,), remainders=()) for p in (61, 62))
+    longer = [expected_steps(odd, d) - expected_steps(even, d) for d in range(12, 30)]
+    assert sum(longer) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0123, "0.012 s"),
+        (9.94, "9.9 s"),
+        (14.2, "14 s"),
+        (119, "119 s"),
+        (121, "2 min"),
+        (7300, "2 h"),
+        (172_900, "2 days"),
+        (864e5, "1,000 days"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_comparisons() -> None:
+    found = Estimate(2, Load(200.0, 10.0), Load(40.0, 1.0))
+    assert comparison(found, 30) == "estimated about 20 s (at most 105 s), took 30 s: 50% more"
+    assert comparison(found, 4, 4) == "estimated about 5 s (at most 34 s), took 4 s: 20% less"
+    only = Estimate(1, Load(200.0, 10.0), None)
+    assert comparison(only, 50) == "estimated at most 3 min, took 50 s: 25% of it"
+
+
+def plan(*arguments: str, calibration: Calibration | None) -> list[str]:
+    study = study_from(build_parser().parse_args(["--fused", *arguments]))
+    console = Console(width=100, highlight=False)
+    with console.capture() as said:
+        print_plan(console, study, "out", choose_for(study.cells, fused=True), calibration)
+    return said.get().splitlines()
+
+
+def rows(lines: list[str]) -> dict[int, list[str]]:
+    at = next(i for i, line in enumerate(lines) if line.split()[:2] == ["devices", "about"])
+    table = [line.rstrip() for line in lines[at + 1 :] if line.split()[0].isdigit()]
+    return {int(line.split()[0]): line.split(maxsplit=1)[1].split("  ") for line in table}
+
+
+def cells_of(row: list[str]) -> list[str]:
+    return [text.strip() for text in row if text.strip()]
+
+
+def test_the_plan_of_a_sweep() -> None:
+    lines = plan(calibration=rate(2))
+    text = "\n".join(lines)
+    assert "15.38·10¹²" in text
+    assert "0.4 MB a model in training" in text
+    assert "25.8 MB at most, in out" in text
+    assert "2 models at once" in text
+    assert "an abacus; rate measured now" in text
+    found = estimate(rate(2), whole([SweepConfig()]))
+    assert {n: cells_of(row) for n, row in rows(lines).items()} == {
+        n: [duration(found.about(n) or 0), duration(found.at_most(n))] for n in (1, 8, 64)
+    }
+    assert (found.at_most() * 2 - found.most.longest) * RATE == pytest.approx(
+        sum(6000 * work_of_step(SweepConfig(), d) for d in range(1, 65)), rel=0.01
+    )
+
+
+def test_the_plan_of_a_study_on_a_cluster() -> None:
+    study = ("--p", "59,64", "--train-frac", "0.5,0.75", "--seeds", "2")
+    lines = plan(*study, calibration=rate(1, devices=12))
+    text = "\n".join(lines)
+    assert "P 59, 64; share of pairs trained on 0.5, 0.75" in text
+    assert f"4 cells, {(59 + 64) * 4} models" in text
+    cells = [
+        SweepConfig(p=p, widths=tuple(range(1, p + 1)), train_frac=f, seeds=(0, 1), remainders=())
+        for p in (59, 64)
+        for f in (0.5, 0.75)
+    ]
+    found = estimate(rate(), whole(cells))
+    shown = {n: cells_of(row) for n, row in rows(lines).items()}
+    assert list(shown) == [1, 8, 12, 64]
+    for n, row in shown.items():
+        assert row[:2] == [duration(found.about(n) or 0), duration(found.at_most(n))]
+    assert shown[12][2] == "all there are now"
+    assert "one model at a time" in text
+
+
+def test_the_plan_without_a_rate_or_a_known_recipe() -> None:
+    assert "time  unknown" in plan(calibration=None)[-1]
+    lines = plan("--steps", "50", calibration=rate())
+    assert cells_of(rows(lines)[8])[0] == "—"
+    assert "no runs of a recipe like this" in lines[-1]

@@ -1,0 +1,148 @@
+"""The GPU's training backend: here under Triton's interpreter, and the same bodies on a GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bilinear.errors import ResultsError
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Finished, Job, Progress
+from bilinear.experiment.schedule import Schedule
+from bilinear.kernels.grid_torch import TorchGridModel
+from bilinear.kernels.grid_triton import bytes_a_model
+from bilinear.reading.interactions import interaction_matrices
+from bilinear.results.checkpoint import Checkpoint
+from bilinear.results.sweep_results import load_results
+from bilinear.training.backend import Backend, train
+from bilinear.training import gpu
+from bilinear.training.choose import choose
+from bilinear.training.cpu import CpuBackend
+from bilinear.training.gpu import GpuBackend, _waves, recipe_of
+from bilinear.training.run import run_sweep
+
+SMALL = SweepConfig(
+    p=5, widths=(9, 17, 1), seeds=(0, 4), steps=24, eval_every=5, hold=2, remainders=(0, 3),
+    lr=Schedule(0.05, 0.05), weight_decay=Schedule(0.1, 0.1),
+)  # fmt: skip
+HERE = [
+    pytest.param(torch.device("cuda"), marks=pytest.mark.gpu),
+    pytest.param(
+        torch.device("cpu"),
+        marks=pytest.mark.skipif(
+            torch.cuda.is_available(), reason="kernels are compiled for the GPU in this run"
+        ),
+    ),
+]
+
+
+def trained(backend: Backend, config: SweepConfig) -> dict[Job, Finished]:
+    events = list(train(backend, config))
+    ended = [event for event in events if isinstance(event, Finished)]
+    assert len(ended) == len({event.job for event in ended}) == len(config.jobs)
+    assert all(isinstance(event, Progress | Finished) for event in events)
+    return {event.job: event for event in ended}
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_it_trains_what_the_cpu_trains(device: torch.device) -> None:
+    ours = trained(GpuBackend(device, "test", memory=2**30), SMALL)
+    theirs = trained(CpuBackend(TorchGridModel, 1, "torch-cpu", "test"), SMALL)
+    for job, model in ours.items():
+        a, b = model.record.evaluations, theirs[job].record.evaluations
+        assert [e.step for e in a] == [e.step for e in b]
+        for x, y in zip(a, b, strict=True):
+            assert x.train_loss == pytest.approx(y.train_loss, rel=1e-4, abs=1e-7)
+            assert x.val_loss == pytest.approx(y.val_loss, rel=1e-4, abs=1e-7)
+        for name in ("w_l", "w_r", "w_p"):
+            mine, other = getattr(model, name), getattr(theirs[job], name)
+            assert mine.shape == other.shape
+            assert (mine - other).norm() / other.norm() < 1e-3
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_bits_do_not_depend_on_waves_or_company(device: torch.device) -> None:
+    config = SweepConfig(**vars(SMALL) | {"steps": 7, "widths": (3, 17)})
+    together = trained(GpuBackend(device, "test", memory=2**30), config)
+    apart = trained(GpuBackend(device, "test", memory=1), config)
+    for job, model in together.items():
+        assert model.record.evaluations == apart[job].record.evaluations
+        assert torch.equal(model.w_l, apart[job].w_l)
+        assert torch.equal(model.w_p, apart[job].w_p)
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_a_folder_of_its_results(device: torch.device, tmp_path: Path) -> None:
+    config = SweepConfig(**vars(SMALL) | {"steps": 3, "widths": (4, 2), "seeds": (1,)})
+    run_sweep(config, GpuBackend(device, "test", memory=2**30), tmp_path / "run")
+    results = load_results(tmp_path / "run")
+    assert sorted(results.table.d_hidden) == [2, 4]
+    for d in (2, 4):
+        weight = results.models[d, 1]["bi_linear.weight"]
+        expected = interaction_matrices(
+            *weight.chunk(2), results.models[d, 1]["projection.weight"], (0, 3)
+        )
+        torch.testing.assert_close(results.interactions[d, 1], expected)
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_a_stopped_run_goes_on_from_its_checkpoint(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SweepConfig(**vars(SMALL) | {"steps": 20, "widths": (3, 17), "seeds": (0,)})
+    jobs = [Job(*job) for job in config.jobs]
+    whole = trained(GpuBackend(device, "test", memory=2**30), config)
+    monkeypatch.setattr(gpu, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(gpu, "_LAUNCH_SECONDS", 0.0)
+    monkeypatch.setattr(gpu, "_FIRST_QUANTUM", 2)
+    scratch = tmp_path / "in-training"
+    events = train(GpuBackend(device, "test", memory=2**30), config, jobs, scratch)
+    for event in events:
+        if isinstance(event, Progress) and event.evaluation.step >= 10:
+            break
+    events.close()  # type: ignore[attr-defined]
+    kept = Checkpoint(scratch).read()
+    assert set(kept) == set(jobs)
+    assert all(5 <= state["counters"][0] < 20 for state in kept.values())
+    again = list(train(GpuBackend(device, "test", memory=2**30), config, jobs, scratch))
+    assert not scratch.exists()
+    for event in again:
+        if isinstance(event, Finished):
+            assert event.record.evaluations == whole[event.job].record.evaluations
+            assert torch.equal(event.w_l, whole[event.job].w_l)
+            assert torch.equal(event.w_p, whole[event.job].w_p)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    Checkpoint(tmp_path).write("d016", [Job(3, 0)], {"weights": torch.zeros(1, 2)})
+    assert Checkpoint(tmp_path).read()[Job(3, 0)]["weights"].tolist() == [0, 0]
+    (tmp_path / "d016.safetensors").write_bytes(b"half")
+    with pytest.raises(ResultsError, match=r"d016\.safetensors: damaged"):
+        Checkpoint(tmp_path).read()
+
+
+def test_a_wave_fits_its_room() -> None:
+    recipe = recipe_of(SMALL)
+    jobs = [Job(d, seed) for d in (1, 16, 17) for seed in range(5)]
+    room = 4 * bytes_a_model(recipe, 16)
+    waves = list(_waves(jobs, recipe, room))
+    assert [job for wave in waves for job in wave] == jobs
+    for wave in waves:
+        assert sum(bytes_a_model(recipe, job.d_hidden) for job in wave) <= room
+    assert [len(wave) for wave in _waves(jobs, recipe, 1)] == [1] * 15
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("p", "d"), [(64, 16), (64, 64), (97, 24), (131, 16)])
+@pytest.mark.parametrize(("precision", "rtol"), [("highest", 1e-4), ("high", 2e-3), ("tf32", 5e-2)])
+def test_two_hundred_steps_on_a_gpu(p: int, d: int, precision: str, rtol: float) -> None:
+    config = SweepConfig(
+        p=p, widths=(d,), steps=200, eval_every=10, hold=10**6, remainders=(), precision=precision
+    )
+    on_cpu = choose(
+        SweepConfig(**vars(config) | {"precision": "highest"}), fused=True, device="cpu"
+    )
+    ours = trained(choose(config, fused=True, device="cuda"), config)[Job(d, 0)]
+    theirs = trained(on_cpu, config)[Job(d, 0)]
+    for x, y in zip(ours.record.evaluations, theirs.record.evaluations, strict=True):
+        assert x.train_loss == pytest.approx(y.train_loss, rel=rtol)
