@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from bilinear.layer.fuse import unfuse as unfuse
     from bilinear.layer.modules import Bilinear as Bilinear
     from bilinear.layer.modules import BilinearMLP as BilinearMLP
+    from bilinear.results.open import load_results as load_results
     from bilinear.results.sweep_results import Results as Results
-    from bilinear.results.sweep_results import load_results as load_results
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOME = {
     "explain": "bilinear.layer.explain",
     "functional": "bilinear.functional",
     "fuse": "bilinear.layer.fuse",
-    "load_results": "bilinear.results.sweep_results",
+    "load_results": "bilinear.results.open",
     "unfuse": "bilinear.layer.fuse",
 }
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.placement_types import Placement
 
-from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer.modules import Bilinear, BilinearMLP, has_hooks
 
 

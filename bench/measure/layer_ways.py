@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.measure import peers
 from bench.measure.contest import Contestants
-from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.functional import bilinear, bilinear_mlp
 
 FUSED: dict[str, peers.Layer] = {"layer": bilinear, "mlp": bilinear_mlp}
 OURS = ("fused", "recompute")

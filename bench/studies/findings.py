@@ -21,7 +21,8 @@ from bilinear.reading.fourier import (
     used_frequencies,
 )
 from bilinear.reading.interactions import logit_table, table_accuracy
-from bilinear.results.sweep_results import Results, load_results
+from bilinear.results.open import load_results
+from bilinear.results.sweep_results import Results
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, RESULTS = DOCS / "findings.md", DOCS / "findings" / "results"

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from bench.measure.environment import RESULTS, write_result
 from bilinear.errors import ConfigError
 from bilinear.results.frontier import frontier
-from bilinear.results.sweep_results import Results, load_results
+from bilinear.results.open import load_results
+from bilinear.results.sweep_results import Results
 
 _OWN = ("widths", "seeds", "remainders")  # settings in which the folders may differ
 

@@ -24,7 +24,7 @@ from bench.measure.environment import write_result
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Finished, Job, Record
 from bilinear.results.folder import open_folder
-from bilinear.results.sweep_results import load_results
+from bilinear.results.open import load_results
 from bilinear.results.writer import ResultsWriter
 
 READ = """

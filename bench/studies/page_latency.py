@@ -20,7 +20,7 @@ from selenium import webdriver
 
 from bench.measure.environment import write_result
 from bilinear.page.write import write_page
-from bilinear.results.sweep_results import load_results
+from bilinear.results.open import load_results
 
 # One width further at a time. `drawn` ends with the page's own work, `shown` at the frame after
 # the one in which it is painted, so that it holds the wait for both frames, 17 ms each.

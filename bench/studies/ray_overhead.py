@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure.environment import write_result
-from bilinear.results.sweep_results import load_results
+from bilinear.results.open import load_results
 
 STUDY = ("--fused", "--device", "cpu", "--p", "59,64", "--seeds", "3")
 AGENTS_START_SECONDS = 15.0

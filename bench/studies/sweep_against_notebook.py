@@ -20,7 +20,7 @@ import torch
 
 from bench.measure.environment import write_result
 from bilinear.reference import ModelConfig
-from bilinear.results.sweep_results import load_results
+from bilinear.results.open import load_results
 from bilinear.training.notebook_loop import train_notebook
 
 NOTEBOOK_EPOCHS = 36_410  # github.com/loganriggs/tn_4_interp, its logged sweep: 10 of 64 stop early

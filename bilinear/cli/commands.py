@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from bilinear.errors import ConfigError, EngineError, ResultsError
 from bilinear.experiment.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig
 from bilinear.experiment.presets import PRESETS
 from bilinear.experiment.schedule import SHAPES, Schedule
 from bilinear.experiment.study import Study, check_size
+
+if TYPE_CHECKING:
+    from bilinear.results.sweep_results import Results
 
 _Number = TypeVar("_Number", int, float)
 
@@ -294,7 +297,7 @@ def _sweep(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from bilinear.cli import report
-    from bilinear.training.choose import choose_engine
+    from bilinear.training.engine import choose_engine
     from bilinear.training.forecast.calibration import calibrate
     from bilinear.training.run import check_space
 
@@ -373,14 +376,15 @@ def _stopped(out: str) -> int:
     return 130
 
 
-def _one_sweep(path: str) -> Any:
+def _one_sweep(path: str) -> "Results":
     """Open a sweep's folder; a study's is refused, with the way to its cells."""
-    from bilinear.results.study_results import is_study
-    from bilinear.results.sweep_results import load_results
+    from bilinear.results.open import load_results
+    from bilinear.results.study_results import StudyResults
 
-    if is_study(path):
+    results = load_results(path)
+    if isinstance(results, StudyResults):
         raise ConfigError(f"results: expected a sweep, got a study; name a folder in {path}/cells")
-    return load_results(path)
+    return results
 
 
 def _show(argv: Sequence[str]) -> int:
@@ -392,11 +396,11 @@ def _show(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from bilinear.cli import report
-    from bilinear.results.study_results import is_study
-    from bilinear.results.sweep_results import load_results
+    from bilinear.results.open import load_results
+    from bilinear.results.study_results import StudyResults
 
     results = load_results(args.results)
-    if is_study(args.results):
+    if isinstance(results, StudyResults):
         if args.json:
             print(json.dumps(report.study_summary(results)))
         else:

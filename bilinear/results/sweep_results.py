@@ -41,18 +41,6 @@ _INTEGER_COLUMNS = ("step",)
 _ROW_GROUP = 2**16
 
 
-def load_results(where: str | os.PathLike[str]) -> Any:
-    """Open the folder of a sweep or of a study, finished or not, at a path or an fsspec URL.
-
-    Returns a `Results` for a sweep, a `results.study_results.StudyResults` for a study of several
-    cells. Raises ResultsError for anything else.
-    """
-    from bilinear.results.study_results import StudyResults, is_study
-
-    folder = open_folder(where)
-    return StudyResults(folder) if is_study(folder) else Results(folder)
-
-
 class Results:
     """A results folder: `config`, `environment`, `table`, and the models by (d_hidden, seed).
 

@@ -14,7 +14,6 @@ from bilinear.training.cpu import CpuBackend
 from bilinear.training.notebook import ReferenceBackend
 
 DEVICES = ("auto", "cpu", "cuda")
-ENGINES = ("local", "ray")
 
 
 def choose(
@@ -37,28 +36,6 @@ def choose_for(
     """Pick the one backend that trains all cells; raises ConfigError if it can't train each."""
     backends = [choose(cell, fused=fused, device=device, workers=workers) for cell in cells]
     return backends[0]
-
-
-def choose_engine(
-    cells: Sequence[SweepConfig],
-    *,
-    engine: str,
-    fused: bool,
-    device: str = "auto",
-    ray_address: str | None = None,
-) -> Backend:
-    """As `choose_for`, on this machine (engine "local") or on a Ray cluster ("ray")."""
-    if engine not in ENGINES:
-        raise ConfigError(f"engine: expected {', '.join(ENGINES)}, got {engine!r}")
-    if engine == "local":
-        if ray_address is not None:
-            raise ConfigError("ray address: expected with --engine ray alone, got --engine local")
-        return choose_for(cells, fused=fused, device=device)
-    if not fused:
-        raise ConfigError("engine: ray trains with the fused trainer alone; add --fused")
-    from bilinear.training.ray_cluster import RayBackend
-
-    return RayBackend(cells, device=device, address=ray_address)
 
 
 def _reference(config: SweepConfig, device: str) -> Backend:

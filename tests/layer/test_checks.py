@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import custom_ops as ops
 from bilinear.layer import select as paths
-from bilinear.layer.functional import bilinear, bilinear_mlp
 from bilinear.layer.small_calls import is_small
 
 GOOD: dict[str, Any] = {

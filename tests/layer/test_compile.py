@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import eager as composed
 from bilinear.layer import select as paths
 from bilinear.layer import small_calls as small
-from bilinear.layer.functional import bilinear, bilinear_mlp
 from bilinear.layer.modules import BilinearMLP
 
 pytestmark = [

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import eager as composed
 from bilinear.layer import select as paths
 from bilinear.layer import small_calls as small
-from bilinear.layer.functional import bilinear, bilinear_mlp
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # torch's own forward mode still scripts its formulas when first used.

@@ -143,6 +143,6 @@ def test_public_names() -> None:
     for name in ("Bilinear", "BilinearMLP", "fuse", "unfuse", "explain", "functional"):
         assert name in bilinear.__all__
         assert getattr(bilinear, name) is getattr(bilinear, name)
-    assert bilinear.layer.functional is functional
+    assert bilinear.functional is functional
     assert callable(bilinear.fuse)
     assert callable(bilinear.explain)

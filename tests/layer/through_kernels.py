@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bilinear import Bilinear, explain
+from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.kernels import dispatch, dual, mlp, pointwise
 from bilinear.layer import custom_ops as ops
 from bilinear.layer import eager as composed
 from bilinear.layer import select as paths
-from bilinear.layer.functional import bilinear, bilinear_mlp
 
 # Triton's interpreter reads one-element arrays in a way that NumPy is about to stop taking.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")

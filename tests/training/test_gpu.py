@@ -13,9 +13,9 @@ from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.kernels.grid_triton import bytes_a_model
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.results.checkpoint import Checkpoint
-from bilinear.results.sweep_results import load_results
-from bilinear.training.backend import Backend, train
+from bilinear.results.open import load_results
 from bilinear.training import gpu
+from bilinear.training.backend import Backend, train
 from bilinear.training.choose import choose
 from bilinear.training.cpu import CpuBackend
 from bilinear.training.gpu import GpuBackend, _waves, recipe_of

@@ -20,7 +20,8 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Finished, Job
 from bilinear.experiment.study import Study
 from bilinear.training.backend import Work
-from bilinear.training.choose import choose, choose_engine
+from bilinear.training.choose import choose
+from bilinear.training.engine import choose_engine
 from bilinear.training.forecast import hindsight
 from bilinear.training.forecast.calibration import calibrate
 from bilinear.training.run import run_study, run_sweep
@@ -177,7 +178,7 @@ def test_stopped_on_ray_and_resumed_here(two: Nodes, tmp_path: Path) -> None:
 def test_a_chunk_that_kills_its_workers_is_given_up(
     two: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from bilinear.training.choose import ray as engine
+    from bilinear.training import ray_cluster as engine
 
     config = study(seeds=1).cells[0]
     backend = engine.RayBackend([config], address=two.address)
