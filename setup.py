@@ -7,7 +7,11 @@ from setuptools import Extension, find_packages, setup
 setup(
     packages=find_packages(include=["bilinear", "bilinear.*"]),
     package_dir={"bilinear.kernels": "kernels"},
-    package_data={"bilinear.page": ["*.html", "*.css", "*.js"], "bilinear.kernels": ["table.json"]},
+    package_data={
+        "bilinear": ["py.typed"],
+        "bilinear.page": ["*.html", "*.css", "*.js"],
+        "bilinear.kernels": ["table.json"],
+    },
     ext_modules=[
         Extension(
             "bilinear.kernels._grid_cpu",

@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bilinear import functional as functional
+    from bilinear import parallel as parallel
+    from bilinear import plots as plots
+    from bilinear import reading as reading
+    from bilinear import reference as reference
+    from bilinear import widgets as widgets
     from bilinear.experiment.config import SweepConfig as SweepConfig
     from bilinear.layer.explain import explain as explain
     from bilinear.layer.fuse import fuse as fuse
@@ -12,34 +17,47 @@ if TYPE_CHECKING:
     from bilinear.layer.modules import Bilinear as Bilinear
     from bilinear.layer.modules import BilinearMLP as BilinearMLP
     from bilinear.results.open import load_results as load_results
+    from bilinear.results.study_results import StudyResults as StudyResults
     from bilinear.results.sweep_results import Results as Results
 
 __version__ = "0.1.0"
 
 # Public names and where they live: each is imported at its first use, so that `import bilinear`
-# needs neither pandas nor Triton.
+# needs neither PyTorch, pandas nor Triton.
 _HOME = {
     "Bilinear": "bilinear.layer.modules",
     "BilinearMLP": "bilinear.layer.modules",
     "Results": "bilinear.results.sweep_results",
+    "StudyResults": "bilinear.results.study_results",
     "SweepConfig": "bilinear.experiment.config",
     "explain": "bilinear.layer.explain",
     "functional": "bilinear.functional",
     "fuse": "bilinear.layer.fuse",
     "load_results": "bilinear.results.open",
+    "parallel": "bilinear.parallel",
+    "plots": "bilinear.plots",
+    "reading": "bilinear.reading",
+    "reference": "bilinear.reference",
     "unfuse": "bilinear.layer.fuse",
+    "widgets": "bilinear.widgets",
 }
 
 __all__ = [
     "Bilinear",
     "BilinearMLP",
     "Results",
+    "StudyResults",
     "SweepConfig",
     "explain",
     "functional",
     "fuse",
     "load_results",
+    "parallel",
+    "plots",
+    "reading",
+    "reference",
     "unfuse",
+    "widgets",
 ]
 
 
@@ -51,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return [*__all__, "__version__"]

@@ -32,7 +32,7 @@ ALLOWED = {
 
 def files() -> dict[str, Path]:
     """Every module of the library by its dotted name; kernels/ under the name it is imported by."""
-    library = {path: "bilinear" for path in (ROOT / "bilinear").rglob("*.py")}
+    library = dict.fromkeys((ROOT / "bilinear").rglob("*.py"), "bilinear")
     found = {path: path.relative_to(ROOT) for path in library if "kernels" not in path.parts}
     found |= {p: Path("bilinear") / p.relative_to(ROOT) for p in (ROOT / "kernels").glob("*.py")}
     names = {path: ".".join(relative.with_suffix("").parts) for path, relative in found.items()}

@@ -17,7 +17,13 @@ def test_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("bilinear-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bilinear"}
-    for module in ("__init__.py", "sweep.py", "kernels/__init__.py", "kernels/grid_torch.py"):
+    for module in (
+        "__init__.py",
+        "py.typed",
+        "page/page.html",
+        "training/run.py",
+        "kernels/grid_torch.py",
+    ):
         assert f"bilinear/{module}" in names
     assert any(name.startswith("bilinear/kernels/_grid_cpu.") for name in names)
 
@@ -38,7 +44,7 @@ def test_import_is_light() -> None:
         "import sys, bilinear\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'triton'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert bilinear.load_results.__module__ == 'bilinear.results.sweep_results'\n"
+        "assert bilinear.load_results.__module__ == 'bilinear.results.open'\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
