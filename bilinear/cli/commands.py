@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -337,24 +338,17 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
     from bilinear import plots
     from bilinear.cli import report
     from bilinear.cli.progress import Display
-    from bilinear.training.forecast.hindsight import Hindsight
     from bilinear.training.run import run_study, run_sweep
 
-    hindsight = Hindsight(backend, study.cells)
+    started = time.monotonic()
     with Display(study.cells, console) as display:
-
-        def on_event(index: int, event: Any) -> None:
-            hindsight.update(index, event)
-            display(index, event)
-
         results: Any
         if len(study) > 1:
-            results = run_study(study, backend, out, on_event)
+            results = run_study(study, backend, out, display)
         else:
-            results = run_sweep(study.cells[0], backend, out, partial(on_event, 0))
-    said = hindsight.line()
-    if said:
-        console.print(said, soft_wrap=True)
+            results = run_sweep(study.cells[0], backend, out, partial(display, 0))
+    seconds = time.monotonic() - started
+    report.print_hindsight(console, backend, study.cells, display.state.trained, seconds)
     if len(study) > 1:
         report.print_study_summary(console, results)
         plots.save_study(results)

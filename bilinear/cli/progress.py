@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bilinear.cli.durations import duration
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.record import Finished, Job, Progress
@@ -37,6 +38,7 @@ class SweepState:
             for cell, unit in zip(cells, self._unit, strict=True)
         )
         self._ended_cost = 0.0
+        self.trained: list[list[int]] = [[] for _ in cells]
         self._left = [len(cell.widths) * len(cell.seeds) for cell in cells]
         self.steps_ended = 0
 
@@ -63,6 +65,7 @@ class SweepState:
         unit = self._unit[index][job.d_hidden]
         self._open_cost -= unit * self.cells[index].steps
         if here:
+            self.trained[index].append(job.d_hidden)
             self.steps_ended += row["steps"]
             self._ended_cost += unit * row["steps"]
 
@@ -103,27 +106,18 @@ class SweepState:
 
     def line(self) -> str:
         """All of it in one line of text."""
+        left = self.seconds_left()
         parts = [
             f"{self.done}/{self.total} models ended",
             f"{self.perfect} perfect",
             f"smallest width {self.smallest or '—'}",
             f"{len(self.training)} in training",
             f"{self.steps_per_second:,.0f} steps/s",
-            f"at most {_duration(self.seconds_left())} left",
+            f"at most {'?' if left is None else duration(left)} left",
         ]
         if len(self.cells) > 1:
             parts.insert(0, f"{self._left.count(0)}/{len(self.cells)} cells")
         return ", ".join(parts)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def _percent(acc: float | None) -> str:

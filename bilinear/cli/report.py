@@ -1,19 +1,27 @@
 """What a sweep says at its start and its end."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from bilinear.cli.durations import duration
+from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
 from bilinear.experiment.study import AXES, Study
 from bilinear.results.frontier import frontier
 from bilinear.results.study_results import StudyResults
 from bilinear.results.sweep_results import Results
 from bilinear.training.backend import Backend
-from bilinear.training.forecast.calibration import Calibration
-from bilinear.training.forecast.estimate import DEVICES, Estimate, duration, estimate, whole
+from bilinear.training.forecast.calibration import Calibration, calibrate
+from bilinear.training.forecast.estimate import Estimate, estimate, whole
+
+# For so many devices a dry run says how long training takes.
+_DEVICES = (1, 8, 64)
+# Of a shorter run, starting takes a good part, and no estimate counts that.
+_WORTH_SECONDS = 5.0
 
 
 def print_backend(console: Console, backend: Backend) -> None:
@@ -44,14 +52,12 @@ def _print_time(console: Console, found: Estimate, calibration: Calibration) -> 
     one = f"{found.at_once} models at once" if found.at_once > 1 else "one model at a time"
     console.print(f"{'time':>14}  of training; a device is one like this: {one},")
     console.print(f"{place}{calibration.processor}; rate {calibration.source}", soft_wrap=True)
-    for note in calibration.notes:
-        console.print(f"{place}{note}", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("devices", "about", "at most"):
         table.add_column(heading, justify="right")
     table.add_column()
     now = calibration.devices
-    for devices in sorted({*DEVICES, now}):
+    for devices in sorted({*_DEVICES, now}):
         about = found.about(devices)
         table.add_row(
             str(devices),
@@ -67,6 +73,39 @@ def _print_time(console: Console, found: Estimate, calibration: Calibration) -> 
     )
     if found.likely:
         console.print(f"{place}about: they stop where models of the default recipe did")
+
+
+def print_hindsight(
+    console: Console,
+    backend: Backend,
+    cells: Sequence[SweepConfig],
+    trained: Sequence[Sequence[int]],
+    seconds: float,
+) -> None:
+    """Say how far the estimate of a run was off; nothing of a short one.
+
+    `trained` are the widths of the models that this run trained of each cell. Their rate is
+    measured after the run if it never was.
+    """
+    if not any(trained) or seconds < _WORTH_SECONDS:
+        return
+    rate = calibrate(backend, cells)
+    if rate is not None:
+        found = estimate(rate, zip(cells, trained, strict=True))
+        console.print(comparison(found, seconds, rate.devices), soft_wrap=True)
+
+
+def comparison(found: Estimate, seconds: float, devices: int = 1) -> str:
+    """Say in one line how far the estimate for so many devices was off."""
+    about, most = found.about(devices), found.at_most(devices)
+    took = f"took {duration(seconds)}"
+    if about is None:
+        return f"estimated at most {duration(most)}, {took}: {seconds / most:.0%} of it"
+    off = seconds / about - 1
+    return (
+        f"estimated about {duration(about)} (at most {duration(most)}), {took}: "
+        f"{abs(off):.0%} {'more' if off > 0 else 'less'}"
+    )
 
 
 def _what(study: Study) -> dict[str, str]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bilinear.cli.commands import build_parser, study_from
-from bilinear.cli.report import print_plan
+from bilinear.cli.durations import duration
+from bilinear.cli.report import comparison, print_plan
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.schedule import Schedule
@@ -18,8 +19,6 @@ from bilinear.training.forecast.calibration import Calibration, Curve
 from bilinear.training.forecast.estimate import (
     Estimate,
     Load,
-    comparison,
-    duration,
     estimate,
     whole,
 )
@@ -31,7 +30,7 @@ MODULI = (5, 64)
 
 def rate(at_once: int = 1, devices: int = 1) -> Calibration:
     curves = [Curve(p, ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE))) for p in MODULI]
-    return Calibration(at_once, "an abacus", {0: curves}, 1, 0, devices=devices)
+    return Calibration(at_once, "an abacus", {0: curves}, "measured now", devices)
 
 
 def in_a_queue(seconds: list[float], lanes: int) -> float:
@@ -111,7 +110,7 @@ def test_of_another_recipe_nothing_is_known(other: SweepConfig) -> None:
     assert not known(other)
     assert expected_steps(other, 16) == other.steps
     found = estimate(
-        Calibration(1, "", {other.batch_size: [Curve(64, ((1.0, 1e-9),))]}, 1, 0), [(other, [9])]
+        Calibration(1, "", {other.batch_size: [Curve(64, ((1.0, 1e-9),))]}, ""), [(other, [9])]
     )
     assert found.about() is None
     assert found.at_most() == pytest.approx(other.steps * work_of_step(other, 9) * 1e-9)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import bilinear
+from bilinear.cli import report
 from bilinear.cli.commands import main
 from bilinear.errors import ConfigError, EngineError
 from bilinear.experiment.config import SweepConfig
@@ -22,7 +23,6 @@ from bilinear.experiment.study import Study
 from bilinear.training.backend import Work
 from bilinear.training.choose import choose
 from bilinear.training.engine import choose_engine
-from bilinear.training.forecast import hindsight
 from bilinear.training.forecast.calibration import calibrate
 from bilinear.training.run import run_study, run_sweep
 
@@ -296,7 +296,7 @@ def test_the_rate_is_measured_on_a_node(
 def test_dry_run_and_hindsight_count_the_cluster(
     two: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hindsight, "_WORTH_SECONDS", 0)
+    monkeypatch.setattr(report, "_WORTH_SECONDS", 0)
     run = [*QUICK, "--engine", "ray", "--ray-address", two.address, "--out", str(tmp_path / "out")]
     assert main([*run, "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()

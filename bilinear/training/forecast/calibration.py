@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 import bilinear
@@ -19,7 +19,8 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.record import Finished, Job
 from bilinear.training.backend import Backend, Work
-from bilinear.training.forecast.rate_cache import CalibrationCache, Points, cache_folder
+from bilinear.training.forecast import rate_cache
+from bilinear.training.forecast.rate_cache import Points
 
 # What a whole calibration may take; a width is measured for _MEASURED_SECONDS of it.
 BUDGET_SECONDS = 2.0
@@ -44,30 +45,22 @@ class Curve:
 
     def seconds(self, work: float) -> float:
         """Seconds of one step of so much work: between points linear, outside proportional."""
-        first, last = self.points[0], self.points[-1]
-        if work <= first[0] or work >= last[0]:
-            of, seconds = first if work <= first[0] else last
-            return seconds * work / of
-        for (w0, s0), (w1, s1) in pairwise(self.points):
-            if work <= w1:
-                return s0 + (s1 - s0) * (work - w0) / (w1 - w0)
-        raise AssertionError("unreachable: points rise")
+        works, seconds = zip(*self.points, strict=True)
+        inside = min(max(work, works[0]), works[-1])
+        return float(np.interp(inside, works, seconds)) * work / inside
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Curves of one device by batch size and modulus, and where they came from.
+    """Curves by batch size, of a `processor` that trains `at_once` models at a time.
 
-    The device is a `processor` that trains `at_once` models at a time; the backend has `devices`
-    of them.
+    The backend has `devices` of them. `source` says whether the curves are fresh.
     """
 
     at_once: int
     processor: str
     curves: dict[int, list[Curve]]
-    measured: int
-    cached: int
-    notes: tuple[str, ...] = ()
+    source: str
     devices: int = 1
 
     def step_seconds(self, config: SweepConfig, d_hidden: int) -> float:
@@ -77,20 +70,9 @@ class Calibration:
         """
         work = work_of_step(config, d_hidden)
         curves = sorted(self.curves[config.batch_size], key=lambda curve: curve.p)
-        below = [curve for curve in curves if curve.p <= config.p] or curves[:1]
-        above = [curve for curve in curves if curve.p >= config.p] or curves[-1:]
-        low, high = below[-1], above[0]
-        if low.p == high.p:
-            return low.seconds(work)
-        t = math.log(config.p / low.p) / math.log(high.p / low.p)
-        return low.seconds(work) ** (1 - t) * high.seconds(work) ** t
-
-    @property
-    def source(self) -> str:
-        """Say whether the figures are fresh."""
-        if not self.cached:
-            return "measured now"
-        return "measured before (cached)" if not self.measured else "measured now and before"
+        moduli = [math.log(curve.p) for curve in curves]
+        seconds = [math.log(curve.seconds(work)) for curve in curves]
+        return math.exp(np.interp(math.log(config.p), moduli, seconds))
 
 
 @runtime_checkable
@@ -103,55 +85,31 @@ class TrainsElsewhere(Protocol):
 
 
 def calibrate(
-    backend: Backend,
-    cells: Sequence[SweepConfig],
-    *,
-    folder: Path | None = None,
-    budget_seconds: float = BUDGET_SECONDS,
+    backend: Backend, cells: Sequence[SweepConfig], *, budget_seconds: float = BUDGET_SECONDS
 ) -> Calibration | None:
     """Return the rate at which `backend` trains these cells; None if it takes too long to measure.
 
-    What the cache in `folder` lacks is measured and added to it, one curve for each modulus and
-    batch size, up to four moduli. A cache that can't be read or written is told in `notes`. A
-    backend that trains elsewhere measures there, and `folder` is not used.
+    What the user's cache lacks is measured and added to it: a curve for each batch size and
+    modulus, up to four moduli.
     """
     if isinstance(backend, TrainsElsewhere):
         return backend.calibrate(cells, budget_seconds)
-    cache = CalibrationCache(cache_folder() if folder is None else folder)
-    curves: dict[int, list[Curve]] = {}
-    measured = cached = 0
     deadline = time.monotonic() + budget_seconds
+    curves: dict[int, list[Curve]] = {}
+    sources: set[str] = set()
     for cell in to_measure(cells):
-        key = _key(backend, cell)
-        points = cache.read(key)
+        points, source = rate_cache.read(_key(backend, cell)), "before"
+        if points is None and not ("now" in sources and time.monotonic() > deadline):
+            points, source = _measure(backend, cell, deadline), "now"
+            if points is not None:
+                rate_cache.write(_key(backend, cell), points)
         if points is not None:
-            cached += 1
-        else:
-            if measured and time.monotonic() > deadline - _MEASURED_SECONDS:
-                continue
-            points = _measure(backend, cell, deadline)
-            if points is None:
-                continue
-            measured += 1
-            cache.write(key, points)
-        curve = Curve(cell.p, points)
-        curves.setdefault(cell.batch_size, []).append(curve)
+            sources.add(source)
+            curves.setdefault(cell.batch_size, []).append(Curve(cell.p, points))
     if any(cell.batch_size not in curves for cell in cells):
         return None
-    return Calibration(
-        backend.at_once, processor(backend), curves, measured, cached, tuple(cache.notes)
-    )
-
-
-def is_cached(backend: Backend, cells: Sequence[SweepConfig]) -> bool:
-    """Whether `calibrate` would have nothing to measure, going by the files that are there.
-
-    Of devices elsewhere this machine's files say nothing.
-    """
-    if isinstance(backend, TrainsElsewhere):
-        return False
-    cache = CalibrationCache(cache_folder())
-    return all(cache.has(_key(backend, cell)) for cell in to_measure(cells))
+    source = f"measured {' and '.join(sorted(sources, reverse=True))}"
+    return Calibration(backend.at_once, processor(backend), curves, source)
 
 
 def to_measure(cells: Sequence[SweepConfig]) -> list[SweepConfig]:
@@ -160,10 +118,8 @@ def to_measure(cells: Sequence[SweepConfig]) -> list[SweepConfig]:
     chosen: list[SweepConfig] = []
     for batch in sorted({batch for batch, _ in distinct}):
         moduli = sorted(p for b, p in distinct if b == batch)
-        if len(moduli) > _MODULI:
-            last = len(moduli) - 1
-            moduli = [moduli[round(i * last / (_MODULI - 1))] for i in range(_MODULI)]
-        chosen += [distinct[batch, p] for p in moduli]
+        spread = np.linspace(0, len(moduli) - 1, min(_MODULI, len(moduli))).round().astype(int)
+        chosen += [distinct[batch, moduli[i]] for i in spread]
     return chosen
 
 
@@ -171,17 +127,16 @@ def _measure(backend: Backend, cell: SweepConfig, deadline: float) -> Points | N
     """Train a few widths up to p, as many models at once as the device takes."""
     widths = sorted({1, max(1, cell.p // 4), max(1, cell.p // 2), cell.p})
     widths = [d for d in widths if work_of_step(cell, d) <= _LARGEST_STEP_FLOP]
-    if not widths:
-        return None
-    _timed(backend, cell, widths[0], 1)  # loads and compiles what the first step needs
+    if widths:
+        _timed(backend, cell, widths[0], 1)  # loads and compiles what the first step needs
     points: list[tuple[float, float]] = []
-    slowest = 0.0
     for d in widths:
         if points and time.monotonic() > deadline:
             break
-        slowest = max(slowest, _step_seconds(backend, cell, d, deadline))
-        points.append((work_of_step(cell, d), slowest))
-    return tuple(points)
+        slowest = points[-1][1] if points else 0.0
+        seconds = max(slowest, _step_seconds(backend, cell, d, deadline))
+        points.append((work_of_step(cell, d), seconds))
+    return tuple(points) or None
 
 
 def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: float) -> float:
@@ -190,22 +145,19 @@ def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: 
     while seconds < _MEASURED_SECONDS / 6:  # at first it is mostly starting and ending
         wanted = math.ceil(_MEASURED_SECONDS / 3 / seconds) * steps
         steps, seconds = _timed(backend, cell, d_hidden, wanted)
-    all_seconds = [seconds]
-    while len(all_seconds) < _TIMINGS and time.monotonic() + 2 * seconds < deadline:
-        all_seconds.append(_timed(backend, cell, d_hidden, steps)[1])
-    return statistics.median_low(all_seconds) / steps
+    timings = [seconds]
+    while len(timings) < _TIMINGS and time.monotonic() + 2 * seconds < deadline:
+        timings.append(_timed(backend, cell, d_hidden, steps)[1])
+    return statistics.median_low(timings) / steps
 
 
 def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tuple[int, float]:
-    """Train so many models at once as the device takes; return steps and mean seconds of each.
-
-    Their mean, since in a queue one that ends early makes room for the next.
-    """
+    """Steps and mean seconds of as many models as train at once: who ends makes room."""
     seeds = tuple(range(backend.at_once))
     config = replace(cell, widths=(d_hidden,), seeds=seeds, steps=steps, hold=_NEVER)
     start, taken, seconds = time.perf_counter(), 0, []
-    jobs = [Job(d_hidden, seed) for seed in seeds]
-    with contextlib.closing(backend.train([Work(config, jobs)])) as events:  # type: ignore[type-var]
+    work = Work(config, [Job(d_hidden, seed) for seed in seeds])
+    with contextlib.closing(backend.train([work])) as events:  # type: ignore[type-var]
         for _, event in events:
             if isinstance(event, Finished):
                 taken = event.record.evaluations[-1].step
@@ -215,16 +167,10 @@ def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tu
 
 def _key(backend: Backend, cell: SweepConfig) -> dict[str, str]:
     """All that a curve depends on."""
-    return {
-        "backend": backend.name,
-        "reason": backend.reason,
-        "processor": processor(backend),
-        "at_once": str(backend.at_once),
-        "bilinear": bilinear.__version__,
-        "torch": torch.__version__,
-        "p": str(cell.p),
-        "batch": str(cell.batch_size),
-    }
+    of_backend = {name: str(getattr(backend, name)) for name in ("name", "reason", "at_once")}
+    versions = {"bilinear": bilinear.__version__, "torch": torch.__version__}
+    of_cell = {"p": str(cell.p), "batch": str(cell.batch_size)}
+    return {**of_backend, "processor": processor(backend), **versions, **of_cell}
 
 
 def processor(backend: Backend) -> str:
