@@ -30,12 +30,12 @@ from typing import Any
 
 import torch
 
-from bench.measure import peers, work
+from bench.measure import least_work, peers
 from bench.measure.clock import call_seconds, event_seconds
-from bench.measure.contest import Contestants, take_turns
 from bench.measure.environment import RESULTS, clocks, environment
 from bench.measure.layer_ways import OURS, contestants
 from bench.measure.roofs import Roofs, measure
+from bench.measure.turns import Contestants, take_turns
 from bilinear.kernels import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ class Visit:
 
 def tests(visit: Visit) -> dict[str, Any]:
     """Run the tests marked `gpu`; keep the summary and the failures."""
-    few = ROOT / "tests" / "test_ops.py"
+    few = ROOT / "tests" / "layer" / "test_custom_ops.py"
     return _pytest(visit, "-m", "gpu", str(few if visit.quick else ROOT / "tests"))
 
 
@@ -137,7 +137,7 @@ def layer(visit: Visit) -> dict[str, Any]:
     """Time forward, and forward with backward, of every shape, dtype and number of rows."""
     dispatch.table.cache_clear()  # it may have been written anew
     shapes = SHAPES[1:2] if visit.quick else SHAPES
-    grid = product([64] if visit.quick else ROWS, KINDS, shapes, work.DIRECTIONS)
+    grid = product([64] if visit.quick else ROWS, KINDS, shapes, least_work.DIRECTIONS)
     end = time.perf_counter() + PART_SECONDS - 60
     rows: list[dict[str, Any]] = []
     for m, kind, shape, direction in grid:
@@ -159,7 +159,7 @@ def _layer_row(visit: Visit, m: int, kind: str, shape: tuple, direction: str) ->
     made = contestants(op, (m, d_in, d), there, direction, dtype, device, d_out, sets, absent)
     times = visit.time(made, 0.4)
     torch.set_float32_matmul_precision("highest")
-    least = work.DIRECTIONS[direction](m, d_in, d, d_out, dtype.itemsize)
+    least = least_work.DIRECTIONS[direction](m, d_in, d, d_out, dtype.itemsize)
     for timed in times.values():
         timed["share of the roof"] = visit.roofs.share(
             least.flop, least.moved, timed["median"], kind

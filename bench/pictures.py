@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.measure.contests import AT_THE_ROOF, DEFAULTS, Contest
 from bench.measure.roofs import Roofs
+from bench.verdicts import AT_THE_ROOF, DEFAULTS, Contest
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#707070"
 VERDICTS = {"faster": BLUE, "within the spread": GREY, "slower": ORANGE}

@@ -10,9 +10,9 @@ from statistics import median
 from typing import Any
 
 from bench import pictures
-from bench.measure.contests import Contest, contests
 from bench.measure.environment import RESULTS
 from bench.measure.roofs import Roofs
+from bench.verdicts import Contest, contests
 
 ROOT = RESULTS.parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -263,7 +263,7 @@ def page(results: Path = RESULTS) -> str:
         "",
         "## The sweep, against each peer",
         "",
-        "An epoch of four models: what each contestant does in it is said in bench/bench_sweep.py.",
+        "An epoch of four models; bench/suites/bench_sweep.py says what each contestant does.",
         "",
         *_against_each(_of(timed, "an epoch")),
         "",

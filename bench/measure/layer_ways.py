@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.measure import peers
-from bench.measure.contest import Contestants
+from bench.measure.turns import Contestants
 from bilinear.functional import bilinear, bilinear_mlp
 
 FUSED: dict[str, peers.Layer] = {"layer": bilinear, "mlp": bilinear_mlp}

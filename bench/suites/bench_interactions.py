@@ -3,7 +3,7 @@
 P = 64 (d_in = 128), float32, random weights, every remainder, on all cores. The dense way builds
 each matrix by one einsum and hands it to `torch.linalg.eigh`; at d = 64 both solve 128 × 128.
 
-    pytest bench/bench_interactions.py --benchmark-only
+    pytest bench/suites/bench_interactions.py --benchmark-only
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.measure.contest import Contestants, enter
+from bench.measure.turns import Contestants, enter
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reading.spectra import eigenpairs
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.measure import peers, work
-from bench.measure.contest import Contestants, enter
+from bench.measure import least_work, peers
 from bench.measure.layer_ways import OURS, Shape, contestants, function, inputs
+from bench.measure.turns import Contestants, enter
 
 SHAPES = [(64, 128, 64), (4096, 128, 64), (4096, 256, 512), (16384, 64, 512)]
 # Searching for the best tiles takes long: one shape.
@@ -65,7 +65,7 @@ def saved_bytes(f: peers.Layer, tensors: list[Tensor]) -> int:
 @pytest.mark.parametrize("way", FORWARD)
 def test_forward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     benchmark.group = f"{op} forward, M, d_in, d = {shape}"
-    least = work.forward(*shape, d_out_of(op, shape))
+    least = least_work.forward(*shape, d_out_of(op, shape))
     enter(benchmark, way, forwards, op, shape, work=least, seconds=0.9, processes=PROCESSES)
 
 
@@ -79,7 +79,7 @@ def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -
     if way not in OURS and peers.absent(way, op, CPU):
         pytest.skip(peers.absent(way, op, CPU))
     benchmark.group = f"{op} forward and backward, M, d_in, d = {shape}"
-    least = work.forward_and_backward(*shape, d_out_of(op, shape))
+    least = least_work.forward_and_backward(*shape, d_out_of(op, shape))
     ways = ways_at(op, shape)
     how = {"work": least, "seconds": 1.8, "processes": PROCESSES}
     enter(benchmark, way, trainings, op, shape, ways, **how)
@@ -96,6 +96,6 @@ def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -
 @pytest.mark.parametrize("way", FORWARD)
 def test_memory_given_back(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     benchmark.group = f"{op} forward and backward, memory given back, M, d_in, d = {shape}"
-    least = work.forward_and_backward(*shape, d_out_of(op, shape))
+    least = least_work.forward_and_backward(*shape, d_out_of(op, shape))
     how = {"work": least, "seconds": 1.5, "keep_memory": False}
     enter(benchmark, way, trainings, op, shape, FORWARD, processes=PROCESSES, **how)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.measure import peers, work
-from bench.measure.contest import Contestants, enter
+from bench.measure import least_work, peers
 from bench.measure.layer_ways import OURS, Shape, contestants
+from bench.measure.turns import Contestants, enter
 
 HAS_GPU = torch.cuda.is_available()
 SHAPES = [(16384, 128, 64), (16384, 512, 512), (16384, 1024, 4096)]
@@ -25,7 +25,7 @@ WAYS = (*OURS, *peers.PEERS)
 # Without a GPU one of each is enough to say so.
 CASES = [
     (direction, shape, kind, op)
-    for direction in work.DIRECTIONS
+    for direction in least_work.DIRECTIONS
     for shape in SHAPES
     for kind in KINDS
     for op in peers.OPS
@@ -56,7 +56,7 @@ def test_on_a_gpu(
         pytest.skip(refusal(way, op, kind))
     benchmark.group = f"{op} {direction} on a GPU, {kind}, M, d_in, d = {shape}"
     d_out = shape[1] if op == "mlp" else None
-    least = work.DIRECTIONS[direction](*shape, d_out, KINDS[kind][0].itemsize)
+    least = least_work.DIRECTIONS[direction](*shape, d_out, KINDS[kind][0].itemsize)
     sizes = {"work": least, "kind": kind, "device": "cuda", "seconds": 1.0}
     try:
         enter(benchmark, way, ways, op, shape, kind, direction, **sizes)

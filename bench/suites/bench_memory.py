@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bench.measure import peers
-from bench.measure.contest import enter
 from bench.measure.layer_ways import Shape, function, inputs
+from bench.measure.turns import enter
 from bench.suites.bench_layer import SHAPES, saved_bytes, trainings
 from bilinear.layer.small_calls import is_small
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.measure import work
-from bench.measure.contest import enter
+from bench.measure import least_work
+from bench.measure.turns import enter
 from bench.suites.bench_layer import trainings as layer_trainings
-from bench.suites.bench_step import least_work, skip_without_a_kernel
+from bench.suites.bench_step import skip_without_a_kernel, work_of_steps
 from bench.suites.bench_step import trainings as step_trainings
 
 LAYER_WAYS = ("fused", "eager")
@@ -23,7 +23,7 @@ WIDTH, MODELS, P, STEPS = 16, 8, 64, 2
 def _layer(benchmark: Any, axis: str, at: int, way: str, m: int, d: int) -> None:
     benchmark.group = f"scaling with {axis}: layer forward and backward, {axis} = {at}"
     benchmark.extra_info |= {"axis": axis, "at": at}
-    least = work.forward_and_backward(m, D_IN, d, None)
+    least = least_work.forward_and_backward(m, D_IN, d, None)
     shape = (m, D_IN, d)
     enter(benchmark, way, layer_trainings, "layer", shape, LAYER_WAYS, work=least, seconds=0.5)
 
@@ -33,7 +33,7 @@ def _step(benchmark: Any, axis: str, at: int, way: str, p: int, models: int) -> 
     benchmark.group = f"scaling with {axis}: {STEPS} steps, {axis} = {at}"
     benchmark.extra_info |= {"axis": axis, "at": at}
     size = (p, WIDTH, models, STEPS)
-    least = least_work(*size)
+    least = work_of_steps(*size)
     enter(benchmark, way, step_trainings, STEP_WAYS, *size, work=least, seconds=0.5)
 
 

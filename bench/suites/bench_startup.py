@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench.measure.contest import Contestants, enter
 from bench.measure.environment import RESULTS
+from bench.measure.turns import Contestants, enter
 
 ROOT = RESULTS.parent.parent
 _STEP = "x = torch.randn(4096, 128); w = torch.randn(128, 128, requires_grad=True); "

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.measure import work
-from bench.measure.contest import Contestants, enter
+from bench.measure import least_work
 from bench.measure.ensembles import ensemble
+from bench.measure.turns import Contestants, enter
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job
 from bilinear.kernels import grid_cpu
@@ -64,9 +64,9 @@ def trainings(ways: tuple[str, ...], p: int, d: int, models: int, steps: int) ->
     return {way: make() for way, make in makers.items() if way in ways}
 
 
-def least_work(p: int, d: int, models: int, steps: int) -> work.Work:
+def work_of_steps(p: int, d: int, models: int, steps: int) -> least_work.Work:
     """Of one contestant's call."""
-    return work.steps(SweepConfig(p=p, remainders=()), [d] * models, steps)
+    return least_work.steps(SweepConfig(p=p, remainders=()), [d] * models, steps)
 
 
 def skip_without_a_kernel(way: str) -> None:

@@ -26,9 +26,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.measure import work
-from bench.measure.contest import Contestants, enter
+from bench.measure import least_work
 from bench.measure.ensembles import ensemble
+from bench.measure.turns import Contestants, enter
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job
 from bilinear.reference import ModelConfig
@@ -96,7 +96,9 @@ def minibatch_sweeps() -> Contestants:
 @pytest.mark.parametrize("way", EPOCHS)
 def test_full_batch(benchmark: Any, way: str) -> None:
     benchmark.group = f"an epoch of a sweep of widths 64, 32, 16, 8{WHERE}"
-    least = work.steps(FULL_BATCH, WIDTHS) + work.evaluations(FULL_BATCH, WIDTHS, 1 / 10)
+    least = least_work.steps(FULL_BATCH, WIDTHS) + least_work.evaluations(
+        FULL_BATCH, WIDTHS, 1 / 10
+    )
     enter(benchmark, way, full_batch_sweeps, work=least, times=EPOCHS, device=DEVICE, seconds=8.0)
 
 
@@ -104,6 +106,8 @@ def test_full_batch(benchmark: Any, way: str) -> None:
 def test_minibatches(benchmark: Any, way: str) -> None:
     benchmark.group = f"an epoch by minibatches of 64, widths 64, 32, 16, 8{WHERE}"
     n = MINIBATCHES.steps_per_epoch
-    least = work.steps(MINIBATCHES, WIDTHS, n) + work.evaluations(MINIBATCHES, WIDTHS, 1)
+    least = least_work.steps(MINIBATCHES, WIDTHS, n) + least_work.evaluations(
+        MINIBATCHES, WIDTHS, 1
+    )
     how = {"work": least, "times": EPOCHS_BY_MINIBATCHES, "device": DEVICE, "seconds": 5.0}
     enter(benchmark, way, minibatch_sweeps, **how)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.measure.contests import contests
 from bench.measure.roofs import Roof, Roofs
+from bench.verdicts import contests
 
 
 def _cpu() -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bench import gpu
-from bench.measure import contest, roofs
+from bench.measure import roofs, turns
 from bench.measure.clock import call_seconds
-from bench.measure.contest import enter, take_turns
-from bench.measure.work import Work
+from bench.measure.least_work import Work
+from bench.measure.turns import enter, take_turns
 
 
 def test_contestants_take_turns() -> None:
@@ -59,7 +59,7 @@ def test_report_is_of_one_task_against_the_roofs_of_the_run(
     medians = enter(benchmark, "long", _sleepers, work=least, times=times, seconds=0.01)
     assert 0.001 <= medians["long"] < 0.004
     assert benchmark.durations == pytest.approx(
-        [t / 4 for t in contest._contest(_sleepers, (), 0.01, 5, "cpu", True, 1)["long"]]
+        [t / 4 for t in turns._contest(_sleepers, (), 0.01, 5, "cpu", True, 1)["long"]]
     )
     notes = benchmark.extra_info
     assert notes["times faster than short"] == medians["short"] / medians["long"]
@@ -74,8 +74,8 @@ def _who_is_there() -> dict[str, Callable[[], object]]:
 
 def test_a_contest_has_processes_of_its_own_and_malloc_its_settings() -> None:
     before = dict(os.environ)
-    kept = contest._contest(_who_is_there, (), 0.01, 5, "cpu", True, 2)
-    given_back = contest._contest(_who_is_there, (), 0.01, 5, "cpu", False, 1)
+    kept = turns._contest(_who_is_there, (), 0.01, 5, "cpu", True, 2)
+    given_back = turns._contest(_who_is_there, (), 0.01, 5, "cpu", False, 1)
     assert len(kept) == 2
     assert len(given_back) == 1
     assert str(os.getpid()) not in {*kept, *given_back}

@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.measure import roofs
 from bench.measure.clock import Stopwatch, host_seconds, stopwatch
-from bench.measure.work import Work
+from bench.measure.least_work import Work
 
 Contestants = dict[str, Callable[[], object]]
 
