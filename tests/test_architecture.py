@@ -1,4 +1,4 @@
-"""The arrows of the house: which room may import which, and no circle between files.
+"""The house: which room may import which, no circle between files, a place for every file's tests.
 
 Imports inside functions count: a lazy import is an arrow as well.
 """
@@ -82,3 +82,61 @@ def test_the_arrows_are_seen() -> None:
     assert "bilinear.experiment.config" in imported("bilinear.training.cpu")
     assert "bilinear.kernels.tiles" in imported("bilinear.kernels.dual")
     assert "bilinear.page.write" in imported("bilinear.cli.commands")
+
+
+# Where files are tested that have no test file of their own name in the room of tests.
+TESTED_ELSEWHERE = {
+    "bilinear/__main__.py": "tests/test_packaging.py",
+    "bilinear/cli/commands.py": "tests/test_command.py",
+    "bilinear/cli/durations.py": "tests/training/forecast/test_estimate.py",
+    "bilinear/errors.py": "tests/test_command.py",
+    "bilinear/experiment/cost.py": "tests/bench/test_least_work.py",
+    "bilinear/experiment/presets.py": "tests/test_command.py",
+    "bilinear/experiment/streams.py": "tests/experiment/test_task.py",
+    "bilinear/experiment/study.py": "tests/test_command_study.py",
+    "bilinear/functional.py": "tests/layer/test_functional.py",
+    "bilinear/layer/call_context.py": "tests/layer/test_functional.py",
+    "bilinear/layer/eager.py": "tests/layer/test_functional.py",
+    "bilinear/layer/select.py": "tests/layer/test_explain.py",
+    "bilinear/layer/small_calls.py": "tests/layer/test_functional.py",
+    "bilinear/reference.py": "tests/layer/test_modules.py",
+    "bilinear/results/checkpoint.py": "tests/training/test_gpu.py",
+    "bilinear/results/export_notebook.py": "tests/test_command.py",
+    "bilinear/results/open.py": "tests/test_command.py",
+    "bilinear/results/study_results.py": "tests/test_command_study.py",
+    "bilinear/results/sweep_results.py": "tests/test_command.py",
+    "bilinear/results/writer.py": "tests/test_command.py",
+    "bilinear/training/backend.py": "tests/training/test_cpu.py",
+    "bilinear/training/choose.py": "tests/test_command.py",
+    "bilinear/training/engine.py": "tests/training/test_ray_cluster.py",
+    "bilinear/training/forecast/expected_steps.py": "tests/training/forecast/test_estimate.py",
+    "bilinear/training/forecast/rate_cache.py": "tests/training/forecast/test_calibration.py",
+    "bilinear/training/notebook.py": "tests/test_command.py",
+    "bilinear/training/run.py": "tests/test_command.py",
+    "kernels/dual_device.py": "tests/kernels/test_dual.py",
+    "kernels/grid_device.py": "tests/kernels/test_grid_triton.py",
+    "kernels/grid_torch.py": "tests/kernels/test_grid_cpu.py",
+    "kernels/launch.py": "tests/kernels/test_dual.py",
+    "kernels/mlp_device.py": "tests/kernels/test_mlp.py",
+    "kernels/partials.py": "tests/kernels/test_dual.py",
+    "kernels/products.py": "tests/kernels/test_dual.py",
+    "kernels/tiles.py": "tests/kernels/test_dispatch.py",
+    "kernels/tune.py": "tests/kernels/test_dispatch.py",
+}
+
+
+def test_every_file_has_a_place_for_its_tests() -> None:
+    missing, needless = [], []
+    for path in FILES.values():
+        name = str(path.relative_to(ROOT))
+        if path.name == "__init__.py":
+            continue
+        own = ROOT / "tests" / name.removeprefix("bilinear/")
+        has_own = own.with_name(f"test_{own.name}").exists()
+        elsewhere = TESTED_ELSEWHERE.get(name)
+        if has_own and elsewhere:
+            needless.append(name)
+        if not has_own and not (elsewhere and (ROOT / elsewhere).exists()):
+            missing.append(name)
+    assert (missing, needless) == ([], [])
+    assert all((ROOT / name).exists() for name in TESTED_ELSEWHERE)

@@ -1,13 +1,11 @@
-"""The sweep's training against the reference model, and its notion of success."""
-
-from math import nan
+"""The sweep's training against the reference model."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Finished, Job, Record
+from bilinear.experiment.record import Finished, Job
 from bilinear.experiment.schedule import Schedule
 from bilinear.experiment.task import modular_addition, split_pairs
 from bilinear.kernels import grid_cpu
@@ -16,7 +14,6 @@ from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.reference import Model, ModelConfig
 from bilinear.training.backend import train
 from bilinear.training.cpu import CpuBackend, make_model
-from bilinear.training.notebook_loop import train_notebook
 
 needs_compiled = pytest.mark.skipif(
     grid_cpu.unavailable_because() is not None, reason=str(grid_cpu.unavailable_because())
@@ -126,63 +123,3 @@ def test_a_failing_model_fails_the_sweep(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(TorchGridModel, "evaluate", broken)
     with pytest.raises(RuntimeError, match="no memory"):
         trained(SMALL, TorchGridModel, 1)
-
-
-def record_of(correct: list[int], hold: int = 3, goal: str = "full") -> Record:
-    config = SweepConfig(p=4, steps=1000, hold=hold, goal=goal, remainders=())
-    record = Record(config)
-    for i, wrong in enumerate(correct):
-        record.add(10 * (i + 1), 0.1, 0.2, 12, 4 - wrong, 1.0 if wrong == 0 else -1.0)
-    return record
-
-
-@pytest.mark.parametrize(
-    ("wrong", "finished", "perfect", "first", "held"),
-    [
-        ([1, 0, 0], False, False, 20, True),
-        ([1, 0, 0, 0], True, True, 20, True),
-        ([0, 1, 0, 0], False, False, 10, False),
-        ([0, 1, 0, 0, 0], True, True, 10, False),
-        ([1, 2], False, False, None, False),
-    ],
-)
-def test_a_lucky_step_is_no_success(
-    wrong: list[int], finished: bool, perfect: bool, first: int | None, held: bool
-) -> None:
-    record = record_of(wrong)
-    row = record.row(Job(3, 0))
-    assert record.finished == finished
-    assert (row["perfect"], row["first_perfect_step"], row["held"]) == (perfect, first, held)
-    assert row["full_acc"] == (16 - wrong[-1]) / 16
-    assert row["best_full_acc"] == (16 - min(wrong)) / 16
-
-
-def test_validation_goal_ignores_training_pairs() -> None:
-    config = SweepConfig(p=4, steps=1000, hold=1, goal="val", remainders=())
-    record = Record(config)
-    record.add(10, 0.1, 0.2, 3, 4, -1.0)
-    assert record.finished
-    assert not record.row(Job(3, 0))["perfect"]
-
-
-def test_last_step_finishes() -> None:
-    config = SweepConfig(p=4, steps=10, hold=5, remainders=())
-    record = Record(config)
-    assert not record.finished
-    record.add(10, 0.1, nan, 3, 0, -1.0)
-    assert record.finished
-
-
-def test_notebook_loop_stops_at_the_first_perfect_epoch() -> None:
-    seen: list[float] = []
-    result = train_notebook(
-        ModelConfig(5, 16), batch_size=4, epochs=300, lr=1e-2, weight_decay=0.1,
-        on_epoch=lambda epoch, acc: seen.append(acc),
-    )  # fmt: skip
-    assert result.val_acc == seen
-    assert seen[-1] == 1.0 or result.epochs == 300
-    assert all(acc < 1 for acc in seen[:-1])
-    assert result.steps == result.epochs * (18 // 4)
-    assert result.train_loss[-1] < 0.5 * result.train_loss[0]
-    again = train_notebook(ModelConfig(5, 16), batch_size=4, epochs=300, lr=1e-2, weight_decay=0.1)
-    assert again.val_acc == seen

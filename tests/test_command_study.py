@@ -19,7 +19,7 @@ from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.study import Study
 from bilinear.plots import accuracy_by_modulus, perfect_share_map
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SHORT = ["--fused", "--widths", "6,3", "--seeds", "2", "--steps", "60"]
 GRID = [*SHORT, "--p", "5,7", "--train-frac", "0.6,0.8"]
 

@@ -22,7 +22,7 @@ from bilinear.reading.interactions import interaction_matrices
 from bilinear.reference import Model, ModelConfig
 from bilinear.results.frontier import frontier
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 QUICK = ["--fused", "--p", "7", "--widths", "8..5", "--seeds", "2", "--steps", "100"]
 
 
