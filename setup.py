@@ -54,6 +54,11 @@ setup(
             "flask",
             "flask-cors",
             "ray",
+            # What `fuse` is tried on and beside.
+            "transformers",
+            "peft",
+            "accelerate",
+            "torchao",
         ],
         "dev": ["ruff", "mypy", "pandas-stubs"],
         # What the layer is timed against on a GPU (bench/measure/peers.py), gigabytes of it; each

@@ -8,7 +8,7 @@ from torch import nn
 
 from bilinear.layer import select
 from bilinear.layer.blocked import block_rows
-from bilinear.layer.fuse import FusedGatedMLP, FusedPair
+from bilinear.layer.fused_modules import Fused, FusedBilinear, w_l_of, w_p_of
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.small_calls import SMALL
 
@@ -67,7 +67,8 @@ def explain(
         call = _Call("", m, d_in, d, d_out, dtype, torch.device(device), recompute)
         return Explanation(call.choices())
     calls = _calls(what, rows)
-    return Explanation(tuple(choice for call in calls for choice in call.choices()))
+    chosen = [choice for call in calls for choice in call.choices()]
+    return Explanation((*chosen, *_own_forwards(what)))
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ class _Call:
         return f"torch's matmuls over {block} rows at a time, whose [L, R] stays in the cache"
 
 
+def _own_forwards(model: nn.Module) -> list[Choice]:
+    """Modules that `fuse` replaced and whose parts were changed since: their old forward runs."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Fused)]
+    broken = [
+        (name or type(module).__name__, module.proof.broken_by(module)) for name, module in found
+    ]
+    return [Choice(name, "forward", "own forward", None, why) for name, why in broken if why]
+
+
 def _calls(model: nn.Module, m: int) -> list[_Call]:
     calls = []
     inner: set[int] = set()
@@ -128,12 +138,11 @@ def _call(name: str, module: nn.Module, m: int) -> _Call | None:
     elif isinstance(module, BilinearMLP):
         weight, w_p, recompute = module.bi_linear.weight, module.w_p, module.bi_linear.recompute
         d = weight.shape[0] // 2
-    elif isinstance(module, FusedPair):
-        weight, w_p, recompute = module.packed.weight, module.w_p, module.recompute
-        d = weight.shape[0] // 2
-    elif isinstance(module, FusedGatedMLP):
-        gate, _, down = module.linears
-        weight, w_p, recompute = gate.weight, down.weight, module.recompute
+    elif isinstance(module, Fused):
+        if module.proof.broken_by(module):
+            return None
+        weight, recompute = w_l_of(module), module.recompute
+        w_p = None if isinstance(module, FusedBilinear) else w_p_of(module)
         d = weight.shape[0]
     else:
         return None

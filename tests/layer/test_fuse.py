@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bilinear import Bilinear, fuse, reference, unfuse
 from bilinear.layer import select as paths
 from bilinear.layer import small_calls as small
-from bilinear.layer.fuse import FusedBilinear, FusedGatedMLP, FusedPair
+from bilinear.layer.fused_modules import FusedBilinear, FusedMLP, FusedPair
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +97,9 @@ def fusable() -> dict[str, tuple[nn.Module, type[nn.Module], int]]:
         "pasted layer": (NotebookBilinear(8, 10), FusedBilinear, 8),
         "pair": (reference.Model(reference.ModelConfig(4, 5, True)), FusedPair, 8),
         "packed": (PackedMLP(8, 12), FusedPair, 8),
-        "gated": (LlamaMLP(8, 12, nn.Identity()), FusedGatedMLP, 8),
-        "gated, biases": (LlamaMLP(8, 12, lambda x: x, bias=True), FusedGatedMLP, 8),
-        "gated, float64": (LlamaMLP(8, 12, nn.Identity()).double(), FusedGatedMLP, 8),
+        "gated": (LlamaMLP(8, 12, nn.Identity()), FusedMLP, 8),
+        "gated, biases": (LlamaMLP(8, 12, nn.Identity(), bias=True), FusedMLP, 8),
+        "gated, float64": (LlamaMLP(8, 12, nn.Identity()).double(), FusedMLP, 8),
     }
 
 
@@ -121,7 +121,8 @@ def test_fused_and_back(kind: str, recompute: bool, inside: bool) -> None:
     report = fuse(model, recompute=recompute)
     assert [new for _, _, new in report.replaced] == [fused.__name__], report
     assert not report.kept
-    assert type(part) is fused
+    assert isinstance(part, fused)
+    assert isinstance(part, old)
     assert {name: id(p) for name, p in model.named_parameters()} == state
     torch.testing.assert_close(outcome(), before)
     names = {type(node).__name__ for node in _graph(model(x))}
@@ -146,8 +147,7 @@ def _graph(out: Tensor) -> list[object]:
 REFUSED = {
     "SiLU": (lambda: LlamaMLP(8, 12, nn.SiLU()), "its activation act_fn is SiLU"),
     "function": (lambda: LlamaMLP(8, 12, F.relu), "its activation act_fn is relu"),
-    "dropout": (lambda: Dropped(8, 12, nn.Identity()), "computes something else"),
-    "meta": (lambda: LlamaMLP(8, 12, nn.Identity()).to("meta"), "not materialised"),
+    "dropout": (lambda: Dropped(8, 12, nn.Identity()), "reads self.training"),
 }
 
 
@@ -175,7 +175,7 @@ def test_a_pair_that_does_not_compute_the_formula_keeps_its_class_but_its_layer_
     report = fuse(model)
     assert type(model) is Residual
     assert [(name, new) for name, _, new in report.replaced] == [("bi_linear", "FusedBilinear")]
-    assert "computes something else" in report.kept[0][1]
+    assert "also computes add" in report.kept[0][1]
 
 
 def test_hooks_inside_a_fused_mlp_still_fire() -> None:
@@ -203,14 +203,14 @@ def test_fused_models_are_copied_and_pickled(kind: str) -> None:
     fuse(model)
     x = torch.randn(2, width)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin) is fused
+        assert isinstance(twin, fused)
         assert torch.equal(twin(x), model(x))
         unfuse(twin)
         torch.testing.assert_close(twin(x), model(x))
 
 
 def test_a_library_layer_is_left_alone() -> None:
-    model = nn.Sequential(Bilinear(4, 3), nn.Linear(3, 2))
+    model = nn.Sequential(Bilinear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     report = fuse(model)
     assert not report.replaced
     assert not report.kept

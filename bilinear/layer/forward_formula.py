@@ -1,0 +1,244 @@
+"""What a module's forward computes, read from its code: an expression of its linears, or a refusal.
+
+Two readings must agree that nothing but the expression decides the output. The source must be
+straight-line code (no branch, no loop) that reads of `self` nothing but children, and of the world
+around nothing but torch: then no attribute or global that is neutral now can matter later. Traced
+symbolically (torch.fx) it must consist of linears, chunks in two, products and an activation: then
+no term, scale, clamp or dropout is left out.
+
+Expressions are nested tuples: ("x",), ("linear", part, e), ("half", 0 or 1, e), ("act", name, e)
+and ("mul", e, f). A part is a child's name; "" is the module itself. The name of an activation is
+that of a child or attribute, or starts with "torch." where the forward calls a function itself.
+"""
+
+import ast
+import inspect
+import operator
+import textwrap
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from bilinear import reference
+from bilinear.layer.modules import Bilinear
+
+Expression = tuple[Any, ...]
+# Layers whose own forward is known to be h = L ∘ R of their packed weight.
+BILINEAR = (reference.Bilinear, Bilinear)
+_PACKED = ("linear", "", ("x",))
+PRODUCT: Expression = ("mul", ("half", 0, _PACKED), ("half", 1, _PACKED))
+# What straight-line code has none of.
+_NOT_STRAIGHT = (
+    ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.BoolOp, ast.Compare, ast.Lambda,
+    ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp, ast.Global, ast.Nonlocal, ast.Assert,
+    ast.FunctionDef, ast.ClassDef, ast.Delete, ast.Raise, ast.NamedExpr, ast.Match, ast.AugAssign,
+    ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFunctionDef,
+)  # fmt: skip
+_TORCH = (torch, F, nn, operator)
+# Classes whose forwards are known, and functions of torch's that do nothing but return a tensor.
+_KNOWN = (*BILINEAR, nn.Linear, nn.Sequential, nn.Module)
+_PURE = {"mul", "chunk", "linear", "silu", "gelu", "relu", "sigmoid", "square", "tanh", "getitem"}
+
+
+class Unread(Exception):
+    """Why a forward could not be read as an expression."""
+
+
+def formula(module: nn.Module) -> Expression:
+    """The expression that a module's forward computes of its first argument; raises Unread."""
+    for kind, forward in forwards(module):
+        if kind not in _KNOWN:
+            _check_source(module, forward)
+    try:
+        graph = _Tracer().trace(module)
+    except Exception as error:  # another's code, run on symbols, may fail in any way
+        reason = str(error).strip().splitlines() or [""]
+        raise Unread(
+            f"its forward cannot be traced ({type(error).__name__}: {reason[0]})"
+        ) from None
+    return _expression(module, graph)
+
+
+def forwards(module: nn.Module) -> tuple[tuple[type[nn.Module], Any], ...]:
+    """The forwards that calling a module may run, with their classes: its own, and its bases'."""
+    found: list[tuple[type[nn.Module], Any]] = []
+    for kind in type(module).__mro__:
+        if "forward" in kind.__dict__:
+            found.append((kind, kind.__dict__["forward"]))
+        if kind in (nn.Linear, nn.Sequential, nn.Module):
+            break
+    return tuple(found)
+
+
+def argument(module: nn.Module) -> str:
+    """Name of forward's input."""
+    return next(iter(inspect.signature(module.forward).parameters))
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _check_source(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Raise Unread unless forward is straight-line code that reads only children and torch."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        raise Unread("the source of its forward is not at hand") from None
+    if (
+        not isinstance(tree, ast.FunctionDef)
+        or tree.decorator_list
+        or inspect.unwrap(forward) is not forward
+    ):
+        raise Unread("its forward is decorated, or no plain function")
+    own = tree.args.args[0].arg
+    local = {arg.arg for arg in (*tree.args.args, *tree.args.kwonlyargs)}
+    local |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and _is_stored(n)}
+    outside = inspect.getclosurevars(forward)
+    world = {**outside.builtins, **outside.globals, **outside.nonlocals}
+    body = [node for statement in tree.body for node in ast.walk(statement)]
+    _check_reads_of_self(module, own, body)
+    for node in body:
+        if isinstance(node, ast.Attribute) and _is_super(node.value) and node.attr != "forward":
+            raise Unread(f"its forward calls super().{node.attr}")
+        if isinstance(node, _NOT_STRAIGHT):
+            raise Unread("its forward has branches or loops, or state of its own")
+        if isinstance(node, ast.Attribute):
+            if _is_stored(node):
+                raise Unread(f"its forward changes {ast.unparse(node)}")
+            _check_torch_function(node, world)
+        if isinstance(node, ast.Name) and node.id not in local and node.id != "super":
+            _check_world(node.id, world.get(node.id))
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "super"
+
+
+def _is_stored(node: ast.Name | ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store)
+
+
+def _check_reads_of_self(module: nn.Module, own: str, body: list[ast.AST]) -> None:
+    readable = {*module._modules, *({"weight", "bias"} if isinstance(module, nn.Linear) else ())}
+    reads = [n for n in body if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    attributes = [node.attr for node in reads if node.value.id == own]  # type: ignore[attr-defined]
+    for name in attributes:
+        if name not in readable and not _is_torchs(module.__dict__.get(name)):
+            raise Unread(f"its forward reads self.{name}, which may change")
+    for node in body:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            inner = node.value.value
+            if isinstance(inner, ast.Name) and inner.id == own:
+                raise Unread(f"its forward reads {ast.unparse(node)}, which may change")
+    selves = sum(isinstance(node, ast.Name) and node.id == own for node in body)
+    if selves != len(attributes):
+        raise Unread("its forward hands self to something else")
+
+
+def _check_world(name: str, value: object) -> None:
+    if not (value in _TORCH if isinstance(value, ModuleType) else _is_torchs(value)):
+        raise Unread(f"its forward reads {name}, which is none of torch's")
+
+
+def _check_torch_function(node: ast.Attribute, world: dict[str, Any]) -> None:
+    """Raise Unread for `torch.x` or `F.x` that may do more than return a tensor."""
+    inner = node.value
+    while isinstance(inner, ast.Attribute):
+        inner = inner.value
+    is_module = isinstance(inner, ast.Name) and isinstance(world.get(inner.id), ModuleType)
+    if is_module and node.attr not in {*_PURE, "nn", "functional"}:
+        raise Unread(f"its forward calls {ast.unparse(node)}")
+
+
+def _is_torchs(value: object) -> bool:
+    home = getattr(value, "__module__", None) or ""
+    known = getattr(value, "__name__", None) in _PURE and home.split(".")[0] in (
+        "torch",
+        "_operator",
+    )
+    return callable(value) and (known or value is super)
+
+
+def _expression(module: nn.Module, graph: fx.Graph) -> Expression:
+    found: dict[fx.Node, Expression] = {}
+    inputs = 0
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            inputs += 1
+            found[node] = ("x",) if inputs == 1 else ("other input", node.target)
+        elif node.op == "get_attr":
+            found[node] = ("parameter", node.target)
+        elif node.op == "output":
+            (result,) = node.args
+            if not isinstance(result, fx.Node):
+                raise Unread("its forward returns something else than one tensor")
+            return found[result]
+        else:
+            found[node] = _step(module, node, found)
+    raise Unread("its forward returns nothing")
+
+
+def _step(module: nn.Module, node: fx.Node, found: dict[fx.Node, Expression]) -> Expression:
+    args = [found[a] if isinstance(a, fx.Node) else a for a in node.args]
+    kwargs = {k: found[v] if isinstance(v, fx.Node) else v for k, v in node.kwargs.items()}
+    match node.op, node.target, args, kwargs:
+        case "call_module", str(name), [e], {**more} if not more:
+            return _child(module, name, e)
+        case "call_function", operator.mul | torch.mul, [tuple(e), tuple(f)], {**more} if not more:
+            return ("mul", e, f)
+        case "call_method", "mul" | "__mul__", [tuple(e), tuple(f)], {**more} if not more:
+            return ("mul", e, f)
+        case "call_function", F.linear, [e, ("parameter", "weight"), *bias], {**more}:
+            given = [b for b in (*bias, *more.values()) if b is not None]
+            own = [] if module.bias is None else [("parameter", "bias")]
+            if set(more) <= {"bias"} and given == own:
+                return ("linear", "", e)
+        case "call_function" | "call_method", "chunk" | torch.chunk, [e, 2], {"dim": -1, **more}:
+            if not more:
+                return ("halves", e)
+        case "call_function" | "call_method", "chunk" | torch.chunk, [e, 2, -1], {**more}:
+            if not more:
+                return ("halves", e)
+        case "call_function", operator.getitem, [("halves", e), (0 | 1) as i], {**more} if not more:
+            return ("half", i, e)
+        case "call_function", called, [(str(), *_) as e], ({} | {"inplace": False}):
+            if callable(called):
+                return ("act", _attribute_with(module, called), e)
+    raise Unread(f"its forward also computes {_said(node)}")
+
+
+def _said(node: fx.Node) -> str:
+    name = getattr(node.target, "__name__", str(node.target))
+    return f"{name}({', '.join(map(str, node.args))})" if node.op != "call_module" else f"{name}(…)"
+
+
+def is_product(module: nn.Module | None) -> bool:
+    """Whether a module is a linear whose own forward is h = L ∘ R."""
+    if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
+        return False
+    try:
+        return formula(module) == PRODUCT
+    except Unread:
+        return False
+
+
+def _child(module: nn.Module, name: str, e: Any) -> Expression:
+    child = module._modules.get(name)
+    if is_product(child):
+        product = ("linear", name, e)
+        return ("mul", ("half", 0, product), ("half", 1, product))
+    if isinstance(child, nn.Linear):
+        return ("linear", name, e)
+    return ("act", name, e)
+
+
+def _attribute_with(module: nn.Module, function: object) -> str:
+    """Name of the attribute that holds a function; the function's own, dotted, if none does."""
+    names = [name for name, value in module.__dict__.items() if value is function]
+    return names[0] if names else f"torch.{getattr(function, '__name__', function)}"

@@ -1,0 +1,236 @@
+"""Which modules of a model the fused layer could run, and why the others are kept.
+
+A module is a candidate by its shape (two or three linears around a product), by the names that
+gated MLPs have, or because it is called bilinear. A candidate is replaced only if its forward, read
+as an expression (`forward_formula`), is the layer's formula, all it consists of is in that formula,
+and the two agree on random weights in float64. What cannot be proven is kept, with the reason.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bilinear.layer.forward_formula import (
+    Expression,
+    Unread,
+    argument,
+    formula,
+    forwards,
+    is_product,
+)
+from bilinear.layer.fused_modules import (
+    Fused,
+    FusedBilinear,
+    FusedMLP,
+    FusedPair,
+    Part,
+    Proof,
+    part_is_changed,
+)
+from bilinear.layer.modules import Bilinear, BilinearMLP
+from bilinear.layer.probe import difference
+
+# Children and parameters under which models keep gated or packed MLPs.
+_NAMES = {
+    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "bi_linear",
+    "dense_h_to_4h", "fc1", "c_fc",
+}  # fmt: skip
+_OURS = (Bilinear, BilinearMLP, Fused)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A module that could be fused: its proof and new kind, or the reason why it is kept."""
+
+    kind: type[Fused] | None = None
+    proof: Proof | None = None
+    refusal: str = ""
+
+
+def recognise(module: nn.Module) -> Candidate | None:
+    """Judge one module by itself; None if nothing of it is like the layer."""
+    if isinstance(module, _OURS) or not _is_candidate(module):
+        return None
+    try:
+        kind, proof = _prove(module)
+    except Unread as refusal:
+        return Candidate(refusal=str(refusal))
+    return Candidate(kind, proof)
+
+
+def _is_candidate(module: nn.Module) -> bool:
+    if "bilinear" in type(module).__name__.lower():
+        return True
+    if isinstance(module, nn.Linear):
+        return type(module).forward is not nn.Linear.forward and _multiplies(module)
+    if _NAMES & {*module._modules, *module._parameters}:
+        return True
+    children = list(module._modules.values())
+    if len(children) == 2 and is_product(children[0]):
+        return True
+    linears = [child for child in children if isinstance(child, nn.Linear)]
+    return 2 <= len(linears) <= 3 and len(children) <= 4 and _multiplies(module)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a forward can be read, and has a product in it."""
+    try:
+        return "'mul'" in repr(formula(module))
+    except Unread:
+        return False
+
+
+def _prove(module: nn.Module) -> tuple[type[Fused], Proof]:
+    """The fused kind of a module and what the guard shall check; raises Unread."""
+    _check_instance(module)
+    _check_children(module)
+    kind, parts, activation = _match(module, formula(module))
+    parts = _with_aliases(module, parts)
+    _check_nothing_more(module, {*parts, activation})
+    _check_shapes(module, kind, parts)
+    held = None if activation is None else (activation, *_kind_of(_held(module, activation)))
+    linears = tuple(_as_part(name, getattr(module, name)) for name in parts)
+    proof = Proof(type(module), forwards(module), argument(module), linears, held)
+    why = proof.broken_by(module) or difference(module, kind, parts)
+    if why:
+        raise Unread(why)
+    return kind, proof
+
+
+def _with_aliases(module: nn.Module, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Tied children, which tracing calls by the first one's name, by a name for each."""
+    names = {n: [m for m, c in module._modules.items() if c is getattr(module, n)] for n in parts}
+    return tuple(names[n].pop(0) if names[n] else n for n in parts)
+
+
+def _as_part(name: str, linear: nn.Module) -> Part:
+    return Part(name, type(linear), type(linear).forward, linear.bias is not None)
+
+
+def _kind_of(activation: Any) -> tuple[Any, Any]:
+    if isinstance(activation, nn.Module):
+        return type(activation), type(activation).forward
+    return activation, activation
+
+
+def _check_children(module: nn.Module) -> None:
+    for name, child in module._modules.items():
+        if isinstance(child, nn.Linear):
+            plain = Part(name, nn.Linear, nn.Linear.forward, child.bias is not None)
+            why = "" if _is_plain(child) else part_is_changed(child, plain)
+        else:
+            why = f"is a {type(child).__name__}" if name in _NAMES else ""
+        if why:
+            raise Unread(f"{name} {why}{_advice(child)}")
+
+
+def _check_nothing_more(module: nn.Module, used: set[str | None]) -> None:
+    for name, child in module._modules.items():
+        if name not in used:
+            raise Unread(f"it also has {name} ({type(child).__name__}), which the formula has not")
+
+
+def _is_plain(child: nn.Linear) -> bool:
+    return type(child) is nn.Linear or is_product(child)
+
+
+def _advice(child: object) -> str:
+    home = type(child).__module__.split(".")[0]
+    if home == "peft":
+        return ", an adapter: merge it first (merge_and_unload), or fuse before it is added"
+    if home in ("torchao", "bitsandbytes") or "quant" in type(child).__module__:
+        return ", quantised: the fused kernels take float weights alone"
+    return ""
+
+
+def _check_instance(module: nn.Module) -> None:
+    if isinstance(module, nn.Bilinear):
+        raise Unread("it takes two inputs, and the fused layer multiplies two products of one")
+    if "forward" in module.__dict__:
+        hook = " (accelerate's hook: remove_hook_from_module takes it off)"
+        with_hook = hook if "_hf_hook" in module.__dict__ else ""
+        raise Unread(f"its forward is set on the instance{with_hook}")
+    for name in ("proof", "recompute"):
+        if hasattr(module, name):
+            raise Unread(f"it has an attribute {name}, which the fused module needs itself")
+    own = ("weight", "bias") if isinstance(module, nn.Linear) else ()
+    more = [name for name in (*module._parameters, *module._buffers) if name not in own]
+    if more:
+        raise Unread(f"it has {more[0]}, a parameter or buffer that no plain linear holds")
+
+
+def _match(module: nn.Module, found: Expression) -> tuple[type[Fused], tuple[str, ...], str | None]:
+    """(kind, names of the linears, name of the activation) of an expression; raises Unread."""
+    x = ("x",)
+    match found:
+        case (
+            "mul",
+            ("half", 0 | 1 as i, ("linear", "", e)),
+            ("half", 0 | 1 as j, ("linear", "", f)),
+        ):
+            if i != j and e == f == x:
+                return FusedBilinear, (), None
+        case ("linear", str(down), ("mul", left, right)):
+            gate, left, right = _without_activation(module, left, right)
+            match left, right:
+                case ("half", i, ("linear", a, e)), ("half", j, ("linear", b, f)):
+                    if i != j and a == b and e == f == x:
+                        return FusedPair, (a, down), gate
+                case ("linear", str(a), e), ("linear", str(b), f):
+                    if e == f == x:
+                        return FusedMLP, (a, b, down), gate
+    called = [name for name in _called(found) if name in module._modules]
+    also = f"; it calls {called[0]} ({type(module._modules[called[0]]).__name__})" if called else ""
+    raise Unread(f"its forward is not a product of two linears of its input, projected{also}")
+
+
+def _called(found: Expression) -> list[str]:
+    """Names of the activations in an expression, outermost first."""
+    inner = [name for e in found[1:] if isinstance(e, tuple) for name in _called(e)]
+    return [found[1], *inner] if found[0] == "act" else inner
+
+
+def _without_activation(
+    module: nn.Module, left: Expression, right: Expression
+) -> tuple[str | None, Expression, Expression]:
+    for e, other in ((left, right), (right, left)):
+        match e:
+            case ("act", str(name), inner):
+                activation = _held(module, name)
+                if not _is_identity(activation):
+                    kind = getattr(activation, "__name__", type(activation).__name__)
+                    raise Unread(f"its activation {name} is {kind}, not the identity")
+                return name, inner, other
+    return None, left, right
+
+
+def _is_identity(activation: object) -> bool:
+    if not isinstance(activation, nn.Module) or next(iter(activation.state_dict()), None):
+        return False
+    try:
+        return type(activation) is nn.Identity or formula(activation) == ("x",)
+    except Unread:
+        return False
+
+
+def _held(module: nn.Module, name: str) -> object:
+    return module._modules.get(name, module.__dict__.get(name, name))
+
+
+def _check_shapes(module: nn.Module, kind: type[Fused], parts: tuple[str, ...]) -> None:
+    if kind is FusedBilinear:
+        return
+    linears = [getattr(module, name) for name in parts]
+    shapes = [tuple(linear.weight.shape) for linear in linears]
+    if kind is FusedPair:
+        (rows, _), (_, d) = shapes
+        if rows != 2 * d:
+            raise Unread(
+                f"{parts[0]}.weight has {rows} rows, not twice the {d} inputs of {parts[1]}"
+            )
+        return
+    if shapes[0] != shapes[1]:
+        raise Unread(f"{parts[0]} and {parts[1]} differ in shape")
+    if (linears[0].bias is None) != (linears[1].bias is None):
+        raise Unread(f"only one of {parts[0]} and {parts[1]} has a bias")
