@@ -1,0 +1,97 @@
+"""One call of the layer, by all that decides how it runs; and what an implementation must have.
+
+    out = h W_pᵀ + b_p, or h alone where w_p is None;    h = g(L) ∘ R,    [L, R] = x Wᵀ + bias
+
+Below the public functions arguments come in one order, (x, weight, bias, w_p, b_p), and so do their
+gradients. [L, R] (m, 2d), before the gate and the product, is `preact`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# Gradients of (x, weight, bias, w_p, b_p); None where not asked for.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+# What surrounds a call. PLAIN: tensors that a Function may take as they are. TRACED: something
+# watches operators (a compiler, FakeTensor, a dispatch mode), so the registered ones are called.
+# TRANSFORMED: torch.func, forward mode or a tensor subclass, which only torch's own operations
+# follow.
+PLAIN, TRACED, TRANSFORMED = "plain", "traced", "transformed"
+
+
+class Call(NamedTuple):
+    """Sizes are those of x (m, d_in), weight (2d, d_in), w_p (d_out, d); d_out is None without w_p.
+
+    `precision` ("ieee" or "tf32") is how float32 products are formed on devices that have both.
+    With `recompute` nothing but x and the weights may be saved for backward. `gate` is g's name.
+    """
+
+    m: int
+    d_in: int
+    d: int
+    d_out: int | None
+    dtype: torch.dtype
+    device: torch.device
+    precision: str = "ieee"
+    recompute: bool = False
+    gate: str = "identity"
+    context: str = PLAIN
+
+
+class Detail(NamedTuple):
+    """How an implementation runs one direction of a call: the kernel, its tile if any, and why."""
+
+    kernel: str
+    tile: object
+    reason: str
+
+
+class Implementation(Protocol):
+    """What `select` chooses among: a module with these names. Tensors in, tensors out.
+
+    Each x is (m, d_in), of any strides; gradients may have any strides, zero ones of `expand` too.
+    What is returned is contiguous and new. No argument is written to.
+    """
+
+    NAME: str
+
+    def refusal(self, call: Call) -> str:
+        """Why this call can't, or shouldn't, run here; empty if it may. Asked at every call."""
+
+    def saves_preact(self, call: Call) -> bool:
+        """Whether forward gives preact for backward. Must not depend on call.m.
+
+        A compiled graph for any number of rows asks it once.
+        """
+
+    def forward(
+        self,
+        call: Call,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        w_p: Tensor | None,
+        b_p: Tensor | None,
+        *,
+        save_preact: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Out (m, d_out), or h (m, d) where w_p is None; and preact (m, 2d) if it's to be saved."""
+
+    def backward(
+        self,
+        call: Call,
+        dout: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        w_p: Tensor | None,
+        preact: Tensor | None,
+        needs: Sequence[bool],
+    ) -> Gradients:
+        """The gradients that `needs` names true, in their order; preact None is formed again."""
+
+    def detail(self, call: Call, direction: str) -> Detail:
+        """What `explain` says of "forward" or "backward" of a call that isn't refused."""
