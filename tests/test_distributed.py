@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bilinear import Bilinear, BilinearMLP, fuse, reference
-from bilinear.layer import small_calls as small
+from bilinear.layer import matmuls
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,7 +58,7 @@ def wrapped(how: str) -> nn.Module:
 
 def work(rank: int, rendezvous: str, results: str) -> None:
     torch.set_num_threads(1)
-    small.SMALL = 0
+    matmuls.SMALL = 0
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=RANKS)
     mine = batch().chunk(RANKS)[rank]
     weights = {how: train(wrapped(how), mine) for how in ("ddp", "fully_shard")}

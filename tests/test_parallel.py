@@ -22,8 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from bilinear import Bilinear, BilinearMLP
-from bilinear.layer import select as paths
-from bilinear.layer import small_calls as small
+from bilinear.layer import matmuls
 from bilinear.parallel import PairParallel, ShardedBilinearMLP, plan
 
 pytestmark = [
@@ -158,7 +157,7 @@ def share(tokens: Tensor, dp: DeviceMesh) -> Tensor:
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    small.SMALL = 0
+    matmuls.SMALL = 0
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
     )
@@ -186,14 +185,16 @@ def work(rank: int, folder: str) -> None:
 def local_calls(model: nn.Module) -> None:
     """Each rank runs the ordinary fused path on its share of the products."""
     shapes = []
-    forward = paths.bilinear_mlp_forward
+    forward = matmuls.forward
 
-    def seen(x: Tensor, weight: Tensor, w_p: Tensor, *rest: Any, **kwargs: Any) -> Any:
+    def seen(
+        call: Any, x: Tensor, weight: Tensor, bias: Any, w_p: Tensor, *rest: Any, **how: Any
+    ) -> Any:
         shapes.append((tuple(weight.shape), tuple(w_p.shape), type(weight)))
-        return forward(x, weight, w_p, *rest, **kwargs)
+        return forward(call, x, weight, bias, w_p, *rest, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "bilinear_mlp_forward", seen)
+        patch.setattr(matmuls, "forward", seen)
         model(batch()[:, :-1])
     mine = HIDDEN // RANKS
     assert shapes == [((2 * mine, WIDTH), (WIDTH, mine), Tensor)] * 2

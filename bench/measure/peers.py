@@ -26,12 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer import eager as composed
+from bilinear.layer import eager
 
 Layer = Callable[..., Tensor]
 
 OPS = ("layer", "mlp")
-EAGER: dict[str, Layer] = {"layer": composed.bilinear, "mlp": composed.bilinear_mlp}
 # name: the module to import, and the ops it has
 PACKAGES = {
     "liger": ("liger_kernel.ops.swiglu", OPS),
@@ -45,6 +44,13 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "quack": F.relu,
 }
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def _eager_mlp(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
+    return eager.compose(x, weight, None, w_p)
+
+
+EAGER: dict[str, Layer] = {"layer": eager.compose, "mlp": _eager_mlp}
 
 
 def absent(name: str, op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:

@@ -17,7 +17,7 @@ from bench.measure import peers
 from bench.measure.layer_ways import Shape, function, inputs
 from bench.measure.turns import enter
 from bench.suites.bench_layer import SHAPES, saved_bytes, trainings
-from bilinear.layer.small_calls import is_small
+from bilinear import explain
 
 WAYS = ("fused", "recompute", "eager")
 
@@ -44,14 +44,13 @@ def test_memory(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     f, tensors = function(way, op), inputs(op, shape)
     saved, of_eager = saved_bytes(f, tensors), saved_bytes(function("eager", op), tensors)
     upstream = torch.randn(m, d if op == "layer" else d_in)
-    x, weight, *projection = tensors
-    composed = not projection and is_small(x, weight, None, None, None)
+    sizes = shape if op == "layer" else (*shape, d_in)
     benchmark.group = f"memory, {op}, M, d_in, d = {shape}"
     benchmark.extra_info |= {
         "bytes saved": saved,
         "bytes saved, of eager's": round(saved / of_eager, 3),
         "peak bytes": peak_bytes(f, tensors, upstream),
-        "composed": way == "fused" and composed,
+        "composed": way == "fused" and explain(sizes).choices[0].implementation == "eager",
     }
     enter(benchmark, way, trainings, op, shape, WAYS, seconds=0.2)
     if way == "recompute":

@@ -1,9 +1,9 @@
-"""The layer's steps as opaque operators (`torch.ops.bilinear.*`), with shapes for fake tensors.
+"""The layer's forward and backward as opaque operators (`torch.ops.bilinear.*`).
 
-For whatever traces or intercepts operators: torch.compile, torch.export, FakeTensor, meta tensors.
-Plain eager calls go to `paths` directly, which saves tens of microseconds a call. An operator
-may not return None, so those that keep [L, R] stand apart, and backwards return only the
-gradients asked for.
+For whatever traces or watches operators: torch.compile, torch.export, FakeTensor, meta tensors.
+Plain calls go to an implementation directly, which saves tens of microseconds a call. An operator
+may not return None, so each returns a list: out, then preact where it is saved; the gradients
+that are needed.
 """
 
 from collections.abc import Sequence
@@ -11,127 +11,103 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bilinear.layer import select
-from bilinear.layer.eager import Gradients
+from bilinear.layer import triton_kernels
+from bilinear.layer.call import TRACED, Call, Gradients
+from bilinear.layer.select import describe, select
 
 # mypy: disable-error-code="untyped-decorator"
 
+# Whether preact is saved must not depend on M, or a compiled graph would be bound to one M.
+_NOMINAL_ROWS = 2**14
+
 
 @torch.library.custom_op("bilinear::forward", mutates_args=())
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """h (M, d) for x (M, d_in), weight (2d, d_in), bias (2d,)."""
-    return select.bilinear_forward(x, weight, bias, keep=False)[0]
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w_p: Tensor | None,
+    b_p: Tensor | None,
+    save_preact: bool,
+    gate: str,
+) -> list[Tensor]:
+    """[out (M, d_out) or h (M, d)], and preact (M, 2d) if it is to be saved."""
+    call = describe(x, weight, bias, w_p, b_p, not save_preact, gate, TRACED)
+    out, preact = select(call).forward(call, x, weight, bias, w_p, b_p, save_preact=save_preact)
+    return [out] if preact is None else [out, preact]
 
 
 @forward.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0] // 2)
-
-
-@torch.library.custom_op("bilinear::forward_keep", mutates_args=())
-def forward_keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """h (M, d) and lr = [L, R] (M, 2d)."""
-    h, lr = select.bilinear_forward(x, weight, bias, keep=True)
-    assert lr is not None
-    return h, lr
-
-
-@forward_keep.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    m, d = x.shape[0], weight.shape[0] // 2
-    return x.new_empty(m, d), x.new_empty(m, 2 * d)
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w_p: Tensor | None,
+    b_p: Tensor | None,
+    save_preact: bool,
+    gate: str,
+) -> list[Tensor]:
+    m, width = x.shape[0], weight.shape[0] // 2 if w_p is None else w_p.shape[0]
+    out = x.new_empty(m, width)
+    return [out, x.new_empty(m, weight.shape[0])] if save_preact else [out]
 
 
 @torch.library.custom_op("bilinear::backward", mutates_args=())
 def backward(
-    dh: Tensor,
+    dout: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    lr: Tensor | None,
+    w_p: Tensor | None,
+    preact: Tensor | None,
     needs: Sequence[bool],
+    gate: str,
 ) -> list[Tensor]:
-    """Gradients of x, weight and bias, those that `needs` names true, in this order."""
-    return _present(select.bilinear_backward(dh, x, weight, bias, lr, needs))
+    """Gradients of x, weight, bias, w_p and b_p, those that `needs` names true, in this order."""
+    call = describe(x, weight, bias, w_p, None, preact is None, gate, TRACED)
+    found = select(call).backward(call, dout, x, weight, bias, w_p, preact, needs)
+    return [gradient for gradient in found if gradient is not None]
 
 
 @backward.register_fake
 def _(
-    dh: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lr: Tensor | None,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    shapes = (x.shape, weight.shape, weight.shape[:1])
-    return [x.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
-
-
-@torch.library.custom_op("bilinear::mlp_forward", mutates_args=())
-def mlp_forward(
-    x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None
-) -> Tensor:
-    """Out (M, d_out) for w_p (d_out, d) and b_p (d_out,)."""
-    return select.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=False)[0]
-
-
-@mlp_forward.register_fake
-def _(x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], w_p.shape[0])
-
-
-@torch.library.custom_op("bilinear::mlp_forward_keep", mutates_args=())
-def mlp_forward_keep(
-    x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Out (M, d_out) and lr = [L, R] (M, 2d)."""
-    out, lr = select.bilinear_mlp_forward(x, weight, w_p, bias, b_p, keep=True)
-    assert lr is not None
-    return out, lr
-
-
-@mlp_forward_keep.register_fake
-def _(
-    x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None, b_p: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    m = x.shape[0]
-    return x.new_empty(m, w_p.shape[0]), x.new_empty(m, weight.shape[0])
-
-
-@torch.library.custom_op("bilinear::mlp_backward", mutates_args=())
-def mlp_backward(
     dout: Tensor,
     x: Tensor,
     weight: Tensor,
-    w_p: Tensor,
     bias: Tensor | None,
-    lr: Tensor | None,
+    w_p: Tensor | None,
+    preact: Tensor | None,
     needs: Sequence[bool],
+    gate: str,
 ) -> list[Tensor]:
-    """Gradients of x, weight, w_p, bias and b_p, those that `needs` names true, in this order."""
-    return _present(select.bilinear_mlp_backward(dout, x, weight, w_p, bias, lr, needs))
-
-
-@mlp_backward.register_fake
-def _(
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    w_p: Tensor,
-    bias: Tensor | None,
-    lr: Tensor | None,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    shapes = (x.shape, weight.shape, w_p.shape, weight.shape[:1], w_p.shape[:1])
+    w_p_shape = weight.shape[:0] if w_p is None else w_p.shape
+    shapes = (x.shape, weight.shape, weight.shape[:1], w_p_shape, w_p_shape[:1])
     return [x.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
 
 
 def spread(found: Sequence[Tensor], needs: Sequence[bool]) -> Gradients:
     """Undo what leaving out unneeded gradients did: None where nothing was asked for."""
     remaining = iter(found)
-    return tuple(next(remaining) if need else None for need in needs)
+    dx, dweight, dbias, dw_p, db_p = (next(remaining) if need else None for need in needs)
+    return dx, dweight, dbias, dw_p, db_p
 
 
-def _present(gradients: Gradients) -> list[Tensor]:
-    return [gradient for gradient in gradients if gradient is not None]
+def saves_preact(x: Tensor, weight: Tensor, w_p: Tensor | None, recompute: bool, gate: str) -> bool:
+    """Whether `forward` is to give preact; asked while a graph is traced."""
+    if recompute or not (x.is_cuda or triton_kernels.INTERPRETED):
+        return not recompute
+    d_out = None if w_p is None else w_p.shape[0]
+    return _saves_preact(x.dtype, x.device, weight.shape[1], weight.shape[0] // 2, d_out, gate)
+
+
+def _saves_preact(
+    dtype: torch.dtype, device: torch.device, d_in: int, d: int, d_out: int | None, gate: str
+) -> bool:
+    call = Call(_NOMINAL_ROWS, d_in, d, d_out, dtype, device, gate=gate, context=TRACED)
+    return select(call).saves_preact(call)
+
+
+# A compiler that traced into the kernels' table would break the graph: the answer is a constant to
+# it. This is what `torch.compiler.assume_constant_result` sets; to call that would import the whole
+# compiler, which takes longer than a script's first forward.
+_saves_preact._dynamo_marked_constant = True  # type: ignore[attr-defined]

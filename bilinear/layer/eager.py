@@ -1,58 +1,82 @@
-"""The layer as plain differentiable torch operations.
+"""The layer as plain differentiable torch operations, which torch's own autograd records.
 
-What every transform of torch sees through: double backward, forward mode, `torch.func`, tensor
-subclasses such as DTensor. The fused paths are checked against it.
+Every transform of torch sees through it: double backward, forward mode, `torch.func`, tensor
+subclasses such as DTensor. The other implementations are checked against it.
 """
 
-import torch
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
-# Gradients of (x, weight, bias) and of (x, weight, w_p, bias, b_p); None where not asked for.
-Gradients = tuple[Tensor | None, ...]
+from bilinear.layer.call import Call, Detail, Gradients
+from bilinear.layer.gates import product, product_backward
+
+NAME = "eager"
 
 
-def bilinear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r): (…, d_in) → (…, d), for weight (2d, d_in)."""
-    left, right = F.linear(x, weight, bias).chunk(2, dim=-1)
-    return left * right
-
-
-def bilinear_mlp(
+def compose(
     x: Tensor,
     weight: Tensor,
-    w_p: Tensor,
     bias: Tensor | None = None,
+    w_p: Tensor | None = None,
     b_p: Tensor | None = None,
+    *,
+    gate: str = "identity",
 ) -> Tensor:
-    """out = h W_pᵀ + b_p: (…, d_in) → (…, d_out), for weight (2d, d_in) and w_p (d_out, d)."""
-    return F.linear(bilinear(x, weight, bias), w_p, b_p)
+    """h (…, d) for x (…, d_in), or out = h W_pᵀ + b_p (…, d_out) where w_p is given."""
+    left, right = F.linear(x, weight, bias).chunk(2, -1)
+    h = product(left, right, gate)
+    return h if w_p is None else F.linear(h, w_p, b_p)
 
 
-def bilinear_gradients(
-    dh: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]
-) -> Gradients:
-    """Gradients of `bilinear` for dh (M, d) and x (M, d_in), themselves differentiable."""
-    left, right = F.linear(x, weight, bias).chunk(2, dim=-1)
-    dlr = torch.cat((dh * right, dh * left), dim=-1)
-    return (
-        dlr @ weight if needs[0] else None,
-        dlr.t() @ x if needs[1] else None,
-        dlr.sum(0) if needs[2] else None,
-    )
+def refusal(call: Call) -> str:
+    """Nothing is refused."""
+    return ""
 
 
-def bilinear_mlp_gradients(
+def saves_preact(call: Call) -> bool:
+    """What is saved is autograd's to choose."""
+    return False
+
+
+def forward(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w_p: Tensor | None,
+    b_p: Tensor | None,
+    *,
+    save_preact: bool,
+) -> tuple[Tensor, None]:
+    """See `call.Implementation`; differentiable itself, for x of any leading shape."""
+    return compose(x, weight, bias, w_p, b_p, gate=call.gate), None
+
+
+def backward(
+    call: Call,
     dout: Tensor,
     x: Tensor,
     weight: Tensor,
-    w_p: Tensor,
     bias: Tensor | None,
-    needs: tuple[bool, ...],
+    w_p: Tensor | None,
+    preact: Tensor | None,
+    needs: Sequence[bool],
 ) -> Gradients:
-    """Gradients of `bilinear_mlp` for dout (M, d_out), x (M, d_in); differentiable themselves."""
-    dx, dweight, dbias = bilinear_gradients(
-        dout @ w_p, x, weight, bias, (needs[0], needs[1], needs[3])
+    """See `call.Implementation`; differentiable itself, which a given preact would not be."""
+    left, right = F.linear(x, weight, bias).chunk(2, -1)
+    dh = dout if w_p is None else dout @ w_p
+    dpreact = product_backward(dh, left, right, call.gate)
+    return (
+        dpreact @ weight if needs[0] else None,
+        dpreact.t() @ x if needs[1] else None,
+        dpreact.sum(0) if needs[2] else None,
+        dout.t() @ product(left, right, call.gate) if needs[3] else None,
+        dout.sum(0) if needs[4] else None,
     )
-    dw_p = dout.t() @ bilinear(x, weight, bias) if needs[2] else None
-    return dx, dweight, dw_p, dbias, dout.sum(0) if needs[4] else None
+
+
+def detail(call: Call, direction: str) -> Detail:
+    """See `call.Implementation`."""
+    return Detail("", None, "torch's operations, which its autograd records")

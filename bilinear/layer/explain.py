@@ -6,20 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bilinear.layer import select
-from bilinear.layer.blocked import block_rows
+from bilinear.layer.call import PLAIN, TRACED, Call
+from bilinear.layer.context import autocast_dtype, context_of
 from bilinear.layer.fused_modules import Fused, FusedBilinear, w_l_of, w_p_of
 from bilinear.layer.modules import Bilinear, BilinearMLP
-from bilinear.layer.small_calls import SMALL
+from bilinear.layer.select import IMPLEMENTATIONS, precision, select
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Of one module (empty name for bare shapes) and one op: its path, its tile if any, and why."""
+    """Of one module (empty name for bare shapes) and one op: what it runs on, and why.
+
+    `implementation` is "triton", "matmuls" or "eager"; `kernel` and its tile `config` are Triton's.
+    """
 
     name: str
     op: str
-    path: str
+    implementation: str
+    kernel: str
     config: object
     reason: str
 
@@ -35,8 +39,10 @@ class Explanation:
         lines = []
         for choice in self.choices:
             where = f"{choice.name}: " if choice.name else ""
+            kernel = f" {choice.kernel}" if choice.kernel else ""
             config = "" if choice.config is None else f" [{choice.config}]"
-            lines.append(f"{where}{choice.op} -> {choice.path}{config}: {choice.reason}")
+            how = f"{choice.implementation}{kernel}{config}"
+            lines.append(f"{where}{choice.op} -> {how}: {choice.reason}")
         return "\n".join(lines) or "no bilinear layer found; bilinear.fuse(model) puts them in"
 
 
@@ -47,65 +53,44 @@ def explain(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     recompute: bool = False,
+    compiled: bool = False,
 ) -> Explanation:
-    """Say which path every bilinear layer would take, forward and backward, and why.
+    """Say which implementation every bilinear layer would run on, forward and backward, and why.
 
     `what` is a module, whose layers are explained for `rows` rows of input in their own dtype and
     on their own device; or sizes (m, d_in, d) of `bilinear`, (m, d_in, d, d_out) of
-    `bilinear_mlp`, for which dtype, device and recompute are read too.
+    `bilinear_mlp`, for which dtype, device and recompute are read too. The call is one made where
+    `explain` is asked: under the same autocast and torch.func transforms; with `compiled`, inside
+    of torch.compile or torch.export.
 
     Raises:
         ValueError: sizes that are neither three nor four.
     """
-    if not isinstance(what, nn.Module):
-        if len(what) not in (3, 4):
-            raise ValueError(
-                f"what: expected a module, (m, d_in, d) or (m, d_in, d, d_out), got {what!r}"
-            )
+    if isinstance(what, nn.Module):
+        calls = _calls(what, rows)
+    elif len(what) in (3, 4):
         m, d_in, d, *last = what
         d_out = last[0] if last else None
-        call = _Call("", m, d_in, d, d_out, dtype, torch.device(device), recompute)
-        return Explanation(call.choices())
-    calls = _calls(what, rows)
-    chosen = [choice for call in calls for choice in call.choices()]
-    return Explanation((*chosen, *_own_forwards(what)))
+        calls = [("", Call(m, d_in, d, d_out, dtype, torch.device(device), recompute=recompute))]
+    else:
+        raise ValueError(
+            f"what: expected a module, (m, d_in, d) or (m, d_in, d, d_out), got {what!r}"
+        )
+    chosen = [
+        _choice(name, _here(call, compiled), direction)
+        for name, call in calls
+        for direction in ("forward", "backward")
+    ]
+    return Explanation((*chosen, *(_own_forwards(what) if isinstance(what, nn.Module) else ())))
 
 
-@dataclass(frozen=True)
-class _Call:
-    name: str
-    m: int
-    d_in: int
-    d: int
-    d_out: int | None
-    dtype: torch.dtype
-    device: torch.device
-    recompute: bool
-
-    def choices(self) -> tuple[Choice, ...]:
-        family = "bilinear" if self.d_out is None else "mlp"
-        return tuple(self._choice(f"{family}_{way}") for way in ("forward", "backward"))
-
-    def _choice(self, op: str) -> Choice:
-        missing = select.kernels_missing(self.device)
-        if not missing:
-            plan = select.plan(op, self.m, self.d_in, self.d, self.d_out, self.dtype, self.device)
-            return Choice(self.name, op, plan.path, plan.config, plan.reason)
-        if self._is_small():
-            why = f"{missing}, and fewer than {SMALL} elements don't pay for a Function"
-            return Choice(self.name, op, "composed", None, why)
-        return Choice(self.name, op, "rows", None, f"{missing}; {self._blocks()}")
-
-    def _is_small(self) -> bool:
-        if self.recompute or self.d_out is not None or self.device.type != "cpu":
-            return False
-        return self.m * (self.d_in + 2 * self.d) < SMALL
-
-    def _blocks(self) -> str:
-        block = block_rows(self.m, self.d_in, self.d, self.dtype)
-        if block >= self.m:
-            return f"torch's matmuls over all {self.m} rows at once"
-        return f"torch's matmuls over {block} rows at a time, whose [L, R] stays in the cache"
+def _here(call: Call, compiled: bool) -> Call:
+    """The call as it is where `explain` is asked."""
+    dtype = autocast_dtype(call.dtype, call.device)
+    context = context_of()
+    if compiled and context == PLAIN or call.device.type == "meta":
+        context = TRACED
+    return call._replace(dtype=dtype, precision=precision(dtype, call.device), context=context)
 
 
 def _own_forwards(model: nn.Module) -> list[Choice]:
@@ -114,24 +99,31 @@ def _own_forwards(model: nn.Module) -> list[Choice]:
     broken = [
         (name or type(module).__name__, module.proof.broken_by(module)) for name, module in found
     ]
-    return [Choice(name, "forward", "own forward", None, why) for name, why in broken if why]
+    return [Choice(name, "forward", "own forward", "", None, why) for name, why in broken if why]
 
 
-def _calls(model: nn.Module, m: int) -> list[_Call]:
+def _choice(name: str, call: Call, direction: str) -> Choice:
+    chosen = select(call)
+    refusals = [i.refusal(call) for i in IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]]
+    kernel, tile, reason = chosen.detail(call, direction)
+    op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
+    return Choice(name, op, chosen.NAME, kernel, tile, "; ".join([*refusals, reason]))
+
+
+def _calls(model: nn.Module, m: int) -> list[tuple[str, Call]]:
     calls = []
     inner: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in inner:
             continue
-        call = _call(name, module, m)
+        call = _call(module, m)
         if call is not None:
             inner.update(id(child) for child in module.modules())
-            calls.append(call)
+            calls.append((name or type(module).__name__, call))
     return calls
 
 
-def _call(name: str, module: nn.Module, m: int) -> _Call | None:
-    name = name or type(module).__name__
+def _call(module: nn.Module, m: int) -> Call | None:
     if isinstance(module, Bilinear):
         weight, w_p, recompute = module.weight, None, module.recompute
         d = weight.shape[0] // 2
@@ -147,4 +139,4 @@ def _call(name: str, module: nn.Module, m: int) -> _Call | None:
     else:
         return None
     d_out = None if w_p is None else w_p.shape[0]
-    return _Call(name, m, weight.shape[1], d, d_out, weight.dtype, weight.device, recompute)
+    return Call(m, weight.shape[1], d, d_out, weight.dtype, weight.device, recompute=recompute)

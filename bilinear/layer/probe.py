@@ -47,7 +47,7 @@ def _formula(kind: type[Fused], linears: list[nn.Linear], x: Tensor) -> Tensor:
     halves = linears[:2] if kind is FusedMLP else linears[:1]
     biases: list[Tensor] = [linear.bias for linear in halves if linear.bias is not None]
     weights: list[Tensor] = [linear.weight for linear in halves]
-    h = eager.bilinear(x, torch.cat(weights), torch.cat(biases) if biases else None)
+    h = eager.compose(x, torch.cat(weights), torch.cat(biases) if biases else None)
     return h if kind is FusedBilinear else linears[-1](h)
 
 

@@ -1,52 +1,197 @@
-"""explain says what a call then does."""
+"""explain says what a call then does: real calls run, and what ran is compared with what it said."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bilinear import Bilinear, BilinearMLP, explain, fuse, reference
-from bilinear.layer import select as paths
-from bilinear.layer import small_calls as small
+from bilinear.functional import bilinear, bilinear_mlp
+from bilinear.kernels import dispatch, dual, mlp, pointwise
+from bilinear.layer import eager, matmuls, triton_kernels
+
+pytestmark = [
+    # Triton's interpreter reads one-element arrays in a way that NumPy is about to stop taking.
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+    # torch.compile itself makes a Function object whenever it traces one.
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
+SMALL = 40 * (6 + 2 * 4)
+LAUNCHERS = {
+    "dual_forward": "dual",
+    "dual_backward": "dual",
+    "dual_backward_input": "dual",
+    "dual_backward_weight": "dual",
+    "mlp_forward": "mlp",
+    "mlp_backward": "mlp",
+    "product_forward": "pointwise",
+    "product_backward": "pointwise",
+}
+Ran = dict[str, set[str]]
 
 
-@pytest.fixture(autouse=True)
-def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "INTERPRETED", False)
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
+    """What was called since it was emptied: implementations by direction, kernels, blocks."""
+    seen: Ran = {"forward": set(), "backward": set(), "kernels": set(), "blocks": set()}
+
+    def noting(module: Any, name: str, kind: str, what: str) -> None:
+        real = getattr(module, name)
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            seen[kind].add(what)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, noted)
+
+    for module in (matmuls, triton_kernels):
+        noting(module, "forward", "forward", module.NAME)
+        noting(module, "backward", "backward", module.NAME)
+    noting(eager, "compose", "forward", "eager")
+    for module in (dual, mlp, pointwise):
+        for name in LAUNCHERS.keys() & vars(module).keys():
+            noting(module, name, "kernels", LAUNCHERS[name])
+    noting(matmuls, "_blocks", "blocks", "blocks")
+    return seen
 
 
-def test_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def run(ran: Ran, m: int, d_out: int | None, dtype: torch.dtype, mode: str) -> dict[str, Ran]:
+    """Call the layer (m, 6) -> 4 (-> d_out) in a mode; what ran, by direction."""
+    x = torch.randn(m, 6, dtype=dtype, requires_grad=True)
+    weight = torch.randn(8, 6, dtype=dtype, requires_grad=True)
+    w_p = None if d_out is None else torch.randn(d_out, 4, dtype=dtype, requires_grad=True)
+
+    def layer(x: Tensor) -> Tensor:
+        if w_p is None:
+            return bilinear(x, weight, recompute=mode == "recompute")
+        return bilinear_mlp(x, weight, w_p, recompute=mode == "recompute")
+
+    if mode == "compiled":
+        torch.compiler.reset()
+        layer = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    if mode == "vmap":
+        layer = torch.func.vmap(layer)
+    found = {}
+    for kinds in ran.values():
+        kinds.clear()
+    if mode == "three dimensions":
+        x = x.detach().view(1, m, 6).requires_grad_()
+    with torch.set_grad_enabled(mode != "no_grad"):
+        out = layer(x)
+    found["forward"] = {name: set(kinds) for name, kinds in ran.items()}
+    for kinds in ran.values():
+        kinds.clear()
+    if mode != "no_grad":
+        out.sum().backward()
+        # Nothing of ours runs backward where autograd recorded torch's own operations.
+        ran["backward"] = ran["backward"] or {"eager"}
+        found["backward"] = {name: set(kinds) for name, kinds in ran.items()}
+    return found
+
+
+def said(m: int, d_out: int | None, dtype: torch.dtype, mode: str) -> list[Any]:
+    sizes = (m, 6, 4) if d_out is None else (m, 6, 4, d_out)
+    options = {"dtype": dtype, "recompute": mode == "recompute", "compiled": mode == "compiled"}
+    if mode != "vmap":
+        return list(explain(sizes, **options).choices)
+    answers: list[Any] = []
+
+    def asked(x: Tensor) -> Tensor:
+        answers.extend(explain(sizes, **options).choices)
+        return x
+
+    torch.func.vmap(asked)(torch.zeros(2))
+    return answers
+
+
+def compare(ran: Ran, m: int, d_out: int | None, dtype: torch.dtype, mode: str) -> None:
+    found = run(ran, m, d_out, dtype, mode)
+    for choice in said(m, d_out, dtype, mode):
+        direction = choice.op.rpartition("_")[2]
+        if direction not in found:
+            continue
+        what = found[direction]
+        assert what[direction] == {choice.implementation}, (choice, found)
+        assert what["kernels"] == ({choice.kernel} if choice.kernel else set()), (choice, found)
+        assert ("rows at a time" in choice.reason) == bool(what["blocks"]), (choice, found)
+
+
+MODES = ["plain", "no_grad", "recompute", "three dimensions", "vmap", "compiled"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("d_out", [None, 3])
+def test_torchs_implementations(
+    mode: str,
+    d_out: int | None,
+    ran: Ran,
+    paths: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths(small=SMALL)
+    monkeypatch.setattr(matmuls, "_BLOCK_ELEMENTS", 8 * 60)
+    monkeypatch.setattr(matmuls, "_MIN_ROWS", 8)
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    for m, dtype in itertools.product([1, 39, 40, 60, 61, 200], dtypes):
+        compare(ran, m, d_out, dtype, mode)
+
+
+@pytest.mark.parametrize("d_out", [None, 3])
+def test_autocast(d_out: int | None, ran: Ran, paths: Callable[..., None]) -> None:
+    paths(small=SMALL)
+    for m, dtype in itertools.product([39, 40], [torch.float32, torch.float64]):
+        with torch.autocast("cpu", torch.bfloat16):
+            compare(ran, m, d_out, dtype, "plain")
+
+
+@pytest.mark.parametrize("kernel", ["mlp", "dual", "pointwise"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted without a GPU only")
+def test_triton_by_the_interpreter(
+    mode: str,
+    kernel: str,
+    ran: Ran,
+    paths: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = {f"{k}_{way}": 0 for k in ("mlp", "dual") for way in ("forward", "backward")}
+    table = dispatch.table()["paths"]["sm_90"]["ieee"]
+    for name, limit in limits.items():
+        if kernel == "pointwise" or (kernel == "dual" and name.startswith("mlp")):
+            monkeypatch.setitem(table, name, dict.fromkeys(table[name], limit))
+    paths(interpreted=True)
+    for m, d_out in itertools.product([1, 17], [None, 3]):
+        compare(ran, m, d_out, torch.float32, mode)
+
+
+def test_the_small_mlp(ran: Ran, paths: Callable[..., None]) -> None:
+    """A call of few elements with a projection runs the Function, as one of many does."""
+    paths()
+    layer = BilinearMLP(6, 4, 3)
+    assert type(layer(torch.randn(63, 6)).grad_fn).__name__ == "BilinearFunctionBackward"
+    assert {c.implementation for c in explain(layer, rows=63).choices} == {"matmuls"}
+    assert ran["forward"] == {"matmuls"}
+
+
+def test_sizes(paths: Callable[..., None]) -> None:
+    paths()
     large = explain((16384, 64, 1024))
     assert [c.op for c in large.choices] == ["bilinear_forward", "bilinear_backward"]
-    assert {c.path for c in large.choices} == {"rows"}
-    assert "no kernels for cpu" in str(large)
+    assert {c.implementation for c in large.choices} == {"matmuls"}
+    assert "no Triton kernels for cpu" in str(large)
     assert "rows at a time" in str(large)
     small = explain((4, 64, 8))
-    assert [(c.op, c.path) for c in small.choices] == [
-        ("bilinear_forward", "composed"),
-        ("bilinear_backward", "composed"),
-    ]
-    assert {c.path for c in explain((4, 64, 8), recompute=True).choices} == {"rows"}
-    assert {c.path for c in explain((4, 64, 8, 3)).choices} == {"rows"}
+    assert {c.implementation for c in small.choices} == {"eager"}
+    assert "don't pay for an autograd Function" in str(small)
     with pytest.raises(ValueError, match=r"what: expected .*got \(1, 2\)"):
         explain((1, 2))
 
 
-@pytest.mark.parametrize("m", [63, 64])
-def test_the_border_is_where_the_call_has_it(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bilinear.layer import explain as explanation
-
-    for module in (small, explanation):
-        monkeypatch.setattr(module, "SMALL", 64 * (6 + 2 * 4))
-    layer = Bilinear(6, 4)
-    node = type(layer(torch.randn(m, 6)).grad_fn).__name__
-    path = explain(layer, rows=m).choices[0].path
-    assert (path, node) == (
-        ("composed", "MulBackward0") if m == 63 else ("rows", "_BilinearBackward")
-    )
-
-
-def test_models() -> None:
+def test_models(paths: Callable[..., None]) -> None:
+    paths()
     model = nn.ModuleDict(
         {
             "mlp": BilinearMLP(6, 4, 3),
@@ -65,8 +210,9 @@ def test_models() -> None:
     assert "no bilinear layer" in str(explain(nn.Linear(2, 2)))
 
 
-def test_kernels_say_their_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "INTERPRETED", True)
+def test_kernels_say_their_own_reason(paths: Callable[..., None]) -> None:
+    paths(interpreted=True)
     for choice in explain((4096, 64, 32, 16)).choices:
-        assert choice.path in ("mlp", "dual", "pointwise")
+        assert choice.implementation == "triton"
+        assert choice.kernel in ("mlp", "dual", "pointwise")
         assert choice.reason

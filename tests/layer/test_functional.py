@@ -12,9 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from bilinear.functional import bilinear, bilinear_mlp
-from bilinear.layer import eager as composed
-from bilinear.layer import select as paths
-from bilinear.layer import small_calls as small
+from bilinear.layer import eager, matmuls
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # torch's own forward mode still scripts its formulas when first used.
@@ -22,13 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWa
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True, params=[0, small.SMALL], ids=["as large", "as small"])
-def _function_path(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+@pytest.fixture(autouse=True, params=[0, matmuls.SMALL], ids=["as large", "as small"])
+def _function_path(request: pytest.FixtureRequest, paths: Callable[..., None]) -> Iterator[None]:
     """Sizes of a test take the way of large ones, too; memory that nobody wrote reads as NaN."""
-    monkeypatch.setattr(small, "SMALL", request.param)
-    monkeypatch.setattr(paths, "INTERPRETED", False)
+    paths(small=request.param)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -53,6 +48,13 @@ def mlp_inputs(
         else (torch.randn(shape, device=device) * scale).to(dtype).requires_grad_()
         for shape, scale in zip(shapes, scales, strict=True)
     ]
+
+
+def composed_mlp(
+    x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None = None, b_p: Tensor | None = None
+) -> Tensor:
+    """`eager.compose` with the arguments in `bilinear_mlp`'s order."""
+    return eager.compose(x, weight, bias, w_p, b_p)
 
 
 def layer_inputs(**options: Any) -> list[Tensor | None]:
@@ -83,13 +85,13 @@ def test_error_is_within_eagers_own(
     for m, d_in, d, d_out in [(129, 17, 1, 1), (300, 65, 63, 17), (64, 3, 129, 65), (1, 1, 1, 3)]:
         inputs = mlp_inputs(m, d_in, d, d_out, bias=bias, dtype=dtype, device=device)
         pairs: list[tuple[Any, Any, list[Tensor | None], int]] = [
-            (bilinear_mlp, composed.bilinear_mlp, inputs, d_out),
-            (bilinear, composed.bilinear, [inputs[0], inputs[1], inputs[3]], d),
+            (bilinear_mlp, composed_mlp, inputs, d_out),
+            (bilinear, eager.compose, [inputs[0], inputs[1], inputs[3]], d),
         ]
-        for ours, eager, arguments, width in pairs:
+        for ours, plain, arguments, width in pairs:
             upstream = torch.randn(m, width, device=device).to(dtype)
-            exact = results(eager, wide(arguments), upstream.double())
-            theirs = results(eager, arguments, upstream)
+            exact = results(plain, wide(arguments), upstream.double())
+            theirs = results(plain, arguments, upstream)
             mine = results(lambda *a, f=ours: f(*a, recompute=recompute), arguments, upstream)
             for a, b, c in zip(mine, theirs, exact, strict=True):
                 assert a.dtype == dtype
@@ -133,14 +135,14 @@ def test_any_leading_shape_and_strides() -> None:
         big.flip(0)[:1, :1, 1:7],
     ):
         x = x.detach().requires_grad_()
-        for ours, eager, arguments in (
-            (bilinear, composed.bilinear, [x, weight, bias]),
-            (bilinear_mlp, composed.bilinear_mlp, [x, weight, w_p, bias, b_p]),
+        for ours, plain, arguments in (
+            (bilinear, eager.compose, [x, weight, bias]),
+            (bilinear_mlp, composed_mlp, [x, weight, w_p, bias, b_p]),
         ):
-            upstream = torch.ones((), dtype=x.dtype).expand(eager(*arguments).shape)
+            upstream = torch.ones((), dtype=x.dtype).expand(plain(*arguments).shape)
             for a, b in zip(
                 results(ours, arguments, upstream),
-                results(eager, arguments, upstream),
+                results(plain, arguments, upstream),
                 strict=True,
             ):
                 assert a.shape == b.shape
@@ -158,9 +160,7 @@ def test_gradients_nobody_asked_for_are_not_formed(monkeypatch: pytest.MonkeyPat
 
         return spy
 
-    monkeypatch.setattr(paths, "bilinear_mlp_backward", spied(paths.bilinear_mlp_backward))
-    function = small._BilinearMLP
-    monkeypatch.setattr(function, "backward", staticmethod(spied(function.backward)))
+    monkeypatch.setattr(matmuls, "backward", spied(matmuls.backward))
     everything = mlp_inputs()
     want = results(bilinear_mlp, everything, torch.ones(5, 3, dtype=torch.float64))
     subsets = [s for s in itertools.product([False, True], repeat=5) if any(s)]
@@ -170,7 +170,8 @@ def test_gradients_nobody_asked_for_are_not_formed(monkeypatch: pytest.MonkeyPat
             for t, need in zip(everything, subset, strict=True)
         ]
         got = results(bilinear_mlp, inputs, torch.ones(5, 3, dtype=torch.float64))
-        assert asked[-1] == subset
+        x, weight, w_p, bias, b_p = subset
+        assert asked[-1] == (x, weight, bias, w_p, b_p)
         expected = [want[0], *(g for g, need in zip(want[1:], subset, strict=True) if need)]
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)
@@ -181,7 +182,7 @@ def test_no_gradients_means_nothing_saved() -> None:
     assert bilinear_mlp(*inputs).grad_fn is None
     with torch.no_grad():
         assert bilinear(*(t.requires_grad_() for t in inputs[:2])).grad_fn is None
-    torch.testing.assert_close(bilinear_mlp(*inputs), composed.bilinear_mlp(*inputs))
+    torch.testing.assert_close(bilinear_mlp(*inputs), composed_mlp(*inputs))
 
 
 def saved_bytes(f: Callable[..., Tensor], inputs: list[Tensor | None]) -> tuple[int, int]:
@@ -213,7 +214,7 @@ def test_saved_bytes(device: str) -> None:
     assert saved_bytes(again(bilinear), layer)[1] == 4 * m * d_in
     assert saved_bytes(bilinear_mlp, inputs)[1] in (4 * m * (d_in + 2 * d), 4 * m * d_in)
     assert saved_bytes(bilinear, layer)[1] == 4 * m * (d_in + 2 * d)
-    assert saved_bytes(composed.bilinear_mlp, inputs)[1] == 4 * m * (d_in + 3 * d)
+    assert saved_bytes(composed_mlp, inputs)[1] == 4 * m * (d_in + 3 * d)
 
 
 @pytest.mark.parametrize("device", CPU_AND_GPU)
@@ -235,8 +236,8 @@ def test_func_transforms_equal_the_compositions(recompute: bool) -> None:
         return (F.linear(h, w_p) + bilinear_mlp(x, weight, w_p, bias, b_p)).sum()
 
     def plain(x: Tensor, weight: Tensor) -> Tensor:
-        h = composed.bilinear(x, weight, bias)
-        return (F.linear(h, w_p) + composed.bilinear_mlp(x, weight, w_p, bias, b_p)).sum()
+        h = eager.compose(x, weight, bias)
+        return (F.linear(h, w_p) + composed_mlp(x, weight, w_p, bias, b_p)).sum()
 
     from torch import func
 
@@ -260,7 +261,7 @@ def test_forward_mode_without_func() -> None:
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, tangent)
         got = forward_ad.unpack_dual(bilinear(dual, weight, bias)).tangent
-    want = torch.func.jvp(lambda x: composed.bilinear(x, weight, bias), (x,), (tangent,))[1]
+    want = torch.func.jvp(lambda x: eager.compose(x, weight, bias), (x,), (tangent,))[1]
     torch.testing.assert_close(got, want)
 
 
@@ -281,7 +282,7 @@ def test_activation_checkpointing(reentrant: bool) -> None:
 def test_autocast_casts_as_linear_does(device: str, dtype: torch.dtype) -> None:
     inputs = mlp_inputs(40, 30, 20, 10, dtype=torch.float32, device=device)
     with torch.autocast(device, dtype):
-        got, want = bilinear_mlp(*inputs), composed.bilinear_mlp(*inputs)
+        got, want = bilinear_mlp(*inputs), composed_mlp(*inputs)
         h = bilinear(inputs[0], inputs[1], inputs[3])
         upstream = torch.randn(want.shape, device=device).to(want.dtype)
         gradients = torch.autograd.grad(got, inputs, upstream)
@@ -298,7 +299,7 @@ def test_autocast_leaves_float64_alone() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = bilinear_mlp(*inputs)
     assert out.dtype == torch.float64
-    torch.testing.assert_close(out, composed.bilinear_mlp(*inputs))
+    torch.testing.assert_close(out, composed_mlp(*inputs))
 
 
 def test_meta_and_fake_tensors_get_shapes_only() -> None:
@@ -339,10 +340,10 @@ def test_inference_mode_and_retained_graph(recompute: bool) -> None:
             assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
 
-def test_small_calls_take_torchs_composition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small, "SMALL", 5 * (6 + 8) + 1)
+def test_small_calls_take_torchs_composition(paths: Callable[..., None]) -> None:
+    paths(small=5 * (6 + 8) + 1)
     inputs = layer_inputs()
     assert type(bilinear(*inputs).grad_fn).__name__ == "MulBackward0"
-    assert type(bilinear(*inputs, recompute=True).grad_fn).__name__ == "_BilinearBackward"
-    monkeypatch.setattr(small, "SMALL", 5 * (6 + 8))
-    assert type(bilinear(*inputs).grad_fn).__name__ == "_BilinearBackward"
+    assert type(bilinear(*inputs, recompute=True).grad_fn).__name__ == "BilinearFunctionBackward"
+    paths(small=5 * (6 + 8))
+    assert type(bilinear(*inputs).grad_fn).__name__ == "BilinearFunctionBackward"

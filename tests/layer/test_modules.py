@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 import bilinear
 from bilinear import Bilinear, BilinearMLP, functional, reference
-from bilinear.layer import select as paths
-from bilinear.layer import small_calls as small
 
 
 @pytest.fixture(autouse=True)
-def _function_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small, "SMALL", 0)
-    monkeypatch.setattr(paths, "INTERPRETED", False)
+def _function_path(paths: Callable[..., None]) -> None:
+    paths(small=0)
 
 
 def pairs(bias: bool) -> list[tuple[nn.Module, nn.Module]]:
@@ -117,7 +114,7 @@ def test_hooks_on_the_inner_modules_fire_and_may_change_h() -> None:
     torch.testing.assert_close(mlp(x), 2 * plain)
     torch.testing.assert_close(seen[0], mlp.bi_linear(x) / 2)
     handle.remove()
-    assert type(mlp(x).grad_fn).__name__ == "_BilinearMLPBackward"
+    assert type(mlp(x).grad_fn).__name__ == "BilinearFunctionBackward"
 
 
 def test_recompute_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

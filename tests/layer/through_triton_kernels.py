@@ -1,6 +1,6 @@
 """The layer's Function on the Triton kernels themselves, on the CPU by Triton's interpreter.
 
-Not collected by name: `test_through_kernels.py` runs it in a process of its own, since Triton
+Not collected by name: `test_triton_kernels.py` runs it in a process of its own, since Triton
 reads TRITON_INTERPRET once, when a kernel is decorated.
 """
 
@@ -14,9 +14,7 @@ from torch import Tensor
 from bilinear import Bilinear, explain
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.kernels import dispatch, dual, mlp, pointwise
-from bilinear.layer import custom_ops as ops
-from bilinear.layer import eager as composed
-from bilinear.layer import select as paths
+from bilinear.layer import custom_ops, eager, select
 
 # Triton's interpreter reads one-element arrays in a way that NumPy is about to stop taking.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -33,9 +31,17 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         return dispatch.Plan("dual" if alone else wanted, None, "told so by a test")
 
     monkeypatch.setattr(dispatch, "choose", choose)
+    select._chosen.clear()
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
     yield wanted
     torch.use_deterministic_algorithms(False)
+
+
+def composed_mlp(
+    x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor | None = None, b_p: Tensor | None = None
+) -> Tensor:
+    """`eager.compose` with the arguments in `bilinear_mlp`'s order."""
+    return eager.compose(x, weight, bias, w_p, b_p)
 
 
 def inputs(m: int, d_in: int, d: int, d_out: int, bias: bool) -> list[Tensor | None]:
@@ -92,7 +98,7 @@ def test_equal_to_the_composition(
     given = inputs(m, d_in, d, d_out, bias)
     wanted = [tensor for tensor in given if tensor is not None]
     upstream = torch.randn(m, d_out, dtype=torch.float64)
-    got, want = bilinear_mlp(*given, recompute=recompute), composed.bilinear_mlp(*given)
+    got, want = bilinear_mlp(*given, recompute=recompute), composed_mlp(*given)
     torch.testing.assert_close(got, want)
     for a, b in zip(
         torch.autograd.grad(got, wanted, upstream),
@@ -104,7 +110,7 @@ def test_equal_to_the_composition(
 
 def test_subset_of_gradients(path: str) -> None:
     given = inputs(9, 5, 3, 4, True)
-    want = torch.autograd.grad(composed.bilinear_mlp(*given).sum(), given)
+    want = torch.autograd.grad(composed_mlp(*given).sum(), given)
     for wanted in ([0], [1], [2], [3], [4], [0, 3], [1, 2]):
         some = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(given)]  # type: ignore[union-attr]
         got = torch.autograd.grad(bilinear_mlp(*some).sum(), [some[i] for i in wanted])
@@ -122,32 +128,34 @@ def test_no_rows(path: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_opcheck_on_the_kernels(path: str) -> None:
     x, weight, w_p, b, b_p = (t.detach() for t in inputs(5, 6, 4, 3, True) if t is not None)
-    dh, dout, lr = (
+    forward, backward, gate = custom_ops.forward, custom_ops.backward, "identity"
+    dh, dout, preact = (
         torch.randn(5, 4).double(),
         torch.randn(5, 3).double(),
         torch.randn(5, 8).double(),
     )
     checks = ("test_schema", "test_faketensor")
     for op, arguments in (
-        (ops.forward, (x, weight, b)),
-        (ops.forward_keep, (x, weight, b)),
-        (ops.backward, (dh, x, weight, b, lr, [True] * 3)),
-        (ops.backward, (dh, x, weight, b, None, [True] * 3)),
-        (ops.mlp_forward, (x, weight, w_p, b, b_p)),
-        (ops.mlp_forward_keep, (x, weight, w_p, b, b_p)),
-        (ops.mlp_backward, (dout, x, weight, w_p, b, lr, [True] * 5)),
-        (ops.mlp_backward, (dout, x, weight, w_p, b, None, [True] * 5)),
+        (forward, (x, weight, b, None, None, False, gate)),
+        (forward, (x, weight, b, None, None, True, gate)),
+        (backward, (dh, x, weight, b, None, preact, [True] * 3 + [False] * 2, gate)),
+        (backward, (dh, x, weight, b, None, None, [True] * 3 + [False] * 2, gate)),
+        (forward, (x, weight, b, w_p, b_p, False, gate)),
+        (forward, (x, weight, b, w_p, b_p, True, gate)),
+        (backward, (dout, x, weight, b, w_p, preact, [True] * 5, gate)),
+        (backward, (dout, x, weight, b, w_p, None, [True] * 5, gate)),
     ):
         torch.library.opcheck(op, arguments, test_utils=checks)
 
 
 def test_the_table_decides_and_explain_tells() -> None:
     layer = Bilinear(6, 4)
-    plan = paths.plan("bilinear_forward", 64, 6, 4, None, torch.float32, torch.device("cpu"))
+    plan = dispatch.choose("bilinear_forward", 64, 6, 4, None, torch.float32, (9, 0), "ieee")
     told = explain(layer, rows=64).choices[0]
-    assert (told.path, told.config, told.reason) == (plan.path, plan.config, plan.reason)
+    assert told.implementation == "triton"
+    assert (told.kernel, told.config, told.reason) == (plan.path, plan.config, plan.reason)
     x = torch.randn(64, 6)
-    torch.testing.assert_close(layer(x), composed.bilinear(x, layer.weight, None))
+    torch.testing.assert_close(layer(x), eager.compose(x, layer.weight))
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -155,7 +163,7 @@ def test_a_compiled_mlp_saves_what_the_table_says(path: str) -> None:
     given = inputs(5, 6, 4, 3, True)
     compiled = torch.compile(bilinear_mlp, fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(*given).sum(), given)
-    want = torch.autograd.grad(composed.bilinear_mlp(*given).sum(), given)
+    want = torch.autograd.grad(composed_mlp(*given).sum(), given)
     torch.testing.assert_close(got, want)
     torch.compiler.reset()
 

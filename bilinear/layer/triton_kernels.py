@@ -1,0 +1,154 @@
+"""The layer on the Triton kernels: the whole MLP, the dual matmul, or a library matmul and one
+elementwise kernel, as the kernels' table of sizes says.
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilinear.layer.call import TRANSFORMED, Call, Detail, Gradients
+
+NAME = "triton"
+# Triton reads the same variable when it decorates a kernel, so a later change would not count.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What the kernels are compiled for at least, and what the interpreter is said to be.
+_MIN_CAPABILITY = (8, 0)
+_INTERPRETER_CAPABILITY = (9, 0)
+
+
+def refusal(call: Call) -> str:
+    """See `call.Implementation`."""
+    if call.device.type == "cpu":
+        missing = "" if INTERPRETED else "there are no Triton kernels for cpu tensors"
+    elif call.device.type == "cuda":
+        missing = _missing_on_gpu(call.device)
+    else:
+        missing = f"there are no Triton kernels for {call.device.type} tensors"
+    if not missing and call.context == TRANSFORMED:
+        return "torch's transforms see no kernels"
+    return missing
+
+
+@cache
+def _missing_on_gpu(device: torch.device) -> str:
+    if torch.version.hip is not None:
+        return "the kernels are not tuned for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_CAPABILITY:
+        return f"compute capability {capability} is below {_MIN_CAPABILITY}"
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn(
+            "triton is not installed: bilinear layers run on torch's own matmuls on this GPU",
+            stacklevel=2,
+        )
+        return "triton is not installed"
+    return ""
+
+
+def saves_preact(call: Call) -> bool:
+    """See `call.Implementation`: not where one kernel makes the whole MLP and forms it again."""
+    return not call.recompute and (call.d_out is None or _plan(call, "forward").kernel != "mlp")
+
+
+def detail(call: Call, direction: str) -> Detail:
+    """See `call.Implementation`: "mlp", "dual" or "pointwise", and its tile."""
+    plan = _plan(call, direction)
+    if direction == "backward" and call.d_out is not None and saves_preact(call):
+        return Detail("pointwise", None, "[dL, dR] is elementwise where [L, R] is saved")
+    return plan
+
+
+def _plan(call: Call, direction: str) -> Detail:
+    from bilinear.kernels import dispatch
+
+    op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
+    capability = _INTERPRETER_CAPABILITY
+    if call.device.type == "cuda":
+        capability = _capability(call.device)
+    plan = dispatch.choose(
+        op, call.m, call.d_in, call.d, call.d_out, call.dtype, capability, call.precision
+    )
+    return Detail(plan.path, plan.config, plan.reason)
+
+
+_capability = cache(torch.cuda.get_device_capability)
+
+
+def forward(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w_p: Tensor | None,
+    b_p: Tensor | None,
+    *,
+    save_preact: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See `call.Implementation`."""
+    from bilinear.kernels import dual, mlp, pointwise
+
+    kernel, tile, _ = _plan(call, "forward")
+    preact: Tensor | None
+    if kernel == "mlp" and w_p is not None and not save_preact:
+        out = mlp.mlp_forward(x, weight, bias, w_p, b_p, precision=call.precision, config=tile)
+        return out, None
+    if kernel == "pointwise":
+        preact = F.linear(x, weight, bias)
+        h = pointwise.product_forward(preact)
+    else:
+        config = tile if kernel == "dual" else None
+        h, preact = dual.dual_forward(
+            x, weight, bias, precision=call.precision, config=config, preact=save_preact
+        )
+    out = h if w_p is None else F.linear(h, w_p, b_p)
+    return out, preact if save_preact else None
+
+
+def backward(
+    call: Call,
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    w_p: Tensor | None,
+    preact: Tensor | None,
+    needs: Sequence[bool],
+) -> Gradients:
+    """See `call.Implementation`."""
+    from bilinear.kernels import dual, mlp, pointwise
+
+    how = {"precision": call.precision}
+    db_p = dout.sum(0) if needs[4] else None
+    if not any(needs[:4]):
+        return None, None, None, None, db_p
+    kernel, tile, _ = _plan(call, "backward")
+    if kernel == "mlp" and w_p is not None and preact is None:
+        wanted = [name for name, need in zip(mlp.GRADIENTS[:4], needs, strict=False) if need]
+        found = mlp.mlp_backward(dout, x, weight, bias, w_p, needs=wanted, **how)
+        dx, dweight, dbias, dw_p = (found.get(name) for name in mlp.GRADIENTS[:4])
+        return dx, dweight, dbias, dw_p, db_p
+    if kernel == "dual" and w_p is None and preact is not None:
+        dx = dual.dual_backward_input(dout, preact, weight, **how) if needs[0] else None
+        if not (needs[1] or needs[2]):
+            return dx, None, None, None, None
+        dweight, dbias = dual.dual_backward_weight(dout, preact, x, bias=needs[2], **how)
+        return dx, dweight if needs[1] else None, dbias, None, None
+    dh = dout if w_p is None else dout @ w_p
+    if kernel == "dual" and preact is None:
+        dpreact, h = dual.dual_backward(dh, x, weight, bias, with_h=needs[3], config=tile, **how)
+    else:
+        preact = F.linear(x, weight, bias) if preact is None else preact
+        dpreact, h = pointwise.product_backward(dh, preact, with_h=needs[3])
+    return (
+        dpreact @ weight if needs[0] else None,
+        dpreact.t() @ x if needs[1] else None,
+        dpreact.sum(0) if needs[2] else None,
+        None if h is None else dout.t() @ h,
+        db_p,
+    )
