@@ -7,7 +7,7 @@ gradients. [L, R] (m, 2d), before the gate and the product, is `preact`.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Detail(NamedTuple):
     """How an implementation runs one direction of a call: the kernel, its tile if any, and why."""
 
     kernel: str
-    tile: object
+    tile: Any
     reason: str
 
 

@@ -88,7 +88,7 @@ def _here(call: Call, compiled: bool) -> Call:
     """The call as it is where `explain` is asked."""
     dtype = autocast_dtype(call.dtype, call.device)
     context = context_of()
-    if compiled and context == PLAIN or call.device.type == "meta":
+    if (compiled and context == PLAIN) or call.device.type == "meta":
         context = TRACED
     return call._replace(dtype=dtype, precision=precision(dtype, call.device), context=context)
 

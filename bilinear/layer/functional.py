@@ -118,6 +118,7 @@ class BilinearFunction(torch.autograd.Function):
         recompute: bool,
         gate: str,
     ) -> Tensor:
+        """Out (…, d_out), or h (…, d); see `bilinear_mlp`."""
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         preact: Tensor | None = None
         if chosen is not None:
@@ -133,14 +134,15 @@ class BilinearFunction(torch.autograd.Function):
         if chosen is None or preact is None or x.requires_grad:
             ctx.save_for_backward(x, weight, bias, w_p, preact)
         else:
-            # Only a second derivative needs weight then: it may be changed in place before backward,
-            # as it may under torch's own autograd.
+            # Only a second derivative needs weight then: it may be changed in place before
+            # backward, as it may under torch's own autograd.
             ctx.save_for_backward(x, None, bias, w_p, preact)
             ctx.weight, ctx.version = weight, weight._version
         return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of forward's arguments, in their order."""
         x, weight, bias, w_p, *preact = ctx.saved_tensors
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         weight = ctx.weight if weight is None else weight

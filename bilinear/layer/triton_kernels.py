@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ def backward(
     """See `call.Implementation`."""
     from bilinear.kernels import dual, mlp, pointwise
 
-    how = {"precision": call.precision}
+    how: dict[str, Any] = {"precision": call.precision}
     db_p = dout.sum(0) if needs[4] else None
     if not any(needs[:4]):
         return None, None, None, None, db_p

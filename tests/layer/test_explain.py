@@ -1,4 +1,4 @@
-"""explain says what a call then does: real calls run, and what ran is compared with what it said."""
+"""explain says what a call then does: real calls run, and what ran is compared with it."""
 
 import itertools
 from collections.abc import Callable

@@ -347,3 +347,48 @@ def test_small_calls_take_torchs_composition(paths: Callable[..., None]) -> None
     assert type(bilinear(*inputs, recompute=True).grad_fn).__name__ == "BilinearFunctionBackward"
     paths(small=5 * (6 + 8))
     assert type(bilinear(*inputs).grad_fn).__name__ == "BilinearFunctionBackward"
+
+
+def test_weight_may_change_in_place_where_x_needs_no_gradient() -> None:
+    x, weight, bias = (t.detach() for t in layer_inputs() if t is not None)
+    upstream = torch.randn(5, 4, dtype=torch.float64)
+    found = []
+    for f in (eager.compose, bilinear):
+        parameters = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        out = f(x, *parameters)
+        with torch.no_grad():
+            parameters[0].mul_(3)
+        found.append(torch.autograd.grad(out, parameters, upstream))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.autograd.gradgradcheck(
+        lambda w, b: bilinear(x, w, b), (weight.requires_grad_(), bias)
+    )
+
+
+def test_a_second_derivative_after_a_change_in_place_is_refused(paths: Callable[..., None]) -> None:
+    paths(small=0)
+    x, weight, bias = (t.detach() for t in layer_inputs() if t is not None)
+    weight.requires_grad_()
+    out = bilinear(x, weight, bias)
+    with torch.no_grad():
+        weight.mul_(3)
+    with pytest.raises(RuntimeError, match="weight: expected no change in place"):
+        torch.autograd.grad(out.sum(), weight, create_graph=True)
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_backward_writes_to_nothing_that_hooks_hold(retain: bool) -> None:
+    everything = mlp_inputs()
+    for f, inputs in ((bilinear, layer_inputs()), (bilinear_mlp, everything)):
+        held: list[tuple[Tensor, Tensor]] = []
+
+        def pack(tensor: Tensor, held: list[tuple[Tensor, Tensor]] = held) -> Tensor:
+            held.append((tensor, tensor.detach().clone()))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = f(*inputs)
+        assert held
+        torch.autograd.grad(out.sum(), inputs, retain_graph=retain)
+        assert all(torch.equal(tensor, before) for tensor, before in held)

@@ -42,7 +42,7 @@ def test_blocks_equal_the_composition(
         torch.testing.assert_close(out, eager.compose(x, weight, b, w_p, b_p))
         before = None if preact is None else preact.clone()
         for needs in itertools.product([False, True], repeat=5):
-            needs = needs[:3] + (needs[3] and w_p is not None, needs[4] and w_p is not None)
+            needs = (*needs[:3], needs[3] and w_p is not None, needs[4] and w_p is not None)
             found = matmuls.backward(this, dout, x, weight, b, w_p, preact, needs)
             want = eager.backward(this, dout, x, weight, b, w_p, None, needs)
             for mine, theirs in zip(found, want, strict=True):
