@@ -188,9 +188,10 @@ def local_calls(model: nn.Module) -> None:
     forward = matmuls.forward
 
     def seen(
-        call: Any, x: Tensor, weight: Tensor, bias: Any, w_p: Tensor, *rest: Any, **how: Any
+        call: Any, x: Tensor, weight: Tensor, bias: Any, w_p: Any, *rest: Any, **how: Any
     ) -> Any:
-        shapes.append((tuple(weight.shape), tuple(w_p.shape), type(weight)))
+        if w_p is not None:
+            shapes.append((tuple(weight.shape), tuple(w_p.shape), type(weight)))
         return forward(call, x, weight, bias, w_p, *rest, **how)
 
     with pytest.MonkeyPatch.context() as patch:

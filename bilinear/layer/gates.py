@@ -11,7 +11,7 @@ from torch import Tensor
 
 def product(left: Tensor, right: Tensor, gate: str, out: Tensor | None = None) -> Tensor:
     """h = g(L) ∘ R, (…, d) each; written to `out` if that is given."""
-    return torch.mul(left, right, out=out)
+    return left * right if out is None else torch.mul(left, right, out=out)
 
 
 def product_backward(

@@ -171,7 +171,9 @@ def _part(whole: Tensor | None, scratch: Tensor | None, rows: slice) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """F.linear on rows, which takes longer to reach the matmul."""
+    """F.linear on rows, which takes longer to reach the matmul; so does `out`, even if None."""
+    if out is None:
+        return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias, x, weight.t(), out=out)
