@@ -25,6 +25,9 @@ _BLOCK_ELEMENTS = 2**21
 # For d_in above this the matmuls dominate; blocks gain nothing.
 _MAX_D_IN = 256
 _MIN_ROWS = 256
+# From so many elements on, [dL, dR] is written to its halves, not put together from two tensors:
+# a third less memory at the peak of backward, for 2 µs of Python.
+_WRITTEN_TO_HALVES = 2**16
 
 
 def refusal(call: Call) -> str:
@@ -123,7 +126,8 @@ def backward(
             dw_p = torch.mm(dout.t(), product(left, right, call.gate))
         if inner:
             dh = dout if w_p is None else torch.mm(dout, w_p)
-            dpreact = product_backward(dh, left, right, call.gate)
+            out = torch.empty_like(preact) if preact.numel() >= _WRITTEN_TO_HALVES else None
+            dpreact = product_backward(dh, left, right, call.gate, out)
             del preact, left, right, dh  # not alive beside dx
             dx = torch.mm(dpreact, weight) if needs[0] else None
             dweight = torch.mm(dpreact.t(), x) if needs[1] else None
