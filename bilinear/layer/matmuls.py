@@ -119,9 +119,10 @@ def backward(
     inner = needs[0] or needs[1] or needs[2]
     block = block_rows(call)
     if block >= call.m:
-        if inner or needs[3]:
-            preact = _linear(x, weight, bias) if preact is None else preact
-            left, right = preact.chunk(2, 1)
+        if not (inner or needs[3]):
+            return None, None, None, None, dout.sum(0) if needs[4] else None
+        preact = _linear(x, weight, bias) if preact is None else preact
+        left, right = preact.chunk(2, 1)
         if needs[3]:
             dw_p = torch.mm(dout.t(), product(left, right, call.gate))
         if inner:
