@@ -58,6 +58,6 @@ setup(
         "dev": ["ruff", "mypy", "pandas-stubs"],
         # What the layer is timed against on a GPU (bench/peers.py), gigabytes of it; each asks for
         # a PyTorch of its own choice, so install one at a time beside the PyTorch to be measured.
-        "peers": ["liger-kernel", "xformers", "quack-kernels"],
+        "peers": ["liger-kernel", "quack-kernels"],
     },
 )
