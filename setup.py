@@ -63,6 +63,6 @@ setup(
         "dev": ["ruff", "mypy", "pandas-stubs"],
         # What the layer is timed against on a GPU (bench/measure/peers.py), gigabytes of it; each
         # asks for a PyTorch of its own, so install one at a time beside the one to be measured.
-        "peers": ["liger-kernel", "xformers", "quack-kernels"],
+        "peers": ["liger-kernel", "quack-kernels"],
     },
 )

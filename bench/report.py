@@ -155,7 +155,7 @@ def _gpu(results: Path, found: list[Contest]) -> list[str]:
     if not files and not found:
         return [
             "Not measured yet: `python -m bench.gpu` is what a visit to a GPU runs. Its peers from "
-            "elsewhere (Liger-Kernel, xformers, quack; `pip install '.[peers]'`) have adapters "
+            "elsewhere (Liger-Kernel, quack; `pip install '.[peers]'`) have adapters "
             "that were tried against stand-ins of their packages only."
         ]
     lines = ["| part | GPU | seconds | file |", "|---|---|---|---|"]

@@ -2,13 +2,11 @@
 
 `table.json` holds, per class of device and per arithmetic, the tile of every kernel and the sizes
 at which one path takes over from another. `python -m bilinear.kernels.tune` writes it anew on a
-GPU; its "source" says what its figures rest on. With BILINEAR_AUTOTUNE=1 in the environment tiles
-are searched for on the first call of each size class instead.
+GPU; its "source" says what its figures rest on.
 """
 
 import functools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import torch
 from .tiles import Tile
 
 TABLE = Path(__file__).with_name("table.json")
-AUTOTUNE = "BILINEAR_AUTOTUNE"
 
 
 @dataclass(frozen=True)
@@ -112,17 +109,5 @@ def table() -> dict[str, Any]:
 
 def tile_of_class(kernel: str, m: int, kind: str, device: str) -> Tile:
     """Tile of one kernel for m rows, by classes of arithmetic and of device."""
-    if os.environ.get(AUTOTUNE) == "1":
-        from . import tune
-
-        return tune.searched_tile(kernel, m_class(m), kind, device)
     entry = table()["tiles"][device][kind][kernel]
     return Tile(**entry["small" if m <= table()["small_m"] else "large"])
-
-
-def m_class(m: int) -> int:
-    """Power of four that covers m: sizes that share a search. Never the exact m."""
-    covered = 64
-    while covered < m and covered < 65536:
-        covered *= 4
-    return covered

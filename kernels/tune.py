@@ -1,18 +1,20 @@
 """Measure tiles and crossovers on the GPU at hand and write the dispatch table anew.
 
-    python -m bilinear.kernels.tune [--dry-run] [--kind half tf32 ...] [--output FILE]
+    python -m bilinear.kernels.tune [--dry-run] [--kind half tf32 ...] [--seconds N] [--output FILE]
 
-Every time is a median of `triton.testing.do_bench`. A dry run lists the candidates and writes
-nothing. `searched_tile` is the same search for one kernel and size class, for BILINEAR_AUTOTUNE=1.
+A handful of tiles a kernel, chosen by counting registers and shared memory, most valuable kernel
+first; the table is written after each, so a run that is stopped keeps what it found. Every time is
+a median of `triton.testing.do_bench`. A dry run lists the candidates and writes nothing.
 """
 
 import argparse
 import copy
 import functools
-import itertools
 import json
+import os
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +26,112 @@ from .tiles import Tile
 
 Timer = Callable[[Callable[[], object]], float]
 
-# Sizes at which tiles are compared: typical, and large enough to fill a device.
-_D_IN, _D, _D_OUT = 512, 512, 512
-_SMALL = {"d_in": 128, "d": 64, "d_out": 64}
-_LARGE_M = 16384
-_CROSSOVER_M = 8192
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
+KINDS = ("half", "tf32", "tf32x3", "ieee")
+# Kernels by how much of users' time they take, the whole MLP's first.
+_BY_WORTH = (
+    "mlp_forward", "mlp_backward", "dual_forward", "dual_backward_input", "dual_backward_weight",
+    "dual_backward", "mlp_backward_input", "mlp_backward_weight", "mlp_backward_projection",
+)  # fmt: skip
+_LARGE_M = 16384
+_MOST_CANDIDATES = 6
+# Bytes of shared memory a program may use and float32 accumulators a thread can hold, by count.
+_SHARED = {"sm_90": 232_448, "sm_80": 101_376}
+_ACCUMULATORS = 160
+# How many (rows, columns) accumulators a kernel keeps, and operand tiles a step reads, by block.
+_KEEPS = {
+    "dual_forward": [("m", "d")] * 2,
+    "dual_backward": [("m", "d")] * 2,
+    "dual_backward_input": [("m", "n")],
+    "dual_backward_weight": [("d", "n")] * 2,
+    "mlp_forward": [("m", "d")] * 2 + [("m", "n")],
+    "mlp_backward": [("d", "k")] * 2 + [("d", "n")],
+    "mlp_backward_input": [("m", "d")] * 3 + [("m", "n")],
+    "mlp_backward_weight": [("m", "d")] * 3 + [("d", "n")] * 2,
+    "mlp_backward_projection": [("m", "d")] * 2 + [("d", "n")],
+}
+_READS = {
+    "dual_forward": [("m", "k"), ("d", "k"), ("d", "k")],
+    "dual_backward": [("m", "k"), ("d", "k"), ("d", "k")],
+    "dual_backward_input": [("m", "d")] * 3 + [("d", "n")] * 2,
+    "dual_backward_weight": [("m", "d")] * 3 + [("m", "n")],
+    "mlp_forward": [("m", "k"), ("d", "k"), ("d", "k")],
+    "mlp_backward": [("m", "k"), ("m", "n")],
+    "mlp_backward_input": [("m", "k"), ("d", "k"), ("d", "k")],
+    "mlp_backward_weight": [("m", "k"), ("d", "k"), ("d", "k")],
+    "mlp_backward_projection": [("m", "k"), ("d", "k"), ("d", "k")],
+}
 
 
-def candidates(kernel: str, around: Tile) -> list[Tile]:
-    """Tiles near the table's: every block halved or doubled, warps 4 or 8, 1 to 4 stages.
+@dataclass(frozen=True)
+class Entry:
+    """One tile of the table: a kernel, its arithmetic, and "small" or "large" rows."""
 
-    The one-pass backward keeps its d, d_in and d_out blocks: they are what it can hold.
+    kernel: str
+    kind: str
+    rows: str
+
+    @property
+    def m(self) -> int:
+        """Rows at which its tiles are compared."""
+        small: int = dispatch.table()["small_m"]
+        return small if self.rows == "small" else _LARGE_M
+
+
+def entries(kinds: Iterable[str] = KINDS) -> list[Entry]:
+    """What there is to tune, in order of worth: many rows before few, 16 bits before float32."""
+    kinds = list(kinds)
+    return [
+        Entry(kernel, kind, rows)
+        for rows in ("large", "small")
+        for kind in kinds
+        for kernel in _BY_WORTH
+    ]
+
+
+def candidates(kernel: str, around: Tile, kind: str = "half", device: str = "sm_90") -> list[Tile]:
+    """The table's tile, then up to five near it that fit by count.
+
+    More or fewer stages, the other number of warps, a block halved or doubled. The one-pass
+    backward keeps its d, d_in and d_out blocks: they are what it can hold.
     """
-    sizes: dict[str, tuple[int, ...]] = {}
-    for name in ("block_m", "block_d", "block_n", "block_k"):
+    near = [
+        replace(around, num_stages=around.num_stages + 1),
+        replace(around, num_stages=max(1, around.num_stages - 1)),
+        replace(around, num_warps=4 if around.num_warps == 8 else 8),
+    ]
+    for name in ("block_m", "block_k", "block_d", "block_n"):
         size = getattr(around, name)
-        fixed = size == 0 or (kernel == "mlp_backward" and name != "block_m")
-        sizes[name] = (size,) if fixed else (max(16, size // 2), size, min(256, size * 2))
-    found = {around}
-    for blocks in itertools.product(*sizes.values()):
-        # One block at a time, and all combinations of warps and stages on it.
-        changed = sum(new != getattr(around, name) for name, new in zip(sizes, blocks, strict=True))
-        if changed > 1:
+        if size == 0 or (kernel == "mlp_backward" and name != "block_m"):
             continue
-        shaped = replace(around, **dict(zip(sizes, blocks, strict=True)))
-        for warps, stages in itertools.product((4, 8), (1, 2, 3, 4)):
-            found.add(replace(shaped, num_warps=warps, num_stages=stages))
-    return sorted(found, key=lambda tile: tuple(asdict(tile).values()))
+        near.append(replace(around, **{name: max(16, size // 2)}))
+        near.append(replace(around, **{name: min(256, size * 2)}))
+    found = [around]
+    for tile in near:
+        if tile not in found and fits(kernel, tile, kind, device):
+            found.append(tile)
+    return found[:_MOST_CANDIDATES]
+
+
+def fits(kernel: str, tile: Tile, kind: str, device: str) -> bool:
+    """Whether accumulators and pipelined operands fit the registers and the shared memory."""
+    block = {"m": tile.block_m, "d": tile.block_d, "n": tile.block_n, "k": tile.block_k}
+    itemsize = _DTYPE.get(kind, torch.float32).itemsize
+    kept = sum(block[rows] * block[columns] for rows, columns in _KEEPS[kernel])
+    read = sum(block[rows] * block[columns] for rows, columns in _READS[kernel])
+    registers = kept * (2 if kind == "float64" else 1) / (32 * tile.num_warps)
+    return registers <= _ACCUMULATORS and read * itemsize * tile.num_stages <= _SHARED[device]
 
 
 def fastest(tiles: Iterable[Tile], run: Callable[[Tile], object], timer: Timer) -> Tile | None:
     """The tile with the least time; those that the device or the compiler refuses are left out."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
     best, least = None, float("inf")
     for tile in tiles:
         try:
             spent = timer(functools.partial(run, tile))
-        except (OutOfResources, PTXASError, CompilationError):
+        except Exception:  # compilers raise many kinds: OutOfResources, RuntimeError, PTXASError, …
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # raises if the device answers nothing any more
             continue
         if spent < least:
             best, least = tile, spent
@@ -77,45 +145,46 @@ def gpu_timer(run: Callable[[], object]) -> float:
     return float(do_bench(run, warmup=10, rep=50, return_mode="median"))
 
 
-def runner(kernel: str, m: int, kind: str, device: str = "cuda") -> Callable[[Tile], object]:
-    """A function that runs `kernel` with a given tile on fresh inputs of m rows."""
+def runner(
+    kernel: str, m: int, kind: str, device: str = "cuda", *, tiny: bool = False
+) -> Callable[[Tile], object]:
+    """A function that runs `kernel` with a given tile on fresh inputs of m rows.
+
+    The whole MLP's kernels run at sizes at which the whole MLP is chosen, the others at 512.
+    """
     from . import dual, mlp
 
-    small = kernel == "mlp_backward"
-    d_in = _SMALL["d_in"] if small else _D_IN
-    d, d_out = (_SMALL["d"], _SMALL["d_out"]) if small else (_D, _D_OUT)
-    if kernel.startswith("mlp") and not small:
+    d_in = d = d_out = 512
+    if kernel == "mlp_backward":
+        d_in, d, d_out = 128, 64, 64
+    elif kernel.startswith("mlp"):
         d_in = d = d_out = 256
-    precision = "ieee" if kind in _DTYPE else kind
-    dtype = _DTYPE.get(kind, torch.float32)
+    if tiny:
+        d_in = d = d_out = 16
+    precision, dtype = _arithmetic(kind)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(dtype)
 
-    x, weight, dh, lr = normal(m, d_in), normal(2 * d, d_in), normal(m, d), normal(m, 2 * d)
+    x, weight, dh, preact = normal(m, d_in), normal(2 * d, d_in), normal(m, d), normal(m, 2 * d)
     w_p, dout = normal(d_out, d), normal(m, d_out)
     unfit = Tile(block_m=0, num_warps=4, num_stages=1)
+    how: dict[str, Any] = {"precision": precision}
 
     def whole(tile: Tile, *needs: str) -> object:
         config = {"mlp_backward": unfit, kernel: tile}
-        return mlp.mlp_backward(
-            dout, x, weight, None, w_p, precision=precision, needs=needs, config=config
-        )
+        return mlp.mlp_backward(dout, x, weight, None, w_p, needs=needs, config=config, **how)
 
     runs: dict[str, Callable[[Tile], object]] = {
-        "dual_forward": lambda t: dual.dual_forward(x, weight, None, precision=precision, config=t),
-        "dual_backward": lambda t: dual.dual_backward(
-            dh, x, weight, None, precision=precision, config=t
-        ),
+        "dual_forward": lambda t: dual.dual_forward(x, weight, None, preact=True, config=t, **how),
+        "dual_backward": lambda t: dual.dual_backward(dh, x, weight, None, config=t, **how),
         "dual_backward_input": lambda t: dual.dual_backward_input(
-            dh, lr, weight, precision=precision, config=t
+            dh, preact, weight, config=t, **how
         ),
         "dual_backward_weight": lambda t: dual.dual_backward_weight(
-            dh, lr, x, precision=precision, bias=False, config=t
+            dh, preact, x, bias=False, config=t, **how
         ),
-        "mlp_forward": lambda t: mlp.mlp_forward(
-            x, weight, None, w_p, None, precision=precision, config=t
-        ),
+        "mlp_forward": lambda t: mlp.mlp_forward(x, weight, None, w_p, None, config=t, **how),
         "mlp_backward": lambda t: whole(t, "x", "weight", "w_p"),
         "mlp_backward_input": lambda t: whole(t, "x"),
         "mlp_backward_weight": lambda t: whole(t, "weight"),
@@ -124,116 +193,165 @@ def runner(kernel: str, m: int, kind: str, device: str = "cuda") -> Callable[[Ti
     return runs[kernel]
 
 
-@functools.cache
-def searched_tile(kernel: str, m: int, kind: str, device: str) -> Tile:
-    """The fastest tile of one kernel for a class of rows, searched once a process."""
-    around = table_tile(kernel, m, kind, device)
-    if not torch.cuda.is_available():
-        raise RuntimeError(f"{dispatch.AUTOTUNE}: expected a CUDA device to search on, found none")
-    return fastest(candidates(kernel, around), runner(kernel, m, kind), gpu_timer) or around
+def tuned_tile(
+    entry: Entry, device: str, timer: Timer, *, on: str = "cuda", tiny: bool = False
+) -> Tile:
+    """The fastest candidate of one entry; the table's own tile if none runs."""
+    around = dispatch.tile_of_class(entry.kernel, entry.m, entry.kind, device)
+    tiles = candidates(entry.kernel, around, entry.kind, device)
+    run = runner(entry.kernel, 32 if tiny else entry.m, entry.kind, on, tiny=tiny)
+    return fastest(tiles, run, timer) or around
 
 
-def table_tile(kernel: str, m: int, kind: str, device: str) -> Tile:
-    """The committed table's tile, whatever the environment asks for."""
-    entry = dispatch.table()["tiles"][device][kind][kernel]
-    return Tile(**entry["small" if m <= dispatch.table()["small_m"] else "large"])
+def dual_crossover(
+    direction: str, kind: str, timer: Timer, *, on: str = "cuda", tiny: bool = False
+) -> int:
+    """Largest d_in at which the dual matmul is no slower than library matmuls.
 
-
-def tuned_tiles(
-    device: str, kinds: Iterable[str], timer: Timer, *, on: str = "cuda"
-) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    """The table's "tiles" of one class of device, each kernel's fastest at both row classes."""
-    small_m = dispatch.table()["small_m"]
-    tiles: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
-    for kind in kinds:
-        tiles[kind] = {}
-        for kernel in dispatch.table()["tiles"][device][kind]:
-            tiles[kind][kernel] = {}
-            for name, m in (("small", small_m), ("large", _LARGE_M)):
-                around = table_tile(kernel, m, kind, device)
-                run = runner(kernel, m, kind, on)
-                best = fastest(candidates(kernel, around), run, timer) or around
-                tiles[kind][kernel][name] = asdict(best)
-    return tiles
-
-
-def dual_crossover(direction: str, kind: str, timer: Timer, *, on: str = "cuda") -> int:
-    """Largest d_in at which the dual matmul is no slower than library matmul plus elementwise.
-
-    Takes the first loss as the end: above it the table never chooses the dual matmul.
+    Both ways do what a training step does: forward saves [L, R], backward gives dx and dweight from
+    it. Takes the first loss as the end: above it the table never chooses the dual matmul.
     """
-    from . import dual
+    from . import dual, pointwise
 
-    precision = "ieee" if kind in _DTYPE else kind
-    dtype, m, d = _DTYPE.get(kind, torch.float32), _CROSSOVER_M, 1024
+    precision, dtype = _arithmetic(kind)
     won = 0
-    for d_in in (64, 128, 256, 512, 1024, 2048, 4096, 8192):
+    for d_in in (16, 32) if tiny else (64, 128, 256, 384, 512, 768, 1024, 1536, 2048):
+        m, d = (32, 16) if tiny else (_LARGE_M, d_in)
         x = torch.randn(m, d_in, device=on).to(dtype)
         weight = torch.randn(2 * d, d_in, device=on).to(dtype)
-        dh = torch.randn(m, d, device=on).to(dtype)
-        calls: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "forward": (
-                functools.partial(dual.dual_forward, x, weight, None, precision=precision),
-                functools.partial(_library_forward, x, weight),
-            ),
-            "backward": (
-                functools.partial(dual.dual_backward, dh, x, weight, None, precision=precision),
-                functools.partial(_library_backward, dh, x, weight),
-            ),
+        dh, preact = (torch.randn(m, n * d, device=on).to(dtype) for n in (1, 2))
+
+        def fused_forward(x: Tensor = x, weight: Tensor = weight) -> object:
+            return dual.dual_forward(x, weight, None, precision=precision, preact=True)
+
+        def library_forward(x: Tensor = x, weight: Tensor = weight) -> object:
+            return pointwise.product_forward(x @ weight.T)
+
+        def fused_backward(
+            dh: Tensor = dh, preact: Tensor = preact, x: Tensor = x, weight: Tensor = weight
+        ) -> object:
+            dx = dual.dual_backward_input(dh, preact, weight, precision=precision)
+            return dx, dual.dual_backward_weight(dh, preact, x, precision=precision, bias=False)
+
+        def library_backward(
+            dh: Tensor = dh, preact: Tensor = preact, x: Tensor = x, weight: Tensor = weight
+        ) -> object:
+            d_preact, _ = pointwise.product_backward(dh, preact)
+            return d_preact @ weight, d_preact.T @ x
+
+        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "forward": (fused_forward, library_forward),
+            "backward": (fused_backward, library_backward),
         }
-        fused, library = calls[direction]
+        fused, library = ways[direction]
         if timer(fused) > timer(library):
             break
         won = d_in
     return won
 
 
-def _library_forward(x: Tensor, weight: Tensor) -> Tensor:
-    from . import pointwise
+def mlp_limits(
+    direction: str, kind: str, device: str, timer: Timer, *, on: str = "cuda", tiny: bool = False
+) -> dict[str, int]:
+    """Sizes up to which the whole MLP in one kernel is no slower than the library's matmuls.
 
-    return pointwise.product_forward(x @ weight.T)
-
-
-def _library_backward(dh: Tensor, x: Tensor, weight: Tensor) -> object:
-    from . import pointwise
-
-    return pointwise.product_backward(dh, x @ weight.T)
-
-
-def tuned_table(device: str, kinds: list[str], timer: Timer) -> dict[str, Any]:
-    """The committed table with the measured tiles and dual crossovers of one class of device.
-
-    The sizes up to which the fully fused path runs are left as they are.
+    The table's sizes, or a half, a quarter, an eighth of them all; zeros where it always loses.
     """
-    table = copy.deepcopy(dispatch.table())
-    table["tiles"][device] |= tuned_tiles(device, kinds, timer)
-    for kind, direction in itertools.product(kinds, ("forward", "backward")):
-        limit = dual_crossover(direction, kind, timer)
-        table["paths"][device][kind][f"dual_{direction}"]["d_in"] = limit
-    name = torch.cuda.get_device_name()
-    table["source"] = f"{device} measured on {name} for {', '.join(kinds)}; the rest by counting"
-    table["measured"] = True
-    return table
+    from . import mlp, pointwise
+
+    precision, dtype = _arithmetic(kind)
+    most = dispatch.table()["paths"][device][kind][f"mlp_{direction}"]
+    for part in (16,) if tiny else (1, 2, 4, 8):
+        sizes = {name: max(1, size // part) for name, size in most.items()}
+        m, d_in, d, d_out = 32 if tiny else _LARGE_M, sizes["d_in"], sizes["d"], sizes["d_out"]
+        shapes = ((m, d_in), (2 * d, d_in), (d_out, d), (m, d_out))
+        x, weight, w_p, dout = (torch.randn(shape, device=on).to(dtype) for shape in shapes)
+
+        def fused(
+            x: Tensor = x, weight: Tensor = weight, w_p: Tensor = w_p, dout: Tensor = dout
+        ) -> object:
+            if direction == "forward":
+                return mlp.mlp_forward(x, weight, None, w_p, None, precision=precision)
+            needs = ("x", "weight", "w_p")
+            return mlp.mlp_backward(dout, x, weight, None, w_p, precision=precision, needs=needs)
+
+        def library(
+            x: Tensor = x, weight: Tensor = weight, w_p: Tensor = w_p, dout: Tensor = dout
+        ) -> object:
+            preact = x @ weight.T
+            if direction == "forward":
+                return pointwise.product_forward(preact) @ w_p.T
+            d_preact, h = pointwise.product_backward(dout @ w_p, preact, with_h=True)
+            return d_preact @ weight, d_preact.T @ x, None if h is None else dout.T @ h
+
+        if timer(fused) <= timer(library):
+            return sizes
+    return dict.fromkeys(most, 0)
+
+
+def _arithmetic(kind: str) -> tuple[str, torch.dtype]:
+    return ("ieee" if kind in _DTYPE else kind), _DTYPE.get(kind, torch.float32)
+
+
+def with_limits(
+    table: dict[str, Any], device: str, kind: str, direction: str, timer: Timer, **where: Any
+) -> dict[str, Any]:
+    """The table with the measured crossovers of one arithmetic and direction."""
+    found = copy.deepcopy(table)
+    paths = found["paths"][device][kind]
+    paths[f"dual_{direction}"]["d_in"] = dual_crossover(direction, kind, timer, **where)
+    paths[f"mlp_{direction}"] |= mlp_limits(direction, kind, device, timer, **where)
+    return found
+
+
+def with_tile(table: dict[str, Any], device: str, entry: Entry, tile: Tile) -> dict[str, Any]:
+    """The table with one measured tile."""
+    found = copy.deepcopy(table)
+    found["tiles"][device][entry.kind][entry.kernel][entry.rows] = asdict(tile)
+    return found
+
+
+def signed(table: dict[str, Any], device: str, measured: Iterable[str], on: str) -> dict[str, Any]:
+    """The table with its source: what of it was measured, on what."""
+    what = ", ".join(measured)
+    source = f"{device} measured on {on}: {what}; the rest by counting"
+    return copy.deepcopy(table) | {"source": source, "measured": True}
+
+
+def save(table: dict[str, Any], path: Path) -> None:
+    """Replace the table at once."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(table, indent=1) + "\n")
+    os.replace(new, path)
 
 
 def main() -> None:
-    """Parse arguments, measure, write."""
+    """Parse arguments, measure, write after each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", nargs="+", default=["half", "tf32", "tf32x3", "ieee"])
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=["half", "tf32", "ieee"])
     parser.add_argument("--output", type=Path, default=dispatch.TABLE)
+    parser.add_argument("--seconds", type=float, default=480.0, help="stop after these (480)")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     if arguments.dry_run:
-        for kind in arguments.kind:
-            for kernel in dispatch.table()["tiles"]["sm_90"][kind]:
-                count = len(candidates(kernel, table_tile(kernel, _LARGE_M, kind, "sm_90")))
-                print(f"{kind:<8}{kernel:<25}{count} candidates")
+        for entry in entries(arguments.kind):
+            around = dispatch.tile_of_class(entry.kernel, entry.m, entry.kind, "sm_90")
+            count = len(candidates(entry.kernel, around, entry.kind))
+            print(f"{entry.kind:<8}{entry.kernel:<25}{entry.rows:<7}{count} candidates")
         return
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device; torch.cuda.is_available() is False (try --dry-run)")
     device = dispatch.device_class(torch.cuda.get_device_capability())
-    table = tuned_table(device, arguments.kind, gpu_timer)
-    arguments.output.write_text(json.dumps(table, indent=1) + "\n")
+    name, end = torch.cuda.get_device_name(), time.monotonic() + arguments.seconds
+    table, measured = dispatch.table(), []
+    for entry in entries(arguments.kind):
+        if time.monotonic() > end:
+            break
+        tile = tuned_tile(entry, device, gpu_timer)
+        measured.append(f"{entry.kind} {entry.kernel} {entry.rows}")
+        table = signed(with_tile(table, device, entry, tile), device, measured, name)
+        save(table, arguments.output)
+        print(f"{measured[-1]}: {tile}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ left half first; `absent` says why a peer cannot be had here. eager and compile 
                 this library's own kernels (kernels/pointwise.py)
     liger       Liger-Kernel's own operator: two matmuls, one kernel. It has no identity gate:
                 silu(L) ∘ R is computed, a sigmoid an element more, the same traffic
-    xformers    its fused SwiGLU, silu(L) ∘ R, with a projection only, 16 bits only
+    liger mlp   Liger-Kernel's fused MLP (`LigerMLPFunction`): both products and the gate in one
+                kernel, silu(L) ∘ R, with a projection back to d_in columns only, 16 bits only
     quack       its gated MLP (Hopper and later) with relu(L) ∘ R, the cheapest gate it has, with a
                 projection only, 16 bits only
 
@@ -34,13 +35,13 @@ OPS = ("layer", "mlp")
 # name: the module to import, and the ops it has
 PACKAGES = {
     "liger": ("liger_kernel.ops.swiglu", OPS),
-    "xformers": ("xformers.ops", ("mlp",)),
+    "liger mlp": ("liger_kernel.ops.mlp", ("mlp",)),
     "quack": ("quack.mlp", ("mlp",)),
 }
 PEERS = ("eager", "compile", "max-autotune", "matmul+mul", *PACKAGES)
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "liger": F.silu,
-    "xformers": F.silu,
+    "liger mlp": F.silu,
     "quack": F.relu,
 }
 _HALF = (torch.bfloat16, torch.float16)
@@ -85,7 +86,7 @@ def make(name: str, op: str, device: torch.device) -> Layer:
         mode = tuned if name == "max-autotune" else "default"
         compiled: Layer = torch.compile(EAGER[op], fullgraph=True, dynamic=False, mode=mode)
         return compiled
-    return {"matmul+mul": _product, "liger": _liger, "xformers": _xformers, "quack": _quack}[name]
+    return _ADAPTERS[name]
 
 
 def verify(name: str, f: Layer, inputs: list[Tensor]) -> None:
@@ -134,11 +135,11 @@ def _liger(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:
     return F.linear(h, *w_p) if w_p else h
 
 
-def _xformers(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
-    ops = importlib.import_module("xformers.ops")
-    # By its own `unbind`: halves of one storage are what its packed kernels ask for.
-    w_l, w_r = ops.unbind(weight.view(2, -1, weight.shape[1]), 0)
-    out: Tensor = ops.swiglu(x, w_l, None, w_r, None, w_p, None)
+def _liger_mlp(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
+    if w_p.shape[0] != x.shape[-1]:
+        raise ValueError(f"d_out: liger mlp takes d_out = d_in = {x.shape[-1]}, got {w_p.shape[0]}")
+    operator = importlib.import_module("liger_kernel.ops.mlp").LigerMLPFunction
+    out: Tensor = operator.apply(x, *weight.chunk(2), w_p)
     return out
 
 
@@ -147,3 +148,11 @@ def _quack(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
     # Its gates take pairs of neighbouring rows unless told that the halves are one after another.
     out: Tensor = mlp(x, weight, w_p, activation="reglu", concat_layout=True)
     return out
+
+
+_ADAPTERS: dict[str, Layer] = {
+    "matmul+mul": _product,
+    "liger": _liger,
+    "liger mlp": _liger_mlp,
+    "quack": _quack,
+}

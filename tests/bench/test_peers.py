@@ -30,10 +30,24 @@ class _SiLUMul(torch.autograd.Function):
         return grad_outputs[0] * b, grad_outputs[0] * F.silu(a)
 
 
-def _swiglu(x: Tensor, w1: Tensor, b1: None, w2: Tensor, b2: None, w3: Tensor, b3: None) -> Tensor:
-    assert b1 is b2 is b3 is None
-    assert w1.untyped_storage().data_ptr() == w2.untyped_storage().data_ptr()
-    return F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w2), w3)
+class _LigerMLP(torch.autograd.Function):
+    """Overwrites what it saved, and gives as many columns as it took."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+        left, right = F.linear(x, w_l), F.linear(x, w_r)
+        ctx.save_for_backward(x, w_l, w_r, w_p, left, right)
+        return F.linear(F.silu(left) * right, w_p)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        x, w_l, w_r, w_p, left, right = ctx.saved_tensors
+        (dout,) = grad_outputs
+        dh = dout @ w_p
+        d_w_p = dout.T @ (F.silu(left) * right)
+        left.copy_(dh * right)
+        right.copy_(dh * right)
+        return left @ w_l + right @ w_r, left.T @ x, right.T @ x, d_w_p
 
 
 def _mlp_func(
@@ -47,7 +61,7 @@ def _mlp_func(
 
 STAND_INS = {
     "liger": {"LigerSiLUMulFunction": _SiLUMul},
-    "xformers": {"unbind": torch.unbind, "swiglu": _swiglu},
+    "liger mlp": {"LigerMLPFunction": _LigerMLP},
     "quack": {"mlp_func": _mlp_func},
 }
 
@@ -57,13 +71,15 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, contents in STAND_INS.items():
         path = peers.PACKAGES[name][0].split(".")
         for i in range(1, len(path) + 1):
-            monkeypatch.setitem(sys.modules, ".".join(path[:i]), ModuleType(path[i - 1]))
+            parent = ".".join(path[:i])
+            if i == len(path) or parent not in sys.modules:
+                monkeypatch.setitem(sys.modules, parent, ModuleType(path[i - 1]))
         vars(sys.modules[peers.PACKAGES[name][0]]).update(contents)
 
 
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize(
-    ("name", "op"), [("liger", "layer"), ("liger", "mlp"), ("xformers", "mlp"), ("quack", "mlp")]
+    ("name", "op"), [("liger", "layer"), ("liger", "mlp"), ("liger mlp", "mlp"), ("quack", "mlp")]
 )
 def test_adapter_computes_the_gate_it_names(name: str, op: str) -> None:
     m, d_in, d = 5, 7, 3
@@ -83,14 +99,23 @@ def test_adapter_computes_the_gate_it_names(name: str, op: str) -> None:
 def test_a_peer_that_computes_something_else_is_not_timed() -> None:
     vars(sys.modules["quack.mlp"])["mlp_func"] = lambda x, w, w_p, **options: x
     refused: dict[str, str] = {}
-    ways = ("fused", "eager", "quack", "xformers")
+    ways = ("fused", "eager", "quack", "liger mlp")
     made = layer_ways.contestants(
         "mlp", (5, 6, 4), ways, "forward and backward", sets=2, refused=refused
     )
-    assert set(made) == {"fused", "eager", "xformers"}
+    assert set(made) == {"fused", "eager", "liger mlp"}
     assert "quack" in refused["quack"]
     for call in made.values():
         assert len(call()) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("packages")
+def test_liger_mlp_gives_as_many_columns_as_it_takes() -> None:
+    refused: dict[str, str] = {}
+    ways = ("eager", "liger mlp")
+    made = layer_ways.contestants("mlp", (5, 6, 4), ways, "forward", d_out=3, refused=refused)
+    assert set(made) == {"eager"}
+    assert "d_out" in refused["liger mlp"]
 
 
 def test_reasons_name_what_is_missing() -> None:
@@ -98,7 +123,7 @@ def test_reasons_name_what_is_missing() -> None:
     assert peers.absent("eager", "layer", CPU) == ""
     for name in ("matmul+mul", *peers.PACKAGES):
         assert "CUDA device" in peers.absent(name, "mlp", CPU, half)
-    assert "projection" in peers.absent("xformers", "layer", CUDA, half)
+    assert "projection" in peers.absent("liger mlp", "layer", CUDA, half)
     assert "16 bits" in peers.absent("quack", "mlp", CUDA)
 
 

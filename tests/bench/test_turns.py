@@ -1,15 +1,12 @@
 """The measuring itself: that contestants take turns, and that the GPU visit's code runs."""
 
-import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import gpu
 from bench.measure import roofs, turns
 from bench.measure.clock import call_seconds
 from bench.measure.least_work import Work
@@ -95,26 +92,3 @@ def test_roofs_are_of_this_machine() -> None:
     found = roofs.measure("cpu", tiny=True)
     for roof in (found.copy, *found.matmul.values()):
         assert 1e5 < roof.median <= roof.best < 1e13
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "part", ["tests", "roofs", "tune", "layer", "command", "steps", "frontier"]
-)
-def test_gpu_visit_runs_without_a_gpu(part: str, tmp_path: Path) -> None:
-    assert gpu.main(["--quick", "--parts", part, "--out", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / f"gpu-{part}.json").read_text())
-    assert content["quick"]
-    assert "failed" not in content
-    if part == "layer":
-        assert len(content["rows"]) == 6
-        for row in content["rows"]:
-            assert {"fused", "recompute", "eager"} == set(row["times"])
-            assert row["times"]["fused"]["share of the roof"] > 0
-            assert "CUDA" in row["absent"]["matmul+mul"]
-    if part in ("roofs", "layer"):
-        assert content["roofs"]["matmul, FLOP/s"].keys() == {"bf16", "tf32", "fp32"}
-    if part == "steps":
-        assert not any(case["failed"] for case in content["cases"].values() if "failed" in case)
-    if part in ("tests", "tune"):
-        assert content["exit"] == 0

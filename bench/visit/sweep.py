@@ -1,16 +1,5 @@
-"""The sweep on a GPU: a step against ensembles in PyTorch, the whole command, and the frontier.
+"""The sweep on a GPU: the whole command, a step against ensembles in PyTorch, and the frontier."""
 
-    python -m bench.gpu_sweep steps|command|frontier FILE [--quick]
-
-Writes what it finds to FILE as JSON. `python -m bench.gpu` runs each part in a process of its own;
-`--quick` runs the same code on tiny models, without a GPU by Triton's interpreter, to see that it
-works; its figures mean nothing.
-"""
-
-import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,25 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.measure.clock import call_seconds, event_seconds
+from bench.measure.ensembles import KINDS, captured, ensemble
+from bench.visit.commands import run as run_command
+from bench.visit.items import Item, Visit
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Job
+from bilinear.experiment.task import split_pairs
+from bilinear.kernels.grid_triton import TILE, padded
+from bilinear.kernels.tiles import Tile
+from bilinear.reference import ModelConfig
+from bilinear.results.frontier import frontier as frontier_of
+from bilinear.training.backend import train
+from bilinear.training.gpu import GpuBackend, make_grid
+from bilinear.training.notebook_loop import train_notebook
+from bilinear.training.run import run_sweep
+
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU:  # before anything imports a kernel
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from bench.measure.clock import call_seconds, event_seconds  # noqa: E402
-from bench.measure.ensembles import KINDS, captured, ensemble  # noqa: E402
-from bilinear.experiment.config import SweepConfig  # noqa: E402
-from bilinear.experiment.record import Job  # noqa: E402
-from bilinear.experiment.task import split_pairs  # noqa: E402
-from bilinear.kernels.grid_triton import TILE  # noqa: E402
-from bilinear.kernels.tiles import Tile  # noqa: E402
-from bilinear.reference import ModelConfig  # noqa: E402
-from bilinear.results.frontier import frontier as frontier_of  # noqa: E402
-from bilinear.training.backend import train  # noqa: E402
-from bilinear.training.gpu import GpuBackend, make_grid, padded  # noqa: E402
-from bilinear.training.notebook_loop import train_notebook  # noqa: E402
-from bilinear.training.run import run_sweep  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
 # Beside the default: fewer passes over the pairs for wide models, with more registers spilled.
@@ -171,107 +158,131 @@ def _ways(
     return ways, failed
 
 
-def steps(quick: bool) -> dict[str, Any]:
-    """A step of all models together: ours in both shapes of the loop, ensembles, the notebook."""
-    p = 3 if quick else 64
-    cases = {
-        f"widths 1..{p}, one seed": [Job(d, 0) for d in range(1, p + 1)],
-        f"width {min(16, p)}, {p} seeds": [Job(min(16, p), seed) for seed in range(p)],
-        f"widths 1..{p}, 8 seeds": [Job(d, s) for d in range(1, p + 1) for s in range(8)],
+def items(visit: Visit) -> list[Item]:
+    """Seconds of training and of the command first, then a step against its peers."""
+    found = [
+        Item(f"training, {name}", _training(name, config), least=20, most=120)
+        for name, config in _configs(visit).items()
+    ]
+    found.insert(2, Item("command", _command, least=30, most=120))
+    found += [
+        Item(f"a step, {name}", _steps(name, p, jobs), least=40, most=180)
+        for name, (p, jobs) in _cases(visit).items()
+    ]
+    return [*found, Item("a step, the notebook's loop", _notebook, least=20, most=60)]
+
+
+def frontier_items(visit: Visit) -> list[Item]:
+    """Share of perfect seeds by width, for each modulus."""
+    moduli = (5,) if visit.quick else (64, 59, 97, 113)
+    return [Item(f"p={p}", _frontier(p), least=30, most=180) for p in moduli]
+
+
+def _configs(visit: Visit) -> dict[str, SweepConfig]:
+    if visit.quick:
+        small = SweepConfig(p=5, widths=(2, 1), steps=20, remainders=(0,))
+        return {"one seed": small, "two seeds": replace_seeds(small, 2)}
+    found = {"one seed": SweepConfig(), "64 seeds": replace_seeds(SweepConfig(), 64)}
+    for precision in ("high", "tf32"):
+        found[f"one seed, {precision}"] = SweepConfig(precision=precision)
+    return found
+
+
+def replace_seeds(config: SweepConfig, seeds: int) -> SweepConfig:
+    """The config with so many seeds, and no interaction matrices kept."""
+    return SweepConfig(**vars(config) | {"seeds": tuple(range(seeds)), "remainders": ()})
+
+
+def _cases(visit: Visit) -> dict[str, tuple[int, list[Job]]]:
+    if visit.quick:
+        return {"widths 1..3, one seed": (3, [Job(d, 0) for d in range(1, 4)])}
+    return {
+        "widths 1..64, one seed": (64, [Job(d, 0) for d in range(1, 65)]),
+        "width 16, 64 seeds": (64, [Job(16, seed) for seed in range(64)]),
+        "width 64, 64 seeds": (64, [Job(64, seed) for seed in range(64)]),
+        "widths 1..64, 8 seeds": (64, [Job(d, s) for d in range(1, 65) for s in range(8)]),
     }
-    if quick:
-        cases = dict(list(cases.items())[:1])
-    found: dict[str, Any] = {}
-    for name, jobs in cases.items():
-        ways, failed = _ways(p, jobs, (2,) if quick else (1, 4))
-        timed = in_turns(ways, 1 if quick else 10)
-        for way, seconds in timed.items():
+
+
+def _steps(name: str, p: int, jobs: list[Job]) -> Callable[[Visit], dict[str, Any]]:
+    """A step of all models together: ours in both shapes of the loop, and ensembles."""
+
+    def timed(visit: Visit) -> dict[str, Any]:
+        ways, failed = _ways(p, jobs, (2,) if visit.quick else (1, 4))
+        times = in_turns(ways, 1 if visit.quick else 10)
+        for way, seconds in times.items():
             micro = seconds["median"] / STEPS * 1e6
             print(f"{name}: {way:<36} {micro:10.1f} µs a step", flush=True)
-        found[name] = {
+        return {
             "models": len(jobs), "steps a sample": STEPS, "flop a step": _flop(p, jobs),
-            "times": timed, "failed": failed,
+            "times": times, "ways that failed": failed,
         }  # fmt: skip
-    notebook = {
-        d: _notebook_seconds_a_step(p, d, 1 if quick else 3) for d in sorted({min(16, p), p})
+
+    return timed
+
+
+def _notebook(visit: Visit) -> dict[str, Any]:
+    p = 3 if visit.quick else 64
+    epochs = 1 if visit.quick else 3
+    return {
+        "p": p,
+        "seconds a step": {
+            d: _notebook_seconds_a_step(p, d, epochs) for d in sorted({min(16, p), p})
+        },
     }
-    return {"p": p, "cases": found, "notebook, seconds a step of one model": notebook}
 
 
-def command(quick: bool) -> dict[str, Any]:
-    """Seconds of training, and of `python sweep.py --fused` from the command to the folder."""
-    small = {"p": 5, "widths": (2, 1), "steps": 20, "remainders": (0,)} if quick else {}
-    configs = {"one seed": SweepConfig(**small)}
-    if not quick:
-        configs["64 seeds"] = SweepConfig(seeds=tuple(range(64)), remainders=())
-        for precision in ("high", "tf32"):
-            configs[f"one seed, {precision}"] = SweepConfig(precision=precision)
-    found: dict[str, Any] = {}
-    for name, config in configs.items():
+def _training(name: str, config: SweepConfig) -> Callable[[Visit], dict[str, Any]]:
+    """Seconds of training a whole config, kernels compiled before."""
+
+    def trained(visit: Visit) -> dict[str, Any]:
         backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
-        warm = SweepConfig(**vars(config) | {"steps": 2})
-        list(train(backend, warm))
+        list(train(backend, SweepConfig(**vars(config) | {"steps": 2})))
         start = time.perf_counter()
         ended = [event for event in train(backend, config) if hasattr(event, "record")]
         seconds = time.perf_counter() - start
         rows = [event.record.row(event.job) for event in ended]
         taken = sum(row["steps"] for row in rows)
-        found[name] = {
+        return {
             "training seconds": seconds, "models": len(rows), "steps of all models": taken,
             "perfect": sum(row["perfect"] for row in rows),
+            "told": f"{seconds:.2f} s of training, {taken:,} steps",
         }  # fmt: skip
-        print(f"{name}: {seconds:.2f} s of training, {taken:,} steps", flush=True)
-    if not quick:
-        found["command"] = [_command_seconds() for _ in range(3)]
-        print(f"command to folder: {found['command']} s", flush=True)
-    return found
+
+    return trained
 
 
-def _command_seconds() -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        line = [sys.executable, "sweep.py", "--fused", "--out", f"{folder}/run"]
-        start = time.perf_counter()
-        subprocess.run(line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+def _command(visit: Visit) -> dict[str, Any]:
+    """Seconds of `python sweep.py --fused`, from the command to the folder."""
+    line = [sys.executable, "sweep.py", "--fused"]
+    if visit.quick:
+        line += ["--p", "5", "--widths", "2", "--steps", "20"]
+    found = []
+    for i in range(1 if visit.quick else 3):
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = Item("command", _command).seconds(visit)
+            log = visit.logs / f"command-{i}.log"
+            done = run_command([*line, "--out", f"{folder}/run"], seconds, log)
+        if done.exit != 0:
+            raise RuntimeError(f"{line}: exit {done.exit}: {done.output[-1000:]}")
+        found.append(done.seconds)
+    return {"command, seconds": found, "told": f"{median(found):.2f} s"}
 
 
-def frontier(quick: bool) -> dict[str, Any]:
-    """Share of perfect seeds by width, for several moduli."""
-    found: dict[str, Any] = {}
-    end = time.perf_counter() + 420
-    for p in (5,) if quick else (64, 59, 97, 113):
-        if time.perf_counter() > end:
-            found[str(p)] = {"left out": "out of time"}
-            continue
-        widths = (2, 1) if quick else tuple(range(min(p, 24), 3, -1))
+def _frontier(p: int) -> Callable[[Visit], dict[str, Any]]:
+    def trained(visit: Visit) -> dict[str, Any]:
+        widths = (2, 1) if visit.quick else tuple(range(min(p, 24), 3, -1))
         config = SweepConfig(
-            p=p, widths=widths, seeds=tuple(range(1 if quick else 64)),
-            steps=20 if quick else 6000, remainders=(),
+            p=p, widths=widths, seeds=tuple(range(1 if visit.quick else 64)),
+            steps=20 if visit.quick else 6000, remainders=(),
         )  # fmt: skip
         backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             results = run_sweep(config, backend, Path(folder) / "run")
             seconds = time.perf_counter() - start
-            found[str(p)] = {
-                "seconds": seconds, "recipe": config.to_json(), **frontier_of(results.table)
-            }  # fmt: skip
-        print(f"p={p}: smallest perfect {found[str(p)]['smallest_perfect_width']}, {seconds:.0f} s")
-    return found
+            found = frontier_of(results.table)
+        told = f"smallest perfect {found['smallest_perfect_width']}, {seconds:.0f} s"
+        return {"seconds": seconds, "recipe": config.to_json(), "told": told, **found}
 
-
-PARTS = {"steps": steps, "command": command, "frontier": frontier}
-
-
-def main() -> None:
-    """Run one part."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args()
-    args.file.write_text(json.dumps(PARTS[args.part](args.quick), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return trained

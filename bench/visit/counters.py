@@ -1,0 +1,125 @@
+"""Hardware counters of the three hottest kernels, by Nsight Compute, clocks left as found.
+
+python -m bench.visit.counters NAME      runs one of them, for the profiler to look at
+"""
+
+import csv
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.visit.commands import run
+from bench.visit.items import Item, Visit
+
+_STALLS = (
+    "long_scoreboard", "short_scoreboard", "barrier", "math_pipe_throttle", "mio_throttle",
+    "wait", "gmma", "lg_throttle", "not_selected",
+)  # fmt: skip
+METRICS = [
+    "gpu__time_duration.sum",
+    "sm__cycles_elapsed.max",
+    "smsp__inst_executed.sum",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "sm__inst_executed_pipe_tensor_op_gmma.avg.pct_of_peak_sustained_active",
+    "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active",
+    "sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active",
+    "sm__inst_executed_pipe_alu.avg.pct_of_peak_sustained_active",
+    "dram__bytes_read.sum",
+    "dram__bytes_write.sum",
+    "lts__t_bytes.sum",
+    "l1tex__data_bank_conflicts_pipe_lsu.sum",
+    "smsp__inst_executed_op_local_ld.sum",
+    "smsp__inst_executed_op_local_st.sum",
+    *(f"smsp__average_warps_issue_stalled_{stall}_per_issue_active.ratio" for stall in _STALLS),
+]
+_STEPS = 20
+
+
+def items(visit: Visit) -> list[Item]:
+    """A run under the profiler for each kernel."""
+    return [Item(name, _counted(name), least=25, most=90) for name in RUNS]
+
+
+def _counted(name: str) -> Callable[[Visit], dict[str, Any]]:
+    def counted(visit: Visit) -> dict[str, Any]:
+        profiler = shutil.which("ncu")
+        if profiler is None and not visit.quick:
+            return {"left out": "ncu is not on the path"}
+        kernel, _ = RUNS[name]
+        over = [
+            profiler, "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name",
+            f"regex:{kernel}", "--launch-skip", "1", "--launch-count", "1",
+            "--metrics", ",".join(METRICS),
+        ] if profiler else []  # fmt: skip
+        this = [sys.executable, "-m", "bench.visit.counters", name]
+        seconds = Item(name, counted, most=90).seconds(visit)
+        done = run([*over, *this], seconds, visit.logs / f"counters-{kernel}.log")
+        found = done.summary(3000) | {"counters": read(done.output)}
+        found["told"] = f"{len(found['counters'])} counters"
+        return found if done.exit == 0 else found | {"failed": f"exit {found['exit']}"}
+
+    return counted
+
+
+def read(output: str) -> dict[str, str]:
+    """Name and value, with its unit, of each metric in the profiler's CSV among other output."""
+    lines = output.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        return {}
+    rows = list(csv.reader(io.StringIO("\n".join(lines[start : start + 3]))))
+    if len(rows) < 3:
+        return {}
+    names, units, values = rows[:3]
+    wanted = zip(names, units, values, strict=False)
+    return {name: f"{value} {unit}".strip() for name, unit, value in wanted if name in METRICS}
+
+
+def _training(device: torch.device, d: int) -> None:
+    from bilinear.experiment.config import SweepConfig
+    from bilinear.experiment.record import Job
+    from bilinear.training.gpu import make_grid
+
+    on_gpu = device.type == "cuda"
+    p, seeds, steps = (64, 128, _STEPS) if on_gpu else (5, 1, 1)
+    config = SweepConfig(
+        p=p, widths=(min(d, p),), seeds=tuple(range(seeds)), steps=1000, hold=10**6, remainders=()
+    )
+    grid = make_grid(config, [Job(min(d, p), seed) for seed in range(seeds)], device)
+    models = torch.arange(seeds, dtype=torch.int32, device=device)
+    for _ in range(2):
+        grid.run(models, steps)
+
+
+def _dual(device: torch.device) -> None:
+    from bilinear.kernels.dual import dual_forward
+
+    on_gpu = device.type == "cuda"
+    m, size = (16384, 512) if on_gpu else (32, 16)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    x, weight = (torch.randn(n, size, device=device, dtype=dtype) for n in (m, 2 * size))
+    for _ in range(2):
+        dual_forward(x, weight, None, precision="ieee", preact=True)
+
+
+RUNS: dict[str, tuple[str, Callable[[torch.device], None]]] = {
+    "training, d = 16": ("grid_run_kernel", lambda device: _training(device, 16)),
+    "training, d = 64": ("grid_run_kernel", lambda device: _training(device, 64)),
+    "dual forward, 16384 x 512 x 512, bf16": ("dual_kernel", _dual),
+}
+
+
+def main() -> None:
+    """Run one, twice: the second is the one that counts."""
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    RUNS[sys.argv[1]][1](here)
+    if here.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

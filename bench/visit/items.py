@@ -1,0 +1,62 @@
+"""What a part of a visit is made of: items in order of worth, each saved as soon as it is done."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What an item may take when a dry run stands in for it.
+_QUICK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Where to measure, how thoroughly, until when (seconds of the epoch), and where logs go."""
+
+    device: torch.device
+    quick: bool
+    end: float
+    logs: Path
+
+    @property
+    def left(self) -> float:
+        """Seconds until the clock ends."""
+        return self.end - time.time()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to measure, by its key in the part's file.
+
+    It is not begun with less than `least` seconds on the clock, and is ended `most` seconds after
+    its start. `run` returns what goes into the file.
+    """
+
+    key: str
+    run: Callable[[Visit], dict[str, Any]]
+    least: float = 10.0
+    most: float = 120.0
+
+    def seconds(self, visit: Visit) -> float:
+        """How long it may take from now on."""
+        return max(1.0, min(_QUICK_SECONDS if visit.quick else self.most, visit.left))
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file at once: a kill leaves the old one or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(new, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A part's file as the last call left it; empty if there is none."""
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

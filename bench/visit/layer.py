@@ -1,0 +1,136 @@
+"""The layer against PyTorch and every fused layer installed: shapes, dtypes and rows by worth."""
+
+from itertools import product
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.measure import least_work, peers
+from bench.measure.clock import call_seconds, event_seconds
+from bench.measure.layer_ways import OURS, contestants
+from bench.measure.roofs import Roofs, measure
+from bench.measure.turns import Contestants, take_turns
+from bench.visit.items import Item, Visit
+
+Shape = tuple[int, int, int | None]
+# d_in, d, d_out; None: without projection. Most telling first: where fusing should win, then
+# where it must not lose.
+SHAPES: list[Shape] = [
+    (128, 64, 64),
+    (512, 512, None),
+    (1024, 1024, None),
+    (4096, 11008, None),
+    (256, 128, 128),
+    (128, 128, None),
+    (512, 256, 512),
+    (1024, 4096, None),
+    (512, 1024, 512),
+    (128, 16, 128),
+]
+# torch.compile takes seconds for each number of rows, so it competes at the first alone.
+ROWS = [16384, 4096, 65536]
+KINDS = {
+    "bf16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+    "fp32": (torch.float32, "highest"),
+}
+# Where torch.compile searches for its best tiles too, which takes a minute each.
+AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
+_BACKWARD = "forward and backward"
+
+
+def items(visit: Visit) -> list[Item]:
+    """A contest each; the last ones have max-autotune among the peers."""
+    if visit.quick:
+        small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], least_work.DIRECTIONS)
+        return [_item(*one) for one in small]
+    found = [_item(*one) for one in product(ROWS[:1], KINDS, SHAPES, least_work.DIRECTIONS)]
+    found += [_item(ROWS[0], "bf16", shape, _BACKWARD, searched=True) for shape in AUTOTUNED]
+    return found + [_item(*one) for one in product(ROWS[1:], KINDS, SHAPES, least_work.DIRECTIONS)]
+
+
+def finish(content: dict[str, Any], visit: Visit) -> None:
+    """Add the contests as rows, which `bench.compare` reads."""
+    content["rows"] = [found["row"] for found in content["items"].values() if "row" in found]
+
+
+def _item(m: int, kind: str, shape: Shape, direction: str, *, searched: bool = False) -> Item:
+    key = f"{kind} {direction} m={m} {shape}" + (" max-autotune" if searched else "")
+    return Item(
+        key,
+        lambda visit: _contest(visit, m, kind, shape, direction, searched),
+        least=20,
+        most=240 if searched else 60,
+    )
+
+
+def _contest(
+    visit: Visit, m: int, kind: str, shape: Shape, direction: str, searched: bool
+) -> dict[str, Any]:
+    d_in, d, d_out = shape
+    op = "mlp" if d_out else "layer"
+    dtype, precision = KINDS[kind]
+    there, absent = _ways(visit, op, m, dtype, searched)
+    sets = 2 if visit.quick else None
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        made = contestants(
+            op, (m, d_in, d), there, direction, dtype, str(visit.device), d_out, sets, absent
+        )
+        times = _times(visit, made, 0.4)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    least = least_work.DIRECTIONS[direction](m, d_in, d, d_out, dtype.itemsize)
+    roofs = _roofs(visit)
+    for timed in times.values():
+        timed["share of the roof"] = roofs.share(least.flop, least.moved, timed["median"], kind)
+    best = min(timed["median"] for way, timed in times.items() if way not in OURS)
+    ratio = best / times["fused"]["median"]
+    row = {
+        "shape": shape, "m": m, "kind": kind, "direction": direction,
+        "flop": least.flop, "bytes": least.moved, "times": times,
+        "times_faster_than_best_peer": ratio, "absent": absent,
+    }  # fmt: skip
+    return {"row": row, "told": f"{ratio:.2f}x the best peer"}
+
+
+_measured: dict[str, Roofs] = {}
+
+
+def _roofs(visit: Visit) -> Roofs:
+    """This device's, measured once a process."""
+    if "here" not in _measured:
+        _measured["here"] = measure(visit.device, tiny=visit.quick)
+    return _measured["here"]
+
+
+def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:
+    """Median and spread in seconds of each way, round by round in turns."""
+    once = event_seconds if visit.device.type == "cuda" else call_seconds
+    samples = take_turns(ways, 0.02 if visit.quick else seconds, 5, once, most_rounds=500)
+    return {
+        name: {
+            "median": median(values),
+            "p10": sorted(values)[len(values) // 10],
+            "p90": sorted(values)[len(values) * 9 // 10],
+            "rounds": len(values),
+        }
+        for name, values in samples.items()
+    }
+
+
+def _ways(
+    visit: Visit, op: str, m: int, dtype: torch.dtype, searched: bool
+) -> tuple[list[str], dict[str, str]]:
+    """Ways that can be timed here, and why the other peers cannot."""
+    absent = {name: peers.absent(name, op, visit.device, dtype) for name in peers.PEERS}
+    if not searched:
+        absent["max-autotune"] = "searched for at a few shapes only: it takes a minute"
+    if m != ROWS[0] and not visit.quick:
+        absent["compile"] = f"compiled for {ROWS[0]} rows only: it takes seconds a shape"
+    if visit.quick:
+        absent["compile"] = "left out of a dry run: it takes long"
+    there = [name for name in peers.PEERS if not absent[name]]
+    return [*OURS, *there], {name: why for name, why in absent.items() if why}

@@ -1,0 +1,211 @@
+"""Every kernel once on small shapes: under compute-sanitizer, then against float64.
+
+    python -m bench.visit.smoke [--match NAME]
+
+What Triton's interpreter cannot see, threads of one program that read what others of it wrote, is
+what the sanitizer's racecheck sees. Each allocation is the driver's own there
+(PYTORCH_NO_CUDA_MEMORY_CACHING), so an address past a tensor's end is one past an allocation's.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.visit.commands import run
+from bench.visit.items import Item, Visit
+
+TOOLS = ("memcheck", "racecheck", "synccheck")
+# Odd, so that every mask is at work, and more than one block of rows.
+_M, _D_IN, _D, _D_OUT = 150, 37, 24, 19
+# The error of float32 sums of products, of bfloat16 ones, and of three steps of training.
+_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+_TRAINED = 1e-4
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def items(visit: Visit) -> list[Item]:
+    """Against float64 first: it takes seconds and says most."""
+    found = [Item("against float64", _compared, least=10, most=60)]
+    return found + [Item(tool, _under(tool), least=20, most=45) for tool in TOOLS]
+
+
+def _compared(visit: Visit) -> dict[str, Any]:
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, case in cases(visit.device).items():
+        try:
+            errors[name] = check(case)
+        except Exception as error:  # the other kernels are worth a look
+            failed[name] = f"{type(error).__name__}: {error}"[:600]
+    found: dict[str, Any] = {"relative errors": errors, "told": f"{len(errors)} kernels are right"}
+    if failed:
+        found |= {"wrong": failed, "failed": f"{sorted(failed)} of {len(errors) + len(failed)}"}
+    return found
+
+
+def _under(tool: str) -> Callable[[Visit], dict[str, Any]]:
+    def checked(visit: Visit) -> dict[str, Any]:
+        this = [sys.executable, "-m", "bench.visit.smoke"]
+        sanitizer = shutil.which("compute-sanitizer")
+        if sanitizer is None and not visit.quick:
+            return {"left out": "compute-sanitizer is not on the path"}
+        over = [sanitizer, "--tool", tool, "--error-exitcode", "86"] if sanitizer else []
+        match = ["--match", "pointwise"] if visit.quick else []
+        seconds = Item(tool, checked, most=45).seconds(visit)
+        done = run(
+            [*over, *this, *match], seconds, visit.logs / f"smoke-{tool}.log",
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+        )  # fmt: skip
+        right = [line for line in done.output.splitlines() if line.startswith("{")]
+        found = done.summary() | {"kernels": [json.loads(line) for line in right]}
+        reports = [line for line in done.output.splitlines() if line.startswith("=========")]
+        found["reports"] = reports[:60]
+        found["told"] = f"exit {found['exit']}, {len(right)} kernels ran"
+        return found if done.exit == 0 else found | {"failed": found["told"]}
+
+    return checked
+
+
+def check(case: Callable[[], tuple[Pairs, float]]) -> float:
+    """Run a case; the largest relative error of what it made, ValueError above its bound."""
+    pairs, bound = case()
+    errors = [((got.double().cpu() - want).norm() / want.norm()).item() for got, want in pairs]
+    worst = max(errors)
+    if not all(error <= bound for error in errors):
+        raise ValueError(f"errors {errors}: expected at most {bound}")
+    return worst
+
+
+def cases(device: torch.device) -> dict[str, Callable[[], tuple[Pairs, float]]]:
+    """A run of each kernel, by name and arithmetic: what it made and float64's, and the bound."""
+    found: dict[str, Callable[[], tuple[Pairs, float]]] = {}
+    # The interpreter's bfloat16 product is wrong (Triton 3.6).
+    dtypes = [torch.float32] + ([torch.bfloat16] if device.type == "cuda" else [])
+    for dtype in dtypes:
+        for name in ("dual", "mlp one pass", "mlp by gradient", "pointwise", "partial sums"):
+            label = f"{name} {str(dtype).removeprefix('torch.')}"
+            found[label] = lambda n=name, t=dtype: _layer_case(n, t, device)  # type: ignore[misc]
+    for p, d, batch in ((7, 5, 0), (7, 20, 0), (67, 4, 0), (11, 4, 20)):
+        label = f"training p={p} d={d}" + (f" batch={batch}" if batch else "")
+        found[label] = lambda p=p, d=d, b=batch: _training(p, d, b, device)  # type: ignore[misc]
+    found["training, a launch a step"] = lambda: _training(7, 5, 0, device, launches=True)
+    return found
+
+
+def _layer_case(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Pairs, float]:
+    from bilinear.kernels import dual, mlp, partials, pointwise
+    from bilinear.kernels.tiles import Tile
+
+    def normal(*size: int) -> tuple[Tensor, Tensor]:
+        drawn = torch.randn(size).to(dtype)
+        return drawn.to(device), drawn.double()
+
+    (x, x64), (w, w64), (b, b64) = normal(_M, _D_IN), normal(2 * _D, _D_IN), normal(2 * _D)
+    (w_p, w_p64), (dout, dout64), (dh, dh64) = (
+        normal(_D_OUT, _D),
+        normal(_M, _D_OUT),
+        normal(_M, _D),
+    )
+    preact64 = x64 @ w64.T + b64
+    left, right = preact64.chunk(2, 1)
+    how: dict[str, Any] = {"precision": "ieee"}
+
+    def gradients(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        d_preact = torch.cat([upstream * right, upstream * left], 1)
+        return d_preact, d_preact @ w64, d_preact.T @ x64, d_preact.sum(0)
+
+    if name == "dual":
+        h, preact = dual.dual_forward(x, w, b, preact=True, **how)
+        d_preact, again = dual.dual_backward(dh, x, w, b, with_h=True, **how)
+        saved = preact64.to(dtype).to(device)
+        dx = dual.dual_backward_input(dh, saved, w, **how)
+        dw, db = dual.dual_backward_weight(dh, saved, x, bias=True, **how)
+        made = [h, preact, d_preact, again, dx, dw, db]
+        want_d, want_x, want_w, want_b = gradients(dh64)
+        want = [left * right, preact64, want_d, left * right, want_x, want_w, want_b]
+    elif name.startswith("mlp"):
+        out = mlp.mlp_forward(x, w, b, w_p, None, **how)
+        whole = Tile(block_m=32, block_d=32, block_n=32, block_k=64, num_warps=4, num_stages=1)
+        tile = whole if name == "mlp one pass" else Tile(block_m=0, num_warps=4, num_stages=1)
+        grads = mlp.mlp_backward(dout, x, w, b, w_p, config={"mlp_backward": tile}, **how)
+        _, want_x, want_w, want_b = gradients(dout64 @ w_p64)
+        made = [out, *(grads[key] for key in ("x", "weight", "bias", "w_p"))]
+        h64 = left * right
+        want = [h64 @ w_p64.T, want_x, want_w, want_b, dout64.T @ h64]
+    elif name == "pointwise":
+        saved, saved64 = normal(_M, 2 * _D)
+        left, right = saved64.chunk(2, 1)
+        made = [
+            pointwise.product_forward(saved),
+            *pointwise.product_backward(dh, saved, with_h=True),
+        ]
+        want = [left * right, torch.cat([dh64 * right, dh64 * left], 1), left * right]
+    else:
+        parts = torch.randn(70, 5, 13, device=device)
+        made, want = [partials.add_shares(parts, torch.float32)], [parts.double().cpu().sum(0)]
+    return list(zip(made, want, strict=True)), _BOUNDS[dtype]
+
+
+def _training(
+    p: int, d: int, batch: int, device: torch.device, *, launches: bool = False
+) -> tuple[Pairs, float]:
+    from bilinear.experiment.task import split_pairs
+    from bilinear.kernels.grid_torch import TorchGridModel
+    from bilinear.kernels.grid_triton import Recipe, TritonGrid
+
+    steps = 3 if p < 32 else 1
+    split = split_pairs(p, 0.75, 0)
+    lr = torch.full((steps,), 0.02, dtype=torch.float64)
+    how = Recipe(
+        p=p, n_train=split.n_train, lr=lr, weight_decay=lr, betas=(0.9, 0.97), eps=1e-8,
+        eval_every=2, hold=10**6, goal_is_val=False, batch=batch,
+    )  # fmt: skip
+    start = [torch.randn(size) / 3 for size in ((d, 2 * p), (d, 2 * p), (p, d))]
+    grid = TritonGrid(
+        how, [(start[0], start[1], start[2])], [split.pairs], [0], [7], device,
+        chunks=2 if launches else 1,
+    )  # fmt: skip
+    models = torch.zeros(1, dtype=torch.int32, device=device)
+    if launches:
+        for _ in range(steps + 1):
+            grid.step(models)
+    else:
+        grid.run(models, steps)
+    oracle = TorchGridModel(
+        *(each.double() for each in start), split.pairs, how.n_train,
+        betas=how.betas, eps=how.eps, batch=batch, shuffle_key=7,
+    )  # fmt: skip
+    oracle.steps(how.lr, how.weight_decay)
+    w_l, w_r, w_p = (each[0] for each in grid.weights([0]))
+    made = (w_l[:d], w_r[:d], w_p[:, :d])
+    return list(zip(made, oracle.weights(), strict=True)), _TRAINED
+
+
+def main() -> int:
+    """Run the cases that match, a JSON line each as it is done; how many were wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--match", default="")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wrong = 0
+    for name, case in cases(device).items():
+        if args.match not in name:
+            continue
+        try:
+            told = {"kernel": name, "relative error": check(case)}
+        except Exception as error:
+            wrong += 1
+            told = {"kernel": name, "failed": f"{type(error).__name__}: {error}"[:600]}
+        print(json.dumps(told), flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Runs the items of one part, one after another: `python -m bench.visit.worker PART FILE --end T`.
+
+In a process of its own, because a GPU that met an illegal address answers nothing more to the
+process that caused it. The file says which item is running, so that whoever started this process
+can tell what ended it. An item that takes longer than it may ends the process; one that raises is
+noted, and the next begins.
+"""
+
+import argparse
+import faulthandler
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+# Before anything imports a kernel: without a GPU they run under Triton's interpreter.
+import torch
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from bench.measure.environment import clocks, environment  # noqa: E402
+from bench.visit import stand_ins  # noqa: E402
+from bench.visit.items import Item, Visit, read, write  # noqa: E402
+from bench.visit.parts import PARTS, file_of  # noqa: E402
+
+
+def work(name: str, path: Path, visit: Visit) -> None:
+    """Run the part's items that its file has nothing of yet, while the clock allows."""
+    items = PARTS[name].items(visit)
+    if visit.quick:
+        items = stand_ins.among(items, list(PARTS).index(name))
+    content = read(path)
+    if "environment" not in content:
+        content |= {
+            "part": name,
+            "environment": {**environment(), "clocks as found": clocks()},
+            "quick": visit.quick,
+            "seconds": 0.0,
+            "items": {},
+        }
+    for item in items:
+        if item.key not in content["items"]:
+            content["left"] = [one.key for one in items if one.key not in content["items"]]
+            if visit.left < item.least and not visit.quick:
+                break
+            _one(item, content, path, visit)
+    content["left"] = [one.key for one in items if one.key not in content["items"]]
+    PARTS[name].finish(content, visit)
+    write(path, content)
+
+
+def _one(item: Item, content: dict[str, Any], path: Path, visit: Visit) -> None:
+    content["running"] = item.key
+    write(path, content)
+    start = time.monotonic()
+    faulthandler.dump_traceback_later(item.seconds(visit) + 2, exit=True)
+    try:
+        found = item.run(visit)
+    except Exception as error:  # whatever a compiler or a device may raise
+        found = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        traceback.print_exc()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    seconds = time.monotonic() - start
+    found["seconds of this item"] = seconds
+    content["items"][item.key] = found
+    content["seconds"] += seconds
+    del content["running"]
+    write(path, content)
+    told = found.get("failed") or found.get("left out") or found.get("told", "done")
+    print(f"  {item.key}: {told} ({seconds:.0f} s)", flush=True)
+    if "failed" in found and visit.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()  # raises where the device answers no more: a new process goes on
+
+
+def main() -> None:
+    """Parse arguments, work."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--end", type=float, required=True)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    visit = Visit(device, args.quick, args.end, args.folder / "logs")
+    work(args.part, file_of(args.part, args.folder), visit)
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # no teardown of a device that may hang

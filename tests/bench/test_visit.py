@@ -1,0 +1,161 @@
+"""The queue of a visit to a GPU, walked without one: nothing that fails costs what was measured."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import gpu
+from bench.visit import counters, stand_ins, tests, tiles
+from bench.visit.commands import Done, run
+from bench.visit.items import Item, Visit, read, write
+from bench.visit.parts import PARTS, file_of
+from bilinear.kernels import dispatch
+
+pytest.importorskip("triton")
+
+
+def _content(part: str, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file_of(part, folder).read_text())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_every_item_of_a_dry_run_is_kept(part: str, tmp_path: Path) -> None:
+    table = dispatch.TABLE.read_bytes()
+    assert gpu.main(["--quick", "--parts", part, "--out", str(tmp_path)]) == 0
+    content = _content(part, tmp_path)
+    assert content["quick"]
+    assert content["left"] == []
+    assert "running" not in content
+    failing = [key for key in content["items"] if key.startswith("stand-in")]
+    assert len(failing) == 1
+    for key, found in content["items"].items():
+        assert ("failed" in found) == (key in failing), found
+    visit = Visit(torch.device("cpu"), True, time.time() + 99, tmp_path)
+    assert set(content["items"]) == {*(item.key for item in PARTS[part].items(visit)), *failing}
+    if part == "layer":
+        for row in content["rows"]:
+            assert {"fused", "recompute", "eager"} <= set(row["times"])
+            assert row["times"]["fused"]["share of the roof"] > 0
+            assert "CUDA" in row["absent"]["liger"]
+    if part == "roofs":
+        roofs = content["items"]["roofs"]["roofs"]
+        assert roofs["matmul, FLOP/s"].keys() == {"bf16", "tf32", "fp32"}
+    if part == "tiles":
+        assert content["table"]["tiles"]["sm_90"]["ieee"].keys()
+        assert "dry run" in content["table"]["source"]
+    if part == "sweep":
+        assert not any(found.get("ways that failed") for found in content["items"].values())
+    assert dispatch.TABLE.read_bytes() == table
+
+
+def test_every_kind_of_failure_has_its_turn() -> None:
+    kinds = set()
+    for turn in range(len(PARTS)):
+        first, failing, *rest = stand_ins.among([Item("a", _nothing), Item("b", _nothing)], turn)
+        assert (first.key, rest[0].key) == ("a", "b")
+        kinds.add(failing.key.removeprefix("stand-in: "))
+    assert kinds == set(stand_ins.WAYS)
+
+
+def _nothing(visit: Visit) -> dict[str, Any]:
+    return {}
+
+
+def test_an_item_its_process_died_in_is_noted(tmp_path: Path) -> None:
+    path = file_of("roofs", tmp_path)
+    write(path, {"items": {"a": {}}, "running": "b"})
+    assert gpu._ended_in(path, 139, out_of_time=False)
+    content = read(path)
+    assert "139" in content["items"]["b"]["failed"]
+    assert content["items"]["a"] == {}
+    assert "running" not in content
+
+
+def test_what_the_clock_cuts_off_is_left_for_the_next_call(tmp_path: Path) -> None:
+    path = file_of("roofs", tmp_path)
+    write(path, {"items": {"a": {}}, "running": "b", "left": ["b"]})
+    assert not gpu._ended_in(path, None, out_of_time=True)
+    assert read(path) == {"items": {"a": {}}, "left": ["b"]}
+
+
+def test_a_second_call_goes_on_where_the_first_stopped(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of("roofs", tmp_path)
+    done = {"told": "measured by an earlier call"}
+    write(path, {
+        "items": {"roofs": done}, "quick": True, "environment": {"gpu": "another"}, "seconds": 3.0,
+    })  # fmt: skip
+    assert gpu.main(["--quick", "--parts", "roofs", "--out", str(tmp_path)]) == 0
+    content = read(path)
+    assert content["items"]["roofs"] == done
+    assert content["environment"] == {"gpu": "another"}
+    assert "roofs     1 done" in capfd.readouterr().out
+    assert (
+        gpu.main(["--quick", "--parts", "roofs", "--again", "roofs", "--out", str(tmp_path)]) == 0
+    )
+    assert "roofs" in read(path)["items"]["roofs"]
+
+
+def test_a_dry_run_writes_nothing_into_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--quick", "--out", str(gpu.ROOT / "bench" / "results")])
+    assert "dry run" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "--quick" in capsys.readouterr().err
+
+
+def test_a_table_of_a_dry_run_is_not_adopted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.json"
+    monkeypatch.setattr(dispatch, "TABLE", table)
+    tiles.adopt({"quick": True, "table": {"measured": True}})
+    tiles.adopt({"quick": False, "table": {"measured": False}})
+    assert not table.exists()
+    tiles.adopt({"quick": False, "table": {"measured": True}})
+    assert json.loads(table.read_text()) == {"measured": True}
+
+
+def test_a_command_that_hangs_is_ended_and_its_output_kept(tmp_path: Path) -> None:
+    done = run(["bash", "-c", "echo begun; sleep 600 & sleep 600"], 0.5, tmp_path / "log")
+    assert done.exit is None
+    assert done.output == "begun\n"
+    assert done.seconds < 5
+
+
+def test_outcomes_of_tests_that_were_cut_off() -> None:
+    output = (
+        "[gw3] [ 10%] PASSED tests/kernels/test_dual.py::test_a[1] \n"
+        "[gw0] [ 11%] FAILED tests/kernels/test_dual.py::test_b \n"
+        "tests/kernels/test_dual.py::test_c PASSED [ 12%]\n"
+    )
+    found = tests.outcome(Done(None, 3.0, output))
+    assert found["counts"] == {"FAILED": 1, "PASSED": 2}
+    assert found["failures"] == ["tests/kernels/test_dual.py::test_b"]
+    assert "time ran out" in found["failed"]
+
+
+def test_counters_are_read_out_of_the_profilers_output() -> None:
+    output = (
+        "==PROF== Connected\n"
+        '"ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum"\n'
+        '"","","us","Mbyte"\n'
+        '"0","dual_kernel","12.5","34"\n'
+    )
+    assert counters.read(output) == {
+        "gpu__time_duration.sum": "12.5 us",
+        "dram__bytes_read.sum": "34 Mbyte",
+    }
+    assert counters.read("==ERROR== nothing") == {}
