@@ -4,6 +4,7 @@ Imports inside functions count: a lazy import is an arrow as well.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,14 @@ def test_every_file_has_a_place_for_its_tests() -> None:
             missing.append(name)
     assert (missing, needless) == ([], [])
     assert all((ROOT / name).exists() for name in TESTED_ELSEWHERE)
+
+
+def test_the_journeys_are_short_and_name_files_that_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    journeys = [
+        re.findall(r"^\d\. `([^`]+)`", part, re.MULTILINE) for part in text.split("\n## ")[1:]
+    ]
+    assert [len(journey) for journey in journeys] == [7, 8]
+    for journey in journeys:
+        assert len(set(journey)) == len(journey) <= 8
+        assert all((ROOT / name).is_file() for name in journey), journey

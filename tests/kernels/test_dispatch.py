@@ -101,7 +101,11 @@ def test_tuning_fits_a_visit():
     # 0.64 s a compilation by count, the measuring besides: all of 16 bits within two minutes.
     for kinds, most in ((["half"], 110), (tune.KINDS, 440)):
         compiled = sum(
-            len(tune.candidates(e.kernel, dispatch.tile_of_class(e.kernel, e.m, e.kind, "sm_90"), e.kind))
+            len(
+                tune.candidates(
+                    e.kernel, dispatch.tile_of_class(e.kernel, e.m, e.kind, "sm_90"), e.kind
+                )
+            )
             for e in tune.entries(kinds)
         )
         assert len(kinds) * 18 < compiled < most
