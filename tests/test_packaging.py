@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -10,11 +11,52 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
-def test_wheel_holds_the_package_and_nothing_beside_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(tmp_path)]
+# What somebody's own script does with it, as a type checker sees it.
+SCRIPT = """\
+import torch
+
+import bilinear
+from bilinear import Bilinear, BilinearMLP, explain, fuse
+
+layer = Bilinear(8, 4)
+h: torch.Tensor = layer(torch.randn(3, 8))
+kept: list[tuple[str, str]] = fuse(BilinearMLP(8, 4, 2)).kept
+print(explain(layer), kept)
+results = bilinear.load_results("runs/p64")
+reveal_type(results)
+if isinstance(results, bilinear.Results):
+    reveal_type(results.models[16, 0])
+    print(results.table["d_hidden"].max())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(folder)]
     subprocess.run([*command, str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("bilinear-*.whl")
+    (wheel,) = folder.glob("bilinear-*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_a_script_checks_strictly_against_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = tmp_path.glob("venv/lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    python = ["--python-executable", str(tmp_path / "venv" / "bin" / "python")]
+    command = [sys.executable, "-m", "mypy", "--strict", *python, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "bilinear.results.sweep_results.Results | " in done.stdout
+    assert "dict[str, torch._tensor.Tensor]" in done.stdout
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bilinear"}
     for module in (
