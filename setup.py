@@ -25,7 +25,8 @@ setup(
     ],
     install_requires=[
         "torch>=2.11",
-        "numpy",
+        "numpy>=2",
+        "einops",
         "pandas",
         "pyarrow",
         "safetensors",

@@ -10,6 +10,7 @@ with M_h = ½(l_h r_hᵀ + r_h l_hᵀ), so its Gram matrix is W_p K W_pᵀ, K[h,
 from typing import NamedTuple
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 from bilinear.reading.interactions import check_weights, hidden_table
@@ -50,5 +51,5 @@ def hidden_gram(w_l: Tensor, w_r: Tensor) -> Tensor:
 
 def _functional_gram(w_l: Tensor, w_r: Tensor) -> Tensor:
     """Sum over all pairs of h[a, b] h'[a, b], (…, d, d)."""
-    hidden = hidden_table(w_l, w_r).flatten(-2)
-    return hidden @ hidden.mT
+    hidden = hidden_table(w_l, w_r)
+    return einsum(hidden, hidden, "... one a b, ... other a b -> ... one other")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 
@@ -24,8 +25,14 @@ def interaction_matrices(
     """
     if outputs is not None:
         w_p = w_p[..., list(outputs), :]
-    b = torch.einsum("...hi,...oh,...hj->...oij", w_l, w_p, w_r)
+    b = _bilinear_form(w_l, w_p, w_r)
     return (b + b.mT) / 2
+
+
+def _bilinear_form(left: Tensor, w_p: Tensor, right: Tensor) -> Tensor:
+    """Σ_h w_p[o, h] left[h, i] right[h, j]."""
+    pattern = "... hidden in1, ... out hidden, ... hidden in2 -> ... out in1 in2"
+    return einsum(left, w_p, right, pattern)
 
 
 class Readable(Protocol):
@@ -78,13 +85,7 @@ def cross_block(
     if outputs is not None:
         w_p = w_p[..., list(outputs), :]
     (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
-    b = _products(l_a, r_b, w_p) + _products(r_a, l_b, w_p)
-    return b / 2
-
-
-def _products(a: Tensor, b: Tensor, w_p: Tensor) -> Tensor:
-    """Σ_h w_p[o, h] a[h, i] b[h, j]: (…, d, p), (…, d, p), (…, o, d) → (…, o, p, p)."""
-    return a.mT.unsqueeze(-3) @ (w_p.unsqueeze(-1) * b.unsqueeze(-3))
+    return (_bilinear_form(l_a, w_p, r_b) + _bilinear_form(r_a, w_p, l_b)) / 2
 
 
 def logit_table(
@@ -95,7 +96,7 @@ def logit_table(
     if outputs is not None:
         w_p = w_p[..., list(outputs), :]
     hidden = hidden_table(w_l, w_r)
-    return (w_p @ hidden.flatten(-2)).unflatten(-1, hidden.shape[-2:])
+    return einsum(w_p, hidden, "... out hidden, ... hidden a b -> ... out a b")
 
 
 def hidden_table(w_l: Tensor, w_r: Tensor) -> Tensor:
@@ -113,10 +114,19 @@ def table_accuracy(tables: Tensor) -> Tensor:
     """
     p = tables.shape[-1]
     a = torch.arange(p, device=tables.device)
-    label = ((a[:, None] + a) % p).expand(*tables.shape[:-3], 1, p, p)
-    right = tables.gather(-3, label)
-    others = tables.scatter(-3, label, -torch.inf).amax(dim=-3, keepdim=True)
-    return (right > others).double().mean(dim=(-3, -2, -1))
+    logits = rearrange(tables, "... out a b -> ... (a b) out")
+    return strict_accuracy(logits, ((a[:, None] + a) % p).flatten())
+
+
+def strict_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of rows whose label's logit is above every other, ties wrong: float64, (…).
+
+    logits (…, n, n_outputs), labels (n,).
+    """
+    label = labels.expand(logits.shape[:-1]).unsqueeze(-1)
+    right = logits.gather(-1, label)
+    others = logits.scatter(-1, label, -torch.inf).amax(dim=-1, keepdim=True)
+    return (right > others).double().mean(dim=(-2, -1))
 
 
 def check_weights(w_l: Tensor, w_r: Tensor, *, pairs: bool = False) -> None:

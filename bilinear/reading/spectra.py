@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bilinear.reading.interactions import check_weights
+from bilinear.reading.interactions import check_weights, strict_accuracy
 
 
 class Eigenpairs(NamedTuple):
@@ -109,17 +109,9 @@ def truncation_accuracy(pairs: Eigenpairs, x: Tensor, labels: Tensor) -> Tensor:
     logits = torch.zeros(
         *values.shape[:-2], len(x), values.shape[-2], dtype=values.dtype, device=values.device
     )
-    accuracies = [_strict_accuracy(logits, labels)]
+    accuracies = [strict_accuracy(logits, labels).to(values.dtype)]
     for k in range(values.shape[-1]):
         projection = vectors[..., k] @ x.mT  # (…, n_outputs, n)
         logits = logits + (values[..., k].unsqueeze(-1) * projection.square()).mT
-        accuracies.append(_strict_accuracy(logits, labels))
+        accuracies.append(strict_accuracy(logits, labels).to(values.dtype))
     return torch.stack(accuracies, dim=-1)
-
-
-def _strict_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows whose label's logit is above every other, (…, n, n_outputs) → (…)."""
-    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
-    right = logits.gather(-1, index)
-    others = logits.scatter(-1, index, -torch.inf).amax(dim=-1, keepdim=True)
-    return (right > others).to(logits.dtype).mean(dim=(-2, -1))
