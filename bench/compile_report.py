@@ -94,7 +94,7 @@ def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[La
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x, weight, bias = empty(rows, d_in), empty(2 * d, d_in), empty(2 * d)
-    dh, lr, w_p, dout = empty(rows, d), empty(rows, 2 * d), empty(d_out, d), empty(rows, d_out)
+    dh, preact, w_p, dout = empty(rows, d), empty(rows, 2 * d), empty(d_out, d), empty(rows, d_out)
 
     def whole_backward(*needs: str) -> None:
         configs = {name: tile} if tile else {}
@@ -105,16 +105,16 @@ def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[La
 
     with_tile = {"precision": precision, "config": tile}
     run: dict[str, Callable[[], object]] = {
-        "dual_forward": lambda: dual_forward(x, weight, bias, preact=True, **with_tile),
+        "dual_forward": lambda: dual_forward(x, weight, bias, save_preact=True, **with_tile),
         "dual_backward": lambda: dual_backward(dh, x, weight, bias, with_h=True, **with_tile),
-        "dual_backward_input": lambda: dual_backward_input(dh, lr, weight, **with_tile),
-        "dual_backward_weight": lambda: dual_backward_weight(dh, lr, x, bias=True, **with_tile),
+        "dual_backward_input": lambda: dual_backward_input(dh, preact, weight, **with_tile),
+        "dual_backward_weight": lambda: dual_backward_weight(dh, preact, x, bias=True, **with_tile),
         "mlp_forward": lambda: mlp_forward(x, weight, bias, w_p, bias[:d_out], **with_tile),
         "mlp_backward": lambda: whole_backward("x", "weight", "bias", "w_p"),
         "mlp_backward_input": lambda: whole_backward("x"),
         "mlp_backward_weight": lambda: whole_backward("weight", "bias"),
         "mlp_backward_projection": lambda: whole_backward("w_p"),
-        "pointwise": lambda: (product_forward(lr), product_backward(dh, lr, with_h=True)),
+        "pointwise": lambda: (product_forward(preact), product_backward(dh, preact, with_h=True)),
     }
     found: list[Launch] = []
     with recording(found.append):

@@ -23,17 +23,17 @@ def dual_forward(
     *,
     precision: str,
     config: Tile | None = None,
-    preact: bool = False,
+    save_preact: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), (M, d); with `preact` also lr = [L, R], (M, 2d).
+    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), (M, d); and [L, R], (M, 2d), if it is to be saved.
 
     x (M, d_in); weight (2d, d_in), left half first; bias (2d,) or None.
     """
     m, d = x.shape[0], weight.shape[0] // 2
     h = torch.empty((m, d), dtype=x.dtype, device=x.device)
-    lr = torch.empty((m, 2 * d), dtype=x.dtype, device=x.device) if preact else None
-    _launch_dual(x, weight, bias, None, h, lr, precision, config)
-    return h, lr
+    preact = torch.empty((m, 2 * d), dtype=x.dtype, device=x.device) if save_preact else None
+    _launch_dual(x, weight, bias, None, h, preact, precision, config)
+    return h, preact
 
 
 def dual_backward(
@@ -46,24 +46,24 @@ def dual_backward(
     config: Tile | None = None,
     with_h: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """dlr = [dh ∘ R, dh ∘ L], (M, 2d), with L and R recomputed from x; `with_h` adds h (M, d).
+    """dpreact = [dh ∘ R, dh ∘ L], (M, 2d), with L and R recomputed from x; `with_h` adds h (M, d).
 
     dh (M, d). With L and R at hand use `pointwise.product_backward` instead. Then
-    dx = dlr @ weight, dweight = dlrᵀ @ x, dbias = dlr.sum(0), and dW_p = doutᵀ @ h.
+    dx = dpreact @ weight, dweight = dpreactᵀ @ x, dbias = dpreact.sum(0), and dW_p = doutᵀ @ h.
     """
     m, d = dh.shape
-    dlr = torch.empty((m, 2 * d), dtype=x.dtype, device=x.device)
+    dpreact = torch.empty((m, 2 * d), dtype=x.dtype, device=x.device)
     h = torch.empty((m, d), dtype=x.dtype, device=x.device) if with_h else None
-    _launch_dual(x, weight, bias, dh, h, dlr, precision, config)
-    return dlr, h
+    _launch_dual(x, weight, bias, dh, h, dpreact, precision, config)
+    return dpreact, h
 
 
 def dual_backward_input(
-    dh: Tensor, lr: Tensor, weight: Tensor, *, precision: str, config: Tile | None = None
+    dh: Tensor, preact: Tensor, weight: Tensor, *, precision: str, config: Tile | None = None
 ) -> Tensor:
     """dx = (dh ∘ R) W_l + (dh ∘ L) W_r, (M, d_in); dL and dR never reach memory.
 
-    dh (M, d); lr (M, 2d) as `dual_forward(preact=True)` gives it; weight (2d, d_in).
+    dh (M, d); preact (M, 2d) as `dual_forward(save_preact=True)` gives it; weight (2d, d_in).
     """
     m, d = dh.shape
     d_in = weight.shape[1]
@@ -73,18 +73,18 @@ def dual_backward_input(
     tile = config or dispatch.tile("dual_backward_input", m, dh.dtype, precision, dh.device)
     tile = tile.fit(m=m, d=d, n=d_in)
     grid = (blocks(m, tile.block_m) * blocks(d_in, tile.block_n),)
-    args = (dh, lr, weight, dx, m, d, d_in, *dh.stride(), *lr.stride(), *weight.stride())
+    args = (dh, preact, weight, dx, m, d, d_in, *dh.stride(), *preact.stride(), *weight.stride())
     launch(
         dual_input_kernel, grid, args, tile,
         BM=tile.block_m, BN=tile.block_n, BD=tile.block_d,
-        WIDE=is_wide(dh, lr, weight, dx), **arithmetic(dh.dtype, precision),
+        WIDE=is_wide(dh, preact, weight, dx), **arithmetic(dh.dtype, precision),
     )  # fmt: skip
     return dx
 
 
 def dual_backward_weight(
     dh: Tensor,
-    lr: Tensor,
+    preact: Tensor,
     x: Tensor,
     *,
     precision: str,
@@ -107,13 +107,13 @@ def dual_backward_weight(
     partial = shares(splits, (2 * d, d_in), x)
     bias_partial = shares(splits, (2 * d,), x) if bias else None
     args = (
-        dh, lr, x, partial, bias_partial, m, d, d_in, chunk,
-        *dh.stride(), *lr.stride(), *x.stride(),
+        dh, preact, x, partial, bias_partial, m, d, d_in, chunk,
+        *dh.stride(), *preact.stride(), *x.stride(),
     )  # fmt: skip
     launch(
         dual_weight_kernel, (programs, splits), args, tile,
         BM=tile.block_m, BD=tile.block_d, BN=tile.block_n,
-        WIDE=is_wide(dh, lr, x, partial), **arithmetic(dh.dtype, precision),
+        WIDE=is_wide(dh, preact, x, partial), **arithmetic(dh.dtype, precision),
     )  # fmt: skip
     dbias = add_shares(bias_partial, x.dtype) if bias_partial is not None else None
     return add_shares(partial, x.dtype), dbias
@@ -125,7 +125,7 @@ def _launch_dual(
     bias: Tensor | None,
     dh: Tensor | None,
     h: Tensor | None,
-    pair: Tensor | None,
+    preact: Tensor | None,
     precision: str,
     config: Tile | None,
 ) -> None:
@@ -139,9 +139,9 @@ def _launch_dual(
     grid = (blocks(m, tile.block_m) * blocks(d, tile.block_d),)
     bias = bias.contiguous() if bias is not None else None
     strides = (*x.stride(), *weight.stride(), *(dh.stride() if dh is not None else (0, 0)))
-    args = (x, weight, bias, dh, h, pair, m, d, d_in, *strides)
+    args = (x, weight, bias, dh, h, preact, m, d, d_in, *strides)
     launch(
         dual_kernel, grid, args, tile,
         BM=tile.block_m, BD=tile.block_d, BK=tile.block_k, EVEN_K=d_in % tile.block_k == 0,
-        WIDE=is_wide(x, weight, dh, h, pair), **arithmetic(x.dtype, precision),
+        WIDE=is_wide(x, weight, dh, h, preact), **arithmetic(x.dtype, precision),
     )  # fmt: skip

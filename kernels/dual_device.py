@@ -3,7 +3,7 @@
     L = x W_lᵀ + b_l     R = x W_rᵀ + b_r     h = L ∘ R     dL = dh ∘ R     dR = dh ∘ L
     dx = dL W_l + dR W_r     dW_l = dLᵀ x     dW_r = dRᵀ x     db = column sums
 
-A pair (M, 2d) is [L, R] or [dL, dR], left half first.
+preact (M, 2d) is [L, R], dpreact [dL, dR], left half first.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -21,7 +21,7 @@ def dual_kernel(
     bias_ptr,
     dh_ptr,
     h_ptr,
-    pair_ptr,
+    preact_ptr,
     m,
     d,
     d_in,
@@ -41,8 +41,8 @@ def dual_kernel(
 ):
     """L, R tiles (BM, BD) from one pass over x (BM, BK) and the two weights (BK, BD).
 
-    Reads x, weight, bias and, for gradients, dh. Writes h if h_ptr, and if pair_ptr the
-    pair: [L, R] without dh, [dh ∘ R, dh ∘ L] with it.
+    Reads x, weight, bias and, for gradients, dh. Writes h if h_ptr; at preact_ptr, if there
+    is one, [L, R] without dh, its gradient [dh ∘ R, dh ∘ L] with it.
     """
     pid_m, pid_d = tile_order(tl.program_id(0), tl.cdiv(m, BM), tl.cdiv(d, BD), 8)
     rows = pid_m * BM + tl.arange(0, BM)
@@ -57,22 +57,22 @@ def dual_kernel(
     width = widen(d, WIDE)
     if h_ptr is not None:
         tl.store(h_ptr + rows[:, None] * width + units[None, :], left * right, mask=inside)
-    if pair_ptr is not None:
-        pair_at = pair_ptr + rows[:, None] * (2 * width) + units[None, :]
+    if preact_ptr is not None:
+        preact_at = preact_ptr + rows[:, None] * (2 * width) + units[None, :]
         if dh_ptr is not None:
             dh_at = dh_ptr + rows[:, None] * widen(stride_gm, WIDE)
             dh = tl.load(dh_at + units[None, :] * widen(stride_gn, WIDE), mask=inside).to(ACC)
-            tl.store(pair_at, dh * right, mask=inside)
-            tl.store(pair_at + d, dh * left, mask=inside)
+            tl.store(preact_at, dh * right, mask=inside)
+            tl.store(preact_at + d, dh * left, mask=inside)
         else:
-            tl.store(pair_at, left, mask=inside)
-            tl.store(pair_at + d, right, mask=inside)
+            tl.store(preact_at, left, mask=inside)
+            tl.store(preact_at + d, right, mask=inside)
 
 
 @triton.jit
 def dual_input_kernel(
     dh_ptr,
-    lr_ptr,
+    preact_ptr,
     weight_ptr,
     dx_ptr,
     m,
@@ -104,7 +104,7 @@ def dual_input_kernel(
     units = tl.arange(0, BD)
     gn, ln, wn = widen(stride_gn, WIDE), widen(stride_ln, WIDE), widen(stride_wn, WIDE)
     dh_at = dh_ptr + row * widen(stride_gm, WIDE) + units[None, :] * gn
-    l_at = lr_ptr + row * widen(stride_lm, WIDE) + units[None, :] * ln
+    l_at = preact_ptr + row * widen(stride_lm, WIDE) + units[None, :] * ln
     r_at = l_at + d * ln
     w_l_at = weight_ptr + units[:, None] * wn + cols[None, :] * widen(stride_wk, WIDE)
     w_r_at = w_l_at + d * wn
@@ -130,7 +130,7 @@ def dual_input_kernel(
 @triton.jit
 def dual_weight_kernel(
     dh_ptr,
-    lr_ptr,
+    preact_ptr,
     x_ptr,
     partial_ptr,
     bias_partial_ptr,
@@ -167,7 +167,7 @@ def dual_weight_kernel(
     last = tl.minimum((split + 1) * chunk, m)
     rows = split * chunk + tl.arange(0, BM)
     dh_at = dh_ptr + rows[:, None] * gm + units[None, :] * widen(stride_gn, WIDE)
-    l_at = lr_ptr + rows[:, None] * lm + units[None, :] * widen(stride_ln, WIDE)
+    l_at = preact_ptr + rows[:, None] * lm + units[None, :] * widen(stride_ln, WIDE)
     r_at = l_at + d * widen(stride_ln, WIDE)
     x_at = x_ptr + rows[:, None] * xm + cols[None, :] * widen(stride_xk, WIDE)
     acc_l = tl.zeros((BD, BN), ACC)

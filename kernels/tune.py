@@ -176,7 +176,9 @@ def runner(
         return mlp.mlp_backward(dout, x, weight, None, w_p, needs=needs, config=config, **how)
 
     runs: dict[str, Callable[[Tile], object]] = {
-        "dual_forward": lambda t: dual.dual_forward(x, weight, None, preact=True, config=t, **how),
+        "dual_forward": lambda t: dual.dual_forward(
+            x, weight, None, save_preact=True, config=t, **how
+        ),
         "dual_backward": lambda t: dual.dual_backward(dh, x, weight, None, config=t, **how),
         "dual_backward_input": lambda t: dual.dual_backward_input(
             dh, preact, weight, config=t, **how
@@ -222,7 +224,7 @@ def dual_crossover(
         dh, preact = (torch.randn(m, n * d, device=on).to(dtype) for n in (1, 2))
 
         def fused_forward(x: Tensor = x, weight: Tensor = weight) -> object:
-            return dual.dual_forward(x, weight, None, precision=precision, preact=True)
+            return dual.dual_forward(x, weight, None, precision=precision, save_preact=True)
 
         def library_forward(x: Tensor = x, weight: Tensor = weight) -> object:
             return pointwise.product_forward(x @ weight.T)

@@ -109,18 +109,18 @@ class _Product(torch.autograd.Function):
     """L ∘ R of packed [L, R] by one kernel each way."""
 
     @staticmethod
-    def forward(ctx: Any, lr: Tensor) -> Tensor:
+    def forward(ctx: Any, preact: Tensor) -> Tensor:
         from bilinear.kernels.pointwise import product_forward
 
-        ctx.save_for_backward(lr)
-        return product_forward(lr)
+        ctx.save_for_backward(preact)
+        return product_forward(preact)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         from bilinear.kernels.pointwise import product_backward
 
-        (lr,) = ctx.saved_tensors
-        return product_backward(grad_outputs[0], lr)[0]
+        (preact,) = ctx.saved_tensors
+        return product_backward(grad_outputs[0], preact)[0]
 
 
 def _product(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def _dual(device: torch.device) -> None:
     dtype = torch.bfloat16 if on_gpu else torch.float32
     x, weight = (torch.randn(n, size, device=device, dtype=dtype) for n in (m, 2 * size))
     for _ in range(2):
-        dual_forward(x, weight, None, precision="ieee", preact=True)
+        dual_forward(x, weight, None, precision="ieee", save_preact=True)
 
 
 RUNS: dict[str, tuple[str, Callable[[torch.device], None]]] = {

@@ -122,7 +122,7 @@ def _layer_case(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Pa
         return d_preact, d_preact @ w64, d_preact.T @ x64, d_preact.sum(0)
 
     if name == "dual":
-        h, preact = dual.dual_forward(x, w, b, preact=True, **how)
+        h, preact = dual.dual_forward(x, w, b, save_preact=True, **how)
         d_preact, again = dual.dual_backward(dh, x, w, b, with_h=True, **how)
         saved = preact64.to(dtype).to(device)
         dx = dual.dual_backward_input(dh, saved, w, **how)

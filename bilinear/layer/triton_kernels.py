@@ -105,7 +105,7 @@ def forward(
     else:
         config = tile if kernel == "dual" else None
         h, preact = dual.dual_forward(
-            x, weight, bias, precision=call.precision, config=config, preact=save_preact
+            x, weight, bias, precision=call.precision, config=config, save_preact=save_preact
         )
     out = h if w_p is None else F.linear(h, w_p, b_p)
     return out, preact if save_preact else None

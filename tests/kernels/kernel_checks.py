@@ -83,25 +83,29 @@ def _laid_out(rows: int, columns: int, dtype: torch.dtype, layout: str) -> Tenso
 class Eager:
     """PyTorch's own composition in the inputs' dtype, with every gradient."""
 
-    lr: Tensor
+    preact: Tensor
     h: Tensor
     out: Tensor
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.lr = torch.nn.functional.linear(case.x, case.weight, case.bias)
-        self.left, self.right = self.lr.chunk(2, dim=1)
+        self.preact = torch.nn.functional.linear(case.x, case.weight, case.bias)
+        self.left, self.right = self.preact.chunk(2, dim=1)
         self.h = self.left * self.right
         self.out = torch.nn.functional.linear(self.h, case.w_p, case.b_p)
 
-    def dlr(self, dh: Tensor) -> Tensor:
+    def dpreact(self, dh: Tensor) -> Tensor:
         return torch.cat([dh * self.right, dh * self.left], dim=1)
 
     def gradients(self, dh: Tensor) -> dict[str, Tensor]:
         """Gradients of the bilinear layer for dh."""
-        dlr = self.dlr(dh)
-        self.summed = {"bias": dlr, "b_p": self.case.dout}
-        return {"x": dlr @ self.case.weight, "weight": dlr.T @ self.case.x, "bias": dlr.sum(0)}
+        dpreact = self.dpreact(dh)
+        self.summed = {"bias": dpreact, "b_p": self.case.dout}
+        return {
+            "x": dpreact @ self.case.weight,
+            "weight": dpreact.T @ self.case.x,
+            "bias": dpreact.sum(0),
+        }
 
     def mlp_gradients(self) -> dict[str, Tensor]:
         """Gradients of the whole MLP for dout."""

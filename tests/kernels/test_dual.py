@@ -21,9 +21,11 @@ TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_sta
 def test_forward(size, layout, bias, dtype):
     case = draw(size, dtype, bias=bias, layout=layout)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
-    h, lr = dual_forward(case.x, case.weight, case.bias, precision="ieee", preact=True, config=TILE)
+    h, preact = dual_forward(
+        case.x, case.weight, case.bias, precision="ieee", save_preact=True, config=TILE
+    )
     assert_close(h, eager.h, exact.h)
-    assert_close(lr, eager.lr, exact.lr)
+    assert_close(preact, eager.preact, exact.preact)
     assert h.is_contiguous()
 
 
@@ -32,10 +34,10 @@ def test_forward(size, layout, bias, dtype):
 def test_preactivation_gradient_recomputed(size, layout, bias, dtype):
     case = draw(size, dtype, bias=bias, layout=layout)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
-    dlr, h = dual_backward(
+    dpreact, h = dual_backward(
         case.dh, case.x, case.weight, case.bias, precision="ieee", with_h=True, config=TILE
     )
-    assert_close(dlr, eager.dlr(case.dh), exact.dlr(case.dh.double()))
+    assert_close(dpreact, eager.dpreact(case.dh), exact.dpreact(case.dh.double()))
     assert_close(h, eager.h, exact.h)
 
 
@@ -45,9 +47,9 @@ def test_gradients_formed_on_the_fly(size, layout, bias, dtype):
     case = draw(size, dtype, bias=bias, layout=layout)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
     expected, best = eager.gradients(case.dh), exact.gradients(case.dh.double())
-    dx = dual_backward_input(case.dh, eager.lr, case.weight, precision="ieee", config=TILE)
+    dx = dual_backward_input(case.dh, eager.preact, case.weight, precision="ieee", config=TILE)
     dweight, dbias = dual_backward_weight(
-        case.dh, eager.lr, case.x, precision="ieee", bias=bias, config=TILE
+        case.dh, eager.preact, case.x, precision="ieee", bias=bias, config=TILE
     )
     assert_close(dx, expected["x"], best["x"])
     assert_close(dweight, expected["weight"], best["weight"])
@@ -60,10 +62,10 @@ def test_gradients_formed_on_the_fly(size, layout, bias, dtype):
 def test_default_tiles():
     case = draw((130, 65, 131, 1), torch.float32, bias=True)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
-    h, lr = dual_forward(case.x, case.weight, case.bias, precision="ieee")
-    assert lr is None
+    h, preact = dual_forward(case.x, case.weight, case.bias, precision="ieee")
+    assert preact is None
     assert_close(h, eager.h, exact.h)
-    dweight, _ = dual_backward_weight(case.dh, eager.lr, case.x, precision="ieee", bias=False)
+    dweight, _ = dual_backward_weight(case.dh, eager.preact, case.x, precision="ieee", bias=False)
     expected, best = eager.gradients(case.dh), exact.gradients(case.dh.double())
     assert_close(dweight, expected["weight"], best["weight"])
 
@@ -73,8 +75,8 @@ def test_error_is_that_of_the_unfused_sum():
     # With the same matmul underneath, fusing costs no accuracy: at most 1.1 times the error.
     case = draw((257, 513, 129, 1), torch.float32, bias=True)
     exact = Eager(case.to(torch.float64))
-    lr = torch.from_numpy(case.x.numpy() @ case.weight.numpy().T) + case.bias
-    unfused = lr[:, :129] * lr[:, 129:]
+    preact = torch.from_numpy(case.x.numpy() @ case.weight.numpy().T) + case.bias
+    unfused = preact[:, :129] * preact[:, 129:]
     h, _ = dual_forward(case.x, case.weight, case.bias, precision="ieee", config=TILE)
     assert absolute_error(h, exact.h) <= 1.1 * absolute_error(unfused, exact.h)
 
@@ -84,15 +86,17 @@ def test_zero_stride_gradient(dtype):
     case = draw((65, 17, 33, 1), dtype, bias=True)
     dh = torch.ones((), dtype=dtype, device=DEVICE).expand(65, 33)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
-    dlr, _ = dual_backward(dh, case.x, case.weight, case.bias, precision="ieee", config=TILE)
-    assert_close(dlr, eager.dlr(dh), exact.dlr(dh.double()))
-    dx = dual_backward_input(dh, eager.lr, case.weight, precision="ieee", config=TILE)
+    dpreact, _ = dual_backward(dh, case.x, case.weight, case.bias, precision="ieee", config=TILE)
+    assert_close(dpreact, eager.dpreact(dh), exact.dpreact(dh.double()))
+    dx = dual_backward_input(dh, eager.preact, case.weight, precision="ieee", config=TILE)
     assert_close(dx, eager.gradients(dh)["x"], exact.gradients(dh.double())["x"])
     x = case.x[:1].expand(65, 17)
     dweight, _ = dual_backward_weight(
-        case.dh, eager.lr, x, precision="ieee", bias=False, config=TILE
+        case.dh, eager.preact, x, precision="ieee", bias=False, config=TILE
     )
-    assert_close(dweight, eager.dlr(case.dh).T @ x, exact.dlr(case.dh.double()).T @ x.double())
+    assert_close(
+        dweight, eager.dpreact(case.dh).T @ x, exact.dpreact(case.dh.double()).T @ x.double()
+    )
 
 
 def test_transposed_weight():
@@ -101,20 +105,20 @@ def test_transposed_weight():
     eager, exact = Eager(case), Eager(case.to(torch.float64))
     h, _ = dual_forward(case.x, weight, None, precision="ieee", config=TILE)
     assert_close(h, eager.h, exact.h)
-    dx = dual_backward_input(case.dh, eager.lr, weight, precision="ieee", config=TILE)
+    dx = dual_backward_input(case.dh, eager.preact, weight, precision="ieee", config=TILE)
     expected, best = eager.gradients(case.dh), exact.gradients(case.dh.double())
     assert_close(dx, expected["x"], best["x"])
 
 
 def test_no_rows():
     x = torch.zeros(0, 5, device=DEVICE)
-    weight, dh, lr = (torch.zeros(s, device=DEVICE) for s in ((6, 5), (0, 3), (0, 6)))
-    h, pair = dual_forward(x, weight, None, precision="ieee", preact=True)
+    weight, dh, preact = (torch.zeros(s, device=DEVICE) for s in ((6, 5), (0, 3), (0, 6)))
+    h, pair = dual_forward(x, weight, None, precision="ieee", save_preact=True)
     assert h.shape == (0, 3)
     assert pair.shape == (0, 6)
     assert dual_backward(dh, x, weight, None, precision="ieee")[0].shape == (0, 6)
-    assert dual_backward_input(dh, lr, weight, precision="ieee").shape == (0, 5)
-    dweight, dbias = dual_backward_weight(dh, lr, x, precision="ieee", bias=True)
+    assert dual_backward_input(dh, preact, weight, precision="ieee").shape == (0, 5)
+    dweight, dbias = dual_backward_weight(dh, preact, x, precision="ieee", bias=True)
     assert torch.equal(dweight, torch.zeros(6, 5, device=DEVICE))
     assert torch.equal(dbias, torch.zeros(6, device=DEVICE))
 
@@ -124,7 +128,9 @@ def test_weight_gradient_sums_many_ordered_shares():
     eager, exact = Eager(case), Eager(case.to(torch.float64))
     tile = replace(TILE, block_m=16)
     runs = [
-        dual_backward_weight(case.dh, eager.lr, case.x, precision="ieee", bias=True, config=tile)
+        dual_backward_weight(
+            case.dh, eager.preact, case.x, precision="ieee", bias=True, config=tile
+        )
         for _ in range(2)
     ]
     expected, best = eager.gradients(case.dh), exact.gradients(case.dh.double())
@@ -145,12 +151,14 @@ def test_kernels_with_wide_offsets(monkeypatch):
     case = draw((65, 17, 33, 1), torch.float32, bias=True)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
     expected, best = eager.gradients(case.dh), exact.gradients(case.dh.double())
-    dlr, _ = dual_backward(case.dh, case.x, case.weight, case.bias, precision="ieee", config=TILE)
-    assert_close(dlr, eager.dlr(case.dh), exact.dlr(case.dh.double()))
-    dx = dual_backward_input(case.dh, eager.lr, case.weight, precision="ieee", config=TILE)
+    dpreact, _ = dual_backward(
+        case.dh, case.x, case.weight, case.bias, precision="ieee", config=TILE
+    )
+    assert_close(dpreact, eager.dpreact(case.dh), exact.dpreact(case.dh.double()))
+    dx = dual_backward_input(case.dh, eager.preact, case.weight, precision="ieee", config=TILE)
     assert_close(dx, expected["x"], best["x"])
     dweight, _ = dual_backward_weight(
-        case.dh, eager.lr, case.x, precision="ieee", bias=False, config=TILE
+        case.dh, eager.preact, case.x, precision="ieee", bias=False, config=TILE
     )
     assert_close(dweight, expected["weight"], best["weight"])
 
