@@ -150,7 +150,12 @@ class ShardedBilinear(Bilinear):
     def forward(self, input: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out), each laid out over the ranks as the style says."""
         mesh = _mesh(self)
-        h = bilinear(_whole(input, self.layouts[0], mesh), *self.local(), recompute=self.recompute)
+        h = bilinear(
+            _whole(input, self.layouts[0], mesh),
+            *self.local(),
+            recompute=self.recompute,
+            gate=self.gate,
+        )
         return _laid_out(h, Shard(h.dim() - 1), None, self, mesh)
 
     def reset_parameters(self) -> None:
@@ -202,6 +207,7 @@ class ShardedBilinearMLP(BilinearMLP):
             _local(self.projection.weight),
             bias,
             recompute=self.bi_linear.recompute,
+            gate=self.gate,
         )
         return _laid_out(out, Partial(), self.projection.bias, self, mesh)
 

@@ -225,13 +225,13 @@ def layouts(mesh: DeviceMesh) -> None:
     draw = torch.Generator().manual_seed(2)
     x = torch.randn(3, 2 * RANKS, WIDTH, generator=draw, requires_grad=True)
     torch.manual_seed(3)
-    one: nn.Module = BilinearMLP(WIDTH, HIDDEN, 7, bias=True)
+    one: nn.Module = BilinearMLP(WIDTH, HIDDEN, 7, bias=True, gate="silu")
     mlp = parallelize_module(
         deepcopy(one), mesh, PairParallel(input_layouts=Shard(1), output_layouts=Shard(1))
     )
     assert isinstance(mlp, ShardedBilinearMLP)
     compare(one, mlp, x, mesh)
-    pair = nn.Sequential(Bilinear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 7))
+    pair = nn.Sequential(Bilinear(WIDTH, HIDDEN, gate="gelu"), nn.Linear(HIDDEN, 7))
     styles = {
         "0": PairParallel(input_layouts=Shard(1)),
         "1": RowwiseParallel(output_layouts=Shard(1)),

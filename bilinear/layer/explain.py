@@ -9,6 +9,7 @@ from torch import nn
 from bilinear.layer.call import PLAIN, TRACED, Call
 from bilinear.layer.context import autocast_dtype, context_of
 from bilinear.layer.fused_modules import Fused, FusedBilinear, w_l_of, w_p_of
+from bilinear.layer.gates import gate_name
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.select import IMPLEMENTATIONS, precision, select
 
@@ -53,25 +54,27 @@ def explain(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     recompute: bool = False,
+    gate: object = "identity",
     compiled: bool = False,
 ) -> Explanation:
     """Say which implementation every bilinear layer would run on, forward and backward, and why.
 
     `what` is a module, whose layers are explained for `rows` rows of input in their own dtype and
     on their own device; or sizes (m, d_in, d) of `bilinear`, (m, d_in, d, d_out) of
-    `bilinear_mlp`, for which dtype, device and recompute are read too. The call is one made where
-    `explain` is asked: under the same autocast and torch.func transforms; with `compiled`, inside
-    of torch.compile or torch.export.
+    `bilinear_mlp`, for which dtype, device, recompute and gate are read too. The call is one made
+    where `explain` is asked: under the same autocast and torch.func transforms; with `compiled`,
+    inside of torch.compile or torch.export.
 
     Raises:
-        ValueError: sizes that are neither three nor four.
+        ValueError: sizes that are neither three nor four, or an unknown gate.
     """
     if isinstance(what, nn.Module):
         calls = _calls(what, rows)
     elif len(what) in (3, 4):
         m, d_in, d, *last = what
         d_out = last[0] if last else None
-        calls = [("", Call(m, d_in, d, d_out, dtype, torch.device(device), recompute=recompute))]
+        call = Call(m, d_in, d, d_out, dtype, torch.device(device))
+        calls = [("", call._replace(recompute=recompute, gate=gate_name(gate)))]
     else:
         raise ValueError(
             f"what: expected a module, (m, d_in, d) or (m, d_in, d, d_out), got {what!r}"
@@ -125,18 +128,19 @@ def _calls(model: nn.Module, m: int) -> list[tuple[str, Call]]:
 
 def _call(module: nn.Module, m: int) -> Call | None:
     if isinstance(module, Bilinear):
-        weight, w_p, recompute = module.weight, None, module.recompute
+        weight, w_p, recompute, gate = module.weight, None, module.recompute, module.gate
         d = weight.shape[0] // 2
     elif isinstance(module, BilinearMLP):
         weight, w_p, recompute = module.bi_linear.weight, module.w_p, module.bi_linear.recompute
-        d = weight.shape[0] // 2
+        d, gate = weight.shape[0] // 2, module.gate
     elif isinstance(module, Fused):
         if module.proof.broken_by(module):
             return None
         weight, recompute = w_l_of(module), module.recompute
         w_p = None if isinstance(module, FusedBilinear) else w_p_of(module)
-        d = weight.shape[0]
+        d, gate = weight.shape[0], "identity"
     else:
         return None
     d_out = None if w_p is None else w_p.shape[0]
-    return Call(m, weight.shape[1], d, d_out, weight.dtype, weight.device, recompute=recompute)
+    sizes = m, weight.shape[1], d, d_out
+    return Call(*sizes, weight.dtype, weight.device, recompute=recompute, gate=gate)

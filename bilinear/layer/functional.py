@@ -15,24 +15,32 @@ from bilinear.layer import custom_ops, eager
 from bilinear.layer.call import PLAIN, TRANSFORMED, Call, Gradients, Implementation
 from bilinear.layer.checks import check
 from bilinear.layer.context import autocast, context_of, context_of_gradient, is_undisturbed
+from bilinear.layer.gates import gate_name
 from bilinear.layer.select import choose, describe
 
 
 def bilinear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, recompute: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    recompute: bool = False,
+    gate: object = "identity",
 ) -> Tensor:
-    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r).
+    """h = g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r).
 
     x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first. Returns (…, d).
+    `gate` is g: "identity", "silu", "gelu", "gelu_tanh", "relu", "sigmoid" or "relu2" (relu
+    squared), or torch's function or module (`F.silu`, `nn.GELU("tanh")`).
     Saved for backward: x, the weights and [L, R] (2d numbers a row); with `recompute`, x and the
     weights alone, for one more matmul in backward. Under autocast all are cast as `F.linear`
     casts them; otherwise dtypes and devices must be equal.
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
-        ValueError: a shape or a device doesn't fit.
+        ValueError: a shape or a device doesn't fit, or the gate is none of these.
     """
-    return _layer(x, weight, bias, None, None, recompute)
+    return _layer(x, weight, bias, None, None, recompute, gate_name(gate))
 
 
 def bilinear_mlp(
@@ -43,21 +51,22 @@ def bilinear_mlp(
     b_p: Tensor | None = None,
     *,
     recompute: bool = False,
+    gate: object = "identity",
 ) -> Tensor:
-    """out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p.
+    """out = (g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p.
 
     x (…, d_in), of any strides; weight (2d, d_in) and bias (2d,), left half first; w_p (d_out, d);
     b_p (d_out,). Returns (…, d_out). h is never saved: it is formed again from [L, R], which is
     saved with x and the weights; with `recompute`, x and the weights alone. Where one kernel does
-    the whole MLP, [L, R] is not saved either way.
+    the whole MLP, [L, R] is not saved either way. `gate` is that of `bilinear`.
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
-        ValueError: a shape or a device doesn't fit.
+        ValueError: a shape or a device doesn't fit, or the gate is unknown.
     """
     if w_p is None:
         raise TypeError("w_p: expected a tensor, got NoneType")
-    return _layer(x, weight, bias, w_p, b_p, recompute)
+    return _layer(x, weight, bias, w_p, b_p, recompute, gate_name(gate))
 
 
 def _layer(
@@ -67,7 +76,7 @@ def _layer(
     w_p: Tensor | None,
     b_p: Tensor | None,
     recompute: bool,
-    gate: str = "identity",
+    gate: str,
 ) -> Tensor:
     chosen = choose(x, weight, bias, w_p, b_p, recompute, gate) if is_undisturbed() else None
     if chosen is None:

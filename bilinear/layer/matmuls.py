@@ -1,6 +1,6 @@
 """The layer on torch's own matmuls, with hand-derived gradients.
 
-    dh = dout W_p     dW_p = doutᵀ h     [dL, dR] = dh ∘ [R, L] for the identity gate
+    dh = dout W_p     dW_p = doutᵀ h     dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)
     dx = [dL, dR] W   dW = [dL, dR]ᵀ x   db, db_p = column sums
 
 On the CPU rows are walked in blocks whose [L, R] stays in the cache, where that saves more traffic
@@ -25,8 +25,8 @@ _BLOCK_ELEMENTS = 2**21
 # For d_in above this the matmuls dominate; blocks gain nothing.
 _MAX_D_IN = 256
 _MIN_ROWS = 256
-# From so many elements on, [dL, dR] is written to its halves, not put together from two tensors:
-# a third less memory at the peak of backward, for 2 µs of Python.
+# From so many elements on (for a gate: always), [dL, dR] is written to its halves, not put together
+# from two tensors: a third less memory at the peak of backward, for 2 µs of Python.
 _WRITTEN_TO_HALVES = 2**16
 
 
@@ -86,7 +86,7 @@ def forward(
     if block >= call.m:
         preact = _linear(x, weight, bias)
         left, right = preact.chunk(2, 1)
-        h = product(left, right, call.gate)
+        h = product(left, right, call.gate, _to_write(left, call))
         out = h if w_p is None else _linear(h, w_p, b_p)
         return out, preact if save_preact else None
     out = x.new_empty(call.m, call.d_out or call.d)
@@ -124,10 +124,13 @@ def backward(
         preact = _linear(x, weight, bias) if preact is None else preact
         left, right = preact.chunk(2, 1)
         if needs[3]:
-            dw_p = torch.mm(dout.t(), product(left, right, call.gate))
+            h = product(left, right, call.gate, _to_write(left, call))
+            dw_p = torch.mm(dout.t(), h)
+            del h
         if inner:
             dh = dout if w_p is None else torch.mm(dout, w_p)
-            out = torch.empty_like(preact) if preact.numel() >= _WRITTEN_TO_HALVES else None
+            whole = call.gate == "identity" and preact.numel() < _WRITTEN_TO_HALVES
+            out = None if whole else torch.empty_like(preact)
             dpreact = product_backward(dh, left, right, call.gate, out)
             del preact, left, right, dh  # not alive beside dx
             dx = torch.mm(dpreact, weight) if needs[0] else None
@@ -161,6 +164,11 @@ def backward(
                 sums = dpreact.sum(0)
                 dbias = sums if dbias is None else dbias.add_(sums)
     return dx, dweight, dbias, dw_p, dout.sum(0) if needs[4] else None
+
+
+def _to_write(left: Tensor, call: Call) -> Tensor | None:
+    """Memory for h where g(L) would be a tensor of its own beside it."""
+    return None if call.gate == "identity" else left.new_empty(left.shape)
 
 
 def _blocks(m: int, block: int) -> list[slice]:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.layer.gates import gate_name
 from bilinear.reading.interactions import interactions_of
 
 
 class Bilinear(nn.Linear):
-    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), with both halves in one `weight`, left half first.
+    """h = g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), with both halves in one `weight`, left half first.
 
     `weight` is (2·d_out, d_in), `bias` (2·d_out,); input (…, d_in), output (…, d_out). Drop-in for
     `bilinear.reference.Bilinear`: same `state_dict`, same initialisation. With `recompute`, only
-    the input and the weights are saved for backward, for one more matmul.
+    the input and the weights are saved for backward, for one more matmul. `gate` is g, the identity
+    unless given: a name or torch's function or module, as `bilinear.functional.bilinear` takes it.
     """
 
     def __init__(
@@ -29,12 +31,14 @@ class Bilinear(nn.Linear):
         bias: bool = False,
         *,
         recompute: bool = False,
+        gate: object = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Make a layer of d_out products over d_in inputs, initialised as `nn.Linear` is."""
         super().__init__(d_in, 2 * d_out, bias=bias, device=device, dtype=dtype)
         self.recompute = recompute
+        self.gate = gate_name(gate)
 
     @property
     def d_in(self) -> int:
@@ -58,21 +62,22 @@ class Bilinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""
-        return bilinear(input, self.weight, self.bias, recompute=self.recompute)
+        return bilinear(input, self.weight, self.bias, recompute=self.recompute, gate=self.gate)
 
     def extra_repr(self) -> str:
         """What `repr` shows between the brackets."""
         return (
             f"d_in={self.d_in}, d_out={self.d_out}, bias={self.bias is not None}, "
-            f"recompute={self.recompute}"
+            f"recompute={self.recompute}, gate={self.gate!r}"
         )
 
 
 class BilinearMLP(nn.Module):
-    """out = h W_pᵀ + b_p with h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r); h is never saved for backward.
+    """out = h W_pᵀ + b_p with h = g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r); h is never saved for backward.
 
     Input (…, d_in), output (…, d_out). The `state_dict` is that of `bilinear.reference.Model`:
     `bi_linear.weight` (2·d_hidden, d_in), `projection.weight` (d_out, d_hidden), and biases.
+    `gate` is g, as `Bilinear` takes it.
     """
 
     def __init__(
@@ -83,13 +88,16 @@ class BilinearMLP(nn.Module):
         bias: bool = False,
         *,
         recompute: bool = False,
+        gate: object = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Make the bilinear layer (d_in → d_hidden) and the projection (d_hidden → d_out)."""
         super().__init__()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.bi_linear = Bilinear(d_in, d_hidden, bias=bias, recompute=recompute, **where)
+        self.bi_linear = Bilinear(
+            d_in, d_hidden, bias=bias, recompute=recompute, gate=gate, **where
+        )
         self.projection = nn.Linear(d_hidden, d_out, bias=bias, **where)
 
     @property
@@ -107,11 +115,19 @@ class BilinearMLP(nn.Module):
         """Projection weights, (d_out, d_hidden)."""
         return self.projection.weight
 
+    @property
+    def gate(self) -> str:
+        """Name of g."""
+        return self.bi_linear.gate
+
     def interactions(self, outputs: Sequence[int] | None = None) -> Tensor:
         """Interaction matrices (n_outputs, d_in, d_in): xᵀ Q_c x is output c; None takes all.
 
         Of the weights alone: biases, which add terms linear in x and constant ones, have no part.
         For any other model with w_l, w_r, w_p: `bilinear.reading.interactions.interactions_of`.
+
+        Raises:
+            ValueError: the gate is not the identity, so that no output is a quadratic form of x.
         """
         return interactions_of(self, outputs)
 
@@ -122,20 +138,14 @@ class BilinearMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""
-        return pair_forward(self.bi_linear, self.projection, x, self.bi_linear.recompute)
-
-
-def pair_forward(packed: nn.Linear, projection: nn.Linear, x: Tensor, recompute: bool) -> Tensor:
-    """Run a packed linear (its output split in two and multiplied) and a projection as one op.
-
-    `packed` is a `Bilinear` or an `nn.Linear` of 2d outputs; (…, d_in) → (…, d_out).
-    """
-    if has_hooks(packed) or has_hooks(projection):
-        out: Tensor = projection(_product(packed, x))
-        return out
-    return bilinear_mlp(
-        x, packed.weight, projection.weight, packed.bias, projection.bias, recompute=recompute
-    )
+        packed, projection = self.bi_linear, self.projection
+        if has_hooks(packed) or has_hooks(projection):
+            out: Tensor = projection(packed(x))
+            return out
+        return bilinear_mlp(
+            x, packed.weight, projection.weight, packed.bias, projection.bias,
+            recompute=packed.recompute, gate=packed.gate,
+        )  # fmt: skip
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -146,11 +156,3 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
-
-
-def _product(packed: nn.Linear, x: Tensor) -> Tensor:
-    h: Tensor = packed(x)
-    if h.shape[-1] == packed.weight.shape[0]:
-        left, right = h.chunk(2, dim=-1)
-        return left * right
-    return h

@@ -33,6 +33,8 @@ def refusal(call: Call) -> str:
         missing = f"there are no Triton kernels for {call.device.type} tensors"
     if not missing and call.context == TRANSFORMED:
         return "torch's transforms see no kernels"
+    if not missing and call.gate != "identity":
+        return f"the Triton kernels have no gate {call.gate}"
     return missing
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from einops import einsum, rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def interaction_matrices(
@@ -47,7 +47,17 @@ class Readable(Protocol):
 
 
 def interactions_of(model: Readable, outputs: Sequence[int] | None = None) -> Tensor:
-    """Interaction matrices (n_outputs, d_in, d_in) of any model with w_l, w_r and w_p, detached."""
+    """Interaction matrices (n_outputs, d_in, d_in) of any model with w_l, w_r and w_p, detached.
+
+    Raises:
+        ValueError: the model has a gate other than the identity.
+    """
+    gate = getattr(model, "gate", None)
+    if not (gate is None or gate == "identity" or isinstance(gate, nn.Identity)):
+        raise ValueError(
+            f"model: expected the identity gate, got {gate}: its outputs are no quadratic forms of "
+            "the input, so no interaction matrices give them"
+        )
     w_l, w_r, w_p = (w.detach() for w in (model.w_l, model.w_r, model.w_p))
     return interaction_matrices(w_l, w_r, w_p, outputs)
 

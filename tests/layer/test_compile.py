@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import eager
@@ -35,6 +36,8 @@ def inputs(m: int, device: str = "cpu") -> list[Tensor]:
 def loss(x: Tensor, weight: Tensor, w_p: Tensor, bias: Tensor, b_p: Tensor) -> Tensor:
     recomputed = bilinear(x, weight, bias, recompute=True) @ w_p.t()
     both = recomputed + bilinear_mlp(x.sin(), weight, w_p, bias, b_p)
+    gated = bilinear(x, weight, bias, gate=F.silu) @ w_p.t()
+    both = both + gated * bilinear_mlp(x, weight, w_p, bias, b_p, gate="gelu")
     return (both * both).sum()
 
 
@@ -74,7 +77,7 @@ def test_compiled_func_transforms() -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_any_number_of_rows(strict: bool) -> None:
-    model = BilinearMLP(6, 4, 3, bias=True)
+    model = BilinearMLP(6, 4, 3, bias=True, gate=nn.GELU("tanh"))
     rows = {0: torch.export.Dim("rows")}
     with torch.no_grad():
         exported = torch.export.export(

@@ -17,11 +17,11 @@ def _no_interpreter(paths: Callable[..., None]) -> None:
     paths()
 
 
-def samples(device: str, m: int, bias: bool) -> list[tuple[Any, tuple[Any, ...]]]:
+def samples(device: str, m: int, bias: bool, gate: str) -> list[tuple[Any, tuple[Any, ...]]]:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, device=device)
 
-    d_in, d, d_out, gate = 6, 4, 3, "identity"
+    d_in, d, d_out = 6, 4, 3
     x, weight, w_p = random(m, d_in), random(2 * d, d_in), random(d_out, d)
     b, b_p = (random(2 * d), random(d_out)) if bias else (None, None)
     dh, dout, preact = random(m, d), random(m, d_out), random(m, 2 * d)
@@ -43,10 +43,13 @@ def samples(device: str, m: int, bias: bool) -> list[tuple[Any, tuple[Any, ...]]
 
 
 @pytest.mark.parametrize("device", CPU_AND_GPU)
-@pytest.mark.parametrize(("m", "bias"), [(5, True), (1, False), (0, True)])
+@pytest.mark.parametrize(
+    ("m", "bias", "gate"),
+    [(5, True, "identity"), (1, False, "silu"), (0, True, "gelu_tanh"), (7, True, "relu2")],
+)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_opcheck(device: str, m: int, bias: bool) -> None:
-    for op, arguments in samples(device, m, bias):
+def test_opcheck(device: str, m: int, bias: bool, gate: str) -> None:
+    for op, arguments in samples(device, m, bias, gate):
         torch.library.opcheck(op, arguments)
 
 

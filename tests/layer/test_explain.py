@@ -119,6 +119,13 @@ def compare(ran: Ran, m: int, d_out: int | None, dtype: torch.dtype, mode: str) 
         assert ("rows at a time" in choice.reason) == bool(what["blocks"]), (choice, found)
 
 
+def test_a_gate_is_explained() -> None:
+    for what in ((40, 6, 4, 3), BilinearMLP(6, 4, 3, gate="gelu")):
+        assert {c.implementation for c in explain(what, gate="gelu").choices} == {"matmuls"}
+    with pytest.raises(ValueError, match="gate: expected one of"):
+        explain((40, 6, 4, 3), gate="swish")
+
+
 MODES = ["plain", "no_grad", "recompute", "three dimensions", "vmap", "compiled"]
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import eager, matmuls
+from bilinear.layer.gates import GATES
 
 CPU_AND_GPU = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # torch's own forward mode still scripts its formulas when first used.
@@ -103,9 +104,38 @@ def test_error_is_within_eagers_own(
                 assert own <= 1.1 * others + 0.5 * spacing, (m, d_in, d, d_out)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_gradcheck_of_first_second_forward_and_batched(recompute: bool, bias: bool) -> None:
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gates_error_is_within_eagers_own(gate: str) -> None:
+    for dtype in DTYPES:
+        inputs = mlp_inputs(300, 65, 63, 17, dtype=dtype)
+        upstream = torch.randn(300, 17).to(dtype)
+
+        def plain(*given: Tensor | None) -> Tensor:
+            x, weight, w_p, bias, b_p = given
+            return eager.compose(x, weight, bias, w_p, b_p, gate=gate)
+
+        def ours(*given: Tensor) -> Tensor:
+            return bilinear_mlp(*given, gate=gate)
+
+        exact = results(plain, wide(inputs), upstream.double())
+        theirs, mine = results(plain, inputs, upstream), results(ours, inputs, upstream)
+        for a, b, c in zip(mine, theirs, exact, strict=True):
+            spacing = torch.finfo(dtype).eps * c.norm()
+            own, others = (a.double() - c).norm(), (b.double() - c).norm()
+            assert own <= 1.1 * others + 0.5 * spacing, (gate, dtype)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "bias", "gate"),
+    [
+        (recompute, bias, "identity")
+        for recompute, bias in itertools.product([False, True], repeat=2)
+    ]
+    + [(False, True, gate) for gate in GATES if gate != "identity"],
+)
+def test_gradcheck_of_first_second_forward_and_batched(
+    recompute: bool, bias: bool, gate: str
+) -> None:
     inputs = mlp_inputs(3, 4, 2, 3, bias=bias)
     for f, arguments in (
         (bilinear, [inputs[0], inputs[1], inputs[3]]),
@@ -113,7 +143,7 @@ def test_gradcheck_of_first_second_forward_and_batched(recompute: bool, bias: bo
     ):
 
         def run(*given: Tensor, f: Any = f) -> Tensor:
-            return f(*given, recompute=recompute)
+            return f(*given, recompute=recompute, gate=gate)
 
         present = tuple(arguments)
         assert torch.autograd.gradcheck(
@@ -217,6 +247,31 @@ def test_saved_bytes(device: str) -> None:
     assert saved_bytes(composed_mlp, inputs)[1] == 4 * m * (d_in + 3 * d)
 
 
+# What torch's composition saves besides x and [L, R], in tensors of d a row: g(L), h, and for relu²
+# what is squared.
+EAGER_SAVES = {
+    "identity": 1, "silu": 2, "gelu": 2, "gelu_tanh": 2, "relu": 2, "sigmoid": 2, "relu2": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_saved_bytes_do_not_depend_on_the_gate(gate: str) -> None:
+    """(d_in + 2d) / (d_in + 4d) of what eager SwiGLU saves; x alone with `recompute`."""
+    m, d_in, d, d_out = 64, 48, 300, 20
+    inputs = mlp_inputs(m, d_in, d, d_out, dtype=torch.float32)
+
+    def plain(*given: Tensor) -> Tensor:
+        x, weight, w_p, bias, b_p = given
+        return eager.compose(x, weight, bias, w_p, b_p, gate=gate)
+
+    def ours(recompute: bool) -> Callable[..., Tensor]:
+        return lambda *given: bilinear_mlp(*given, gate=gate, recompute=recompute)
+
+    assert saved_bytes(plain, inputs)[1] == 4 * m * (d_in + (2 + EAGER_SAVES[gate]) * d)
+    assert saved_bytes(ours(False), inputs)[1] == 4 * m * (d_in + 2 * d)
+    assert saved_bytes(ours(True), inputs)[1] == 4 * m * d_in
+
+
 @pytest.mark.parametrize("device", CPU_AND_GPU)
 def test_same_bits_every_run(device: str) -> None:
     inputs = mlp_inputs(3000, 33, 400, 9, dtype=torch.float32, device=device)
@@ -227,17 +282,19 @@ def test_same_bits_every_run(device: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_func_transforms_equal_the_compositions(recompute: bool) -> None:
+@pytest.mark.parametrize(
+    ("recompute", "gate"), [(True, "identity"), *((False, gate) for gate in GATES)]
+)
+def test_func_transforms_equal_the_compositions(recompute: bool, gate: str) -> None:
     x, weight, w_p, bias, b_p = (t.detach() for t in mlp_inputs() if t is not None)
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
-        h = bilinear(x, weight, bias, recompute=recompute)
-        return (F.linear(h, w_p) + bilinear_mlp(x, weight, w_p, bias, b_p)).sum()
+        h = bilinear(x, weight, bias, recompute=recompute, gate=gate)
+        return (F.linear(h, w_p) + bilinear_mlp(x, weight, w_p, bias, b_p, gate=gate)).sum()
 
     def plain(x: Tensor, weight: Tensor) -> Tensor:
-        h = eager.compose(x, weight, bias)
-        return (F.linear(h, w_p) + composed_mlp(x, weight, w_p, bias, b_p)).sum()
+        h = eager.compose(x, weight, bias, gate=gate)
+        return (F.linear(h, w_p) + eager.compose(x, weight, bias, w_p, b_p, gate=gate)).sum()
 
     from torch import func
 
@@ -278,11 +335,16 @@ def test_activation_checkpointing(reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize("gate", ["identity", "silu", "gelu"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_casts_as_linear_does(device: str, dtype: torch.dtype) -> None:
+def test_autocast_casts_as_linear_does(device: str, dtype: torch.dtype, gate: str) -> None:
     inputs = mlp_inputs(40, 30, 20, 10, dtype=torch.float32, device=device)
     with torch.autocast(device, dtype):
-        got, want = bilinear_mlp(*inputs), composed_mlp(*inputs)
+        x, weight, w_p, b, b_p = inputs
+        assert x is not None
+        assert weight is not None
+        got = bilinear_mlp(*inputs, gate=gate)
+        want = eager.compose(x, weight, b, w_p, b_p, gate=gate)
         h = bilinear(inputs[0], inputs[1], inputs[3])
         upstream = torch.randn(want.shape, device=device).to(want.dtype)
         gradients = torch.autograd.grad(got, inputs, upstream)

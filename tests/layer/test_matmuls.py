@@ -12,20 +12,27 @@ from bilinear.layer.call import Call
 CPU = torch.device("cpu")
 
 
-def call(m: int, d_in: int, d: int, d_out: int | None, dtype: torch.dtype) -> Call:
-    return Call(m, d_in, d, d_out, dtype, CPU)
+def call(
+    m: int, d_in: int, d: int, d_out: int | None, dtype: torch.dtype, gate: str = "identity"
+) -> Call:
+    return Call(m, d_in, d, d_out, dtype, CPU, gate=gate)
 
 
 @pytest.mark.parametrize("m", [0, 1, 7, 8, 9, 40, 41])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("save_preact", [False, True])
-@pytest.mark.parametrize("d_out", [None, 4])
+@pytest.mark.parametrize(("d_out", "gate"), [(None, "identity"), (4, "identity"), (4, "silu")])
 def test_blocks_equal_the_composition(
-    m: int, bias: bool, save_preact: bool, d_out: int | None, monkeypatch: pytest.MonkeyPatch
+    m: int,
+    bias: bool,
+    save_preact: bool,
+    d_out: int | None,
+    gate: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(matmuls, "_BLOCK_ELEMENTS", 1)
     monkeypatch.setattr(matmuls, "_MIN_ROWS", 8)
-    this = call(m, 5, 3, d_out, torch.float64)
+    this = call(m, 5, 3, d_out, torch.float64, gate)
     assert matmuls.block_rows(this) == (8 if m > 0 else 0)
 
     def random(*shape: int) -> Tensor:
@@ -39,7 +46,7 @@ def test_blocks_equal_the_composition(
     try:
         out, preact = matmuls.forward(this, x, weight, b, w_p, b_p, save_preact=save_preact)
         assert (preact is not None) == save_preact
-        torch.testing.assert_close(out, eager.compose(x, weight, b, w_p, b_p))
+        torch.testing.assert_close(out, eager.compose(x, weight, b, w_p, b_p, gate=gate))
         before = None if preact is None else preact.clone()
         for needs in itertools.product([False, True], repeat=5):
             needs = (*needs[:3], needs[3] and w_p is not None, needs[4] and w_p is not None)

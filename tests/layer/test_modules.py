@@ -77,7 +77,7 @@ def test_weights_by_name() -> None:
         h = (x @ module.w_l.t()) * (x @ module.w_r.t())
         torch.testing.assert_close(module(x), h if module is layer else h @ mlp.w_p.t())
     assert layer.w_l.untyped_storage().data_ptr() == layer.weight.untyped_storage().data_ptr()
-    assert repr(layer) == "Bilinear(d_in=6, d_out=4, bias=False, recompute=False)"
+    assert repr(layer) == "Bilinear(d_in=6, d_out=4, bias=False, recompute=False, gate='identity')"
     assert "(bi_linear): Bilinear(d_in=6, d_out=4" in repr(mlp)
 
 

@@ -85,6 +85,10 @@ def test_interactions_of_any_model_with_the_three_weights() -> None:
         w_l, w_r, w_p = mlp.w_l, mlp.w_r, mlp.w_p
 
     assert torch.equal(interactions_of(Other()), q)
+    with pytest.raises(
+        ValueError, match="expected the identity gate, got silu: its outputs are no"
+    ):
+        BilinearMLP(9, 3, 5, gate="silu").interactions()
     reference = Model(ModelConfig(p=4, d_hidden=3))
     assert interactions_of(reference, [2]).shape == (1, 8, 8)
 
