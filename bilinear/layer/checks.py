@@ -56,6 +56,13 @@ def check(
         _check_shape("b_p", b_p, (w_p.shape[0],), "w_p's d_out")
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError for a size of a layer that is no integer ≥ 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: expected an integer ≥ 1, got {size!r}")
+
+
 def _check_shape(name: str, value: Tensor | None, shape: tuple[int, ...], what: str) -> None:
     if value is not None and value.shape != shape:
         raise ValueError(

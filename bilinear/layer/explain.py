@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -66,11 +67,11 @@ def explain(
     inside of torch.compile or torch.export.
 
     Raises:
-        ValueError: sizes that are neither three nor four, or an unknown gate.
+        ValueError: `what` is neither a module nor three or four integers, or an unknown gate.
     """
     if isinstance(what, nn.Module):
         calls = _calls(what, rows)
-    elif len(what) in (3, 4):
+    elif _are_sizes(what):
         m, d_in, d, *last = what
         d_out = last[0] if last else None
         call = Call(m, d_in, d, d_out, dtype, torch.device(device))
@@ -85,6 +86,12 @@ def explain(
         for direction in ("forward", "backward")
     ]
     return Explanation((*chosen, *(_own_forwards(what) if isinstance(what, nn.Module) else ())))
+
+
+def _are_sizes(what: object) -> TypeGuard[Sequence[int]]:
+    return (
+        isinstance(what, Sequence) and len(what) in (3, 4) and all(isinstance(n, int) for n in what)
+    )
 
 
 def _here(call: Call, compiled: bool) -> Call:

@@ -4,15 +4,16 @@ Forward hooks on the inner modules of an MLP keep firing: while there are any, t
 are called one after the other, so that h can be read or changed.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bilinear.layer.checks import check_sizes
 from bilinear.layer.functional import bilinear, bilinear_mlp
 from bilinear.layer.gates import gate_name
-from bilinear.reading.interactions import interactions_of
+from bilinear.reading.interactions import interaction_matrices
+from bilinear.reading.weights import Outputs
 
 
 class Bilinear(nn.Linear):
@@ -28,14 +29,15 @@ class Bilinear(nn.Linear):
         self,
         d_in: int,
         d_out: int,
-        bias: bool = False,
         *,
+        bias: bool = False,
         recompute: bool = False,
         gate: object = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Make a layer of d_out products over d_in inputs, initialised as `nn.Linear` is."""
+        check_sizes(d_in=d_in, d_out=d_out)
         super().__init__(d_in, 2 * d_out, bias=bias, device=device, dtype=dtype)
         self.recompute = recompute
         self.gate = gate_name(gate)
@@ -85,14 +87,15 @@ class BilinearMLP(nn.Module):
         d_in: int,
         d_hidden: int,
         d_out: int,
-        bias: bool = False,
         *,
+        bias: bool = False,
         recompute: bool = False,
         gate: object = "identity",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Make the bilinear layer (d_in → d_hidden) and the projection (d_hidden → d_out)."""
+        check_sizes(d_in=d_in, d_hidden=d_hidden, d_out=d_out)
         super().__init__()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.bi_linear = Bilinear(
@@ -120,16 +123,16 @@ class BilinearMLP(nn.Module):
         """Name of g."""
         return self.bi_linear.gate
 
-    def interactions(self, outputs: Sequence[int] | None = None) -> Tensor:
-        """Interaction matrices (n_outputs, d_in, d_in): xᵀ Q_c x is output c; None takes all.
+    def interactions(self, output: Outputs = None) -> Tensor:
+        """Interaction matrices (n_outputs, d_in, d_in), detached: xᵀ Q_c x is output c.
 
-        Of the weights alone: biases, which add terms linear in x and constant ones, have no part.
-        For any other model with w_l, w_r, w_p: `bilinear.reading.interactions.interactions_of`.
+        `output` None takes all, a number that one alone, (d_in, d_in). Biases are ignored: the
+        matrices hold the quadratic term only.
 
         Raises:
             ValueError: the gate is not the identity, so that no output is a quadratic form of x.
         """
-        return interactions_of(self, outputs)
+        return interaction_matrices(self, output)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as at construction."""

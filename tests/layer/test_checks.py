@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from bilinear import Bilinear, BilinearMLP
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import custom_ops, eager, matmuls
 
@@ -100,3 +101,12 @@ def test_mixed_dtypes_are_cast_by_autocast_only() -> None:
     assert out.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="weight: expected"):
         bilinear_mlp(**bad("x", torch.zeros(2, 6, dtype=torch.float64)))
+
+
+def test_sizes_of_a_layer() -> None:
+    with pytest.raises(ValueError, match="d_out: expected an integer ≥ 1, got -4"):
+        Bilinear(8, -4)
+    with pytest.raises(ValueError, match=r"d_hidden: expected an integer ≥ 1, got 2\.0"):
+        BilinearMLP(8, 2.0, 4)
+    with pytest.raises(TypeError, match="positional"):
+        BilinearMLP(8, 16, 64, 64)

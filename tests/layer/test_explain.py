@@ -193,6 +193,9 @@ def test_sizes(paths: Callable[..., None]) -> None:
     small = explain((4, 64, 8))
     assert {c.implementation for c in small.choices} == {"eager"}
     assert "don't pay for an autograd Function" in str(small)
+    for what in ("abc", 5, torch.zeros(3)):
+        with pytest.raises(ValueError, match="what: expected a module"):
+            explain(what)
     with pytest.raises(ValueError, match=r"what: expected .*got \(1, 2\)"):
         explain((1, 2))
 
