@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bilinear import reading as reading
     from bilinear import reference as reference
     from bilinear import widgets as widgets
+    from bilinear.cli.sweep import sweep as sweep
     from bilinear.experiment.config import SweepConfig as SweepConfig
     from bilinear.layer.explain import explain as explain
     from bilinear.layer.fuse import fuse as fuse
@@ -38,6 +39,7 @@ _HOME = {
     "plots": "bilinear.plots",
     "reading": "bilinear.reading",
     "reference": "bilinear.reference",
+    "sweep": "bilinear.cli.sweep",
     "unfuse": "bilinear.layer.fuse",
     "widgets": "bilinear.widgets",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "plots",
     "reading",
     "reference",
+    "sweep",
     "unfuse",
     "widgets",
 ]

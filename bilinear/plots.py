@@ -164,8 +164,7 @@ def eigenspectra(
 
     rows = np.full((len(widths), n_shown), np.nan)
     for i, d in enumerate(widths):
-        w_l, w_r, w_p = _weights(results, d, seed)
-        values = eigenvalues(w_l, w_r, w_p[[remainder]], dtype=_double())[0][:n_shown]
+        values = eigenvalues(_state(results, d, seed), remainder, dtype=_double())[:n_shown]
         rows[i, : len(values)] = values.numpy()
     if limit is None:
         limit = float(np.median(np.nanmax(np.abs(rows), axis=1))) or 1.0
@@ -197,14 +196,13 @@ def eigenvectors(
     """
     from bilinear.reading.spectra import eigenpairs
 
-    w_l, w_r, w_p = _weights(results, width, seed)
-    values, vectors = eigenpairs(w_l, w_r, w_p[[remainder]], dtype=_double())
-    rows = vectors[0, :, :n_shown].mT.numpy()
+    values, vectors = eigenpairs(_state(results, width, seed), remainder, dtype=_double())
+    rows = vectors[:, :n_shown].mT.numpy()
     peaks = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
     p = results.config.p
     image = _signed_image(ax, rows * np.sign(peaks), limit or 2 / np.sqrt(2 * p))
     ax.axvline(p - 0.5, color="black", lw=1)
-    ax.set_yticks(range(len(rows)), [f"λ = {value:.3g}" for value in values[0, : len(rows)]])
+    ax.set_yticks(range(len(rows)), [f"λ = {value:.3g}" for value in values[: len(rows)]])
     step = max(1, p // 4)
     ticks = np.arange(0, p, step)
     ax.set_xticks([*ticks, *(ticks + p)], [str(t) for t in [*ticks, *ticks]])
@@ -223,7 +221,7 @@ def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) ->
     from bilinear.reading.fourier import frequency_shares
 
     widths = _widths(results, seed)
-    columns = [frequency_shares(*_weights(results, d, seed)).numpy() for d in widths]
+    columns = [frequency_shares(_state(results, d, seed))[1:].numpy() for d in widths]
     shares = np.stack(columns, axis=1)
     full = float(np.quantile(shares, 0.995)) or 1.0
     image = ax.imshow(
@@ -246,7 +244,7 @@ def similarity_map(results: "Results", ax: "Axes", *, seed: int | None = None) -
     from bilinear.reading.similarity import functional_similarity
 
     widths = _widths(results, seed)
-    similarity = functional_similarity(_weights(results, d, seed) for d in widths)
+    similarity = functional_similarity(_state(results, d, seed) for d in widths)
     image = _signed_image(ax, similarity.numpy(), 1.0, aspect="equal")
     ax.set_xticks(*_some(widths))
     ax.set_yticks(*_some(widths))
@@ -286,12 +284,8 @@ def _widths(results: "Results", seed: int | None) -> list[int]:
     return widths
 
 
-def _weights(
-    results: "Results", d_hidden: int, seed: int | None
-) -> "tuple[Tensor, Tensor, Tensor]":
-    state = results.models[d_hidden, results.config.seeds[0] if seed is None else seed]
-    w_l, w_r = state["bi_linear.weight"].chunk(2)
-    return w_l, w_r, state["projection.weight"]
+def _state(results: "Results", d_hidden: int, seed: int | None) -> "dict[str, Tensor]":
+    return results.models[d_hidden if seed is None else (d_hidden, seed)]
 
 
 def _double() -> "torch.dtype":

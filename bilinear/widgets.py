@@ -67,10 +67,8 @@ def explore(results: Results) -> "VBox":
 
 
 def _matrix(results: Results, d_hidden: int, seed: int, c: int, view: str) -> Tensor:
-    state = results.models[d_hidden, seed]
-    w_l, w_r = state["bi_linear.weight"].chunk(2)
     compute = interaction_matrices if view == "full" else logit_table
-    return compute(w_l, w_r, state["projection.weight"], outputs=[c])[0]
+    return compute(results.models[d_hidden, seed], c)
 
 
 def _typical_limit(results: Results, view: str, c: int, seed: int) -> float:

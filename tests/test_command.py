@@ -62,9 +62,7 @@ def test_a_sweep_and_what_can_be_read_of_it(
         assert margin.item() == pytest.approx(row["min_margin"], rel=1e-3, abs=1e-4)
         q = results.interactions[d, seed]
         assert q.shape == (2, 14, 14)  # remainders 0 and 5
-        with torch.no_grad():
-            expected = interaction_matrices(model.w_l, model.w_r, model.w_p, outputs=(0, 5))
-        torch.testing.assert_close(q, expected)
+        torch.testing.assert_close(q, interaction_matrices(model, output=(0, 5)))
         quadratic = torch.einsum("ni,cij,nj->nc", x, q, x)
         torch.testing.assert_close(quadratic, logits[:, [0, 5]], rtol=1e-4, atol=1e-4)
         history = results.histories[d, seed]

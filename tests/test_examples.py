@@ -1,8 +1,15 @@
-"""The example notebook runs, from its first cell to its last, at small settings."""
+"""The examples run, the notebook from its first cell to its last, at small settings."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import bilinear
+from bilinear.reading import fourier, spectra
 
 nbformat = pytest.importorskip("nbformat", reason="needs nbformat")
 nbclient = pytest.importorskip("nbclient", reason="needs nbclient")
@@ -28,6 +35,25 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(pictures) == 4
     assert "application/vnd.jupyter.widget-view+json" in outputs[-1]["data"]
     assert not [o for o in outputs if o.get("name") == "stderr"]
+
+
+def test_a_run_is_read_in_a_script(tmp_path: Path) -> None:
+    bilinear.sweep(7, [16], steps=30, out=tmp_path / "run", progress=False)
+    command = [sys.executable, str(ROOT / "examples" / "read_a_run.py"), "run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    eigenvalues, frequencies = done.stdout.splitlines()
+    results = bilinear.Results(tmp_path / "run")
+    q = results.interaction(16, 5).double()
+    assert str(spectra.eigenvalues(results.model(16), 5)[0].item()) in eigenvalues
+    assert spectra.eigenvalues(results.model(16), 5)[0].abs().item() == pytest.approx(
+        torch.linalg.matrix_norm(q, 2).item(), rel=1e-4
+    )
+    assert frequencies.endswith(str(fourier.frequencies(results.model(16)).tolist()))
+    assert (tmp_path / "q5.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_committed_outputs_are_small() -> None:

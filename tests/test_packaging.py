@@ -1,5 +1,6 @@
 """What an installation holds, and what an import costs."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +27,8 @@ results = bilinear.load_results("runs/p64")
 reveal_type(results)
 if isinstance(results, bilinear.Results):
     reveal_type(results.models[16, 0])
+    reveal_type(results.models[16])
+    results.model(16).w_p.sum()
     print(results.table["d_hidden"].max())
 """
 
@@ -47,12 +50,13 @@ def test_a_script_checks_strictly_against_an_installed_wheel(wheel: Path, tmp_pa
     zipfile.ZipFile(wheel).extractall(site)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (tmp_path / "script.py").write_text(SCRIPT)
+    shutil.copy(ROOT / "examples" / "read_a_run.py", tmp_path)
     python = ["--python-executable", str(tmp_path / "venv" / "bin" / "python")]
-    command = [sys.executable, "-m", "mypy", "--strict", *python, "script.py"]
+    command = [sys.executable, "-m", "mypy", "--strict", *python, "script.py", "read_a_run.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "bilinear.results.sweep_results.Results | " in done.stdout
-    assert "dict[str, torch._tensor.Tensor]" in done.stdout
+    assert done.stdout.count("dict[str, torch._tensor.Tensor]") == 2
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_eigenspectra_are_those_of_the_dense_matrices(results: Results, ax: Axes
     assert_symmetric(ax, 2.0)
     shown = ax.images[0].get_array()
     for row, d in zip(shown, WIDTHS, strict=True):
-        dense = torch.linalg.eigvalsh(interaction_matrices(*weights(results, d), outputs=[5])[0])
+        dense = torch.linalg.eigvalsh(interaction_matrices(weights(results, d), 5))
         strongest = dense[dense.abs().argsort(descending=True)][: min(16, 2 * d)].numpy()
         np.testing.assert_allclose(row.compressed()[: len(strongest)], strongest, atol=1e-8)
     assert shown.mask[2, 6:].all()  # width 3 has six eigenvalues
@@ -94,7 +94,7 @@ def test_eigenvectors_are_split_between_a_and_b(results: Results, ax: Axes) -> N
     assert plots.eigenvectors(results, ax, width=7, remainder=5, seed=1, n_shown=3) is ax
     assert_symmetric(ax, 2 / np.sqrt(2 * P))
     assert ax.lines[0].get_xdata()[0] == P - 0.5
-    q = interaction_matrices(*weights(results, 7, 1), outputs=[5])[0].numpy()
+    q = interaction_matrices(weights(results, 7, 1), 5).numpy()
     shown = np.asarray(ax.images[0].get_array())
     assert shown.shape == (3, 2 * P)
     values = np.einsum("ki,ij,kj->k", shown, q, shown)
@@ -106,7 +106,7 @@ def test_frequency_map(results: Results, ax: Axes) -> None:
     assert plots.frequency_map(results, ax, seed=1) is ax
     shown = np.asarray(ax.images[0].get_array())
     assert shown.shape == (P // 2, len(WIDTHS))
-    expected = frequency_shares(*weights(results, 7, 1)).numpy()
+    expected = frequency_shares(weights(results, 7, 1))[1:].numpy()
     np.testing.assert_allclose(shown[:, 1], expected, atol=1e-6)
     with pytest.raises(ValueError, match="seed: expected one of"):
         plots.frequency_map(results, ax, seed=9)

@@ -10,7 +10,6 @@ from statistics import mean
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from bilinear.reading.fourier import (
     ablate_frequencies,
@@ -21,6 +20,7 @@ from bilinear.reading.fourier import (
     used_frequencies,
 )
 from bilinear.reading.interactions import logit_table, table_accuracy
+from bilinear.reading.weights import Readable, weights_of
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
 
@@ -53,16 +53,16 @@ class Reading(NamedTuple):
     circuits: float
 
 
-def read(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Reading:
-    """Read one model: w_l, w_r (d, 2p), w_p (p, d)."""
-    weights = (w_l.double(), w_r.double(), w_p.double())
-    shares = frequency_shares(*weights)
+def read(model: Readable) -> Reading:
+    """Read one model."""
+    weights = weights_of(model).double()
+    shares = frequency_shares(weights)
     used = used_frequencies(shares)
-    amplitude = amplitudes(*weights)
-    tables = logit_table(*weights)
+    amplitude = amplitudes(weights)
+    tables = logit_table(weights)
     ablation = ablate_frequencies(tables)
-    kept = (used.nonzero()[:, 0] + 1).sort().values
-    served = serving_units(*weights).frequency
+    kept = used.nonzero()[:, 0]
+    served = serving_units(weights).frequency
     size = amplitude.abs()[used]
     return Reading(
         frequencies=int(used.sum()),
@@ -71,7 +71,7 @@ def read(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Reading:
         strongest=float(shares.max()),
         ratio=float(size.max() / size.min()) if len(size) else float("nan"),
         phase=float(amplitude[used].angle().abs().max()) if len(size) else float("nan"),
-        cost=float(ablation.cost[shares.argmax()]) * w_p.shape[0] ** 2,
+        cost=float(ablation.cost[shares.argmax()]) * weights.w_p.shape[0] ** 2,
         accuracy=ablation.accuracy,
         circuits=float(table_accuracy(keep_frequencies(tables, kept))),
     )
@@ -81,8 +81,7 @@ def by_width(results: Results) -> dict[int, list[Reading]]:
     """Read every model of a results folder."""
     found: dict[int, list[Reading]] = {}
     for (d, _), state in sorted(results.models.items(), reverse=True):
-        w_l, w_r = state["bi_linear.weight"].chunk(2)
-        found.setdefault(d, []).append(read(w_l, w_r, state["projection.weight"]))
+        found.setdefault(d, []).append(read(state))
     return found
 
 
@@ -91,7 +90,7 @@ def random_model(p: int, d: int, seed: int) -> Reading:
     source = torch.Generator().manual_seed(seed)
     shapes = ((d, 2 * p), (d, 2 * p), (p, d))
     w_l, w_r, w_p = (torch.randn(*shape, generator=source) for shape in shapes)
-    return read(w_l, w_r, w_p)
+    return read((w_l, w_r, w_p))
 
 
 def tables(results: Results) -> dict[str, str]:

@@ -29,7 +29,7 @@ def _weights(d: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _both(*weights: Tensor) -> tuple[Tensor, Any]:
-    return interaction_matrices(*weights), eigenpairs(*weights)
+    return interaction_matrices(weights), eigenpairs(weights)
 
 
 def _dense(*weights: Tensor) -> tuple[Tensor, Any]:

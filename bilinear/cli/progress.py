@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -151,10 +152,10 @@ class Display:
     """Shows the events of a sweep or a study while used as a context manager."""
 
     def __init__(self, cells: Sequence[SweepConfig], console: Console) -> None:
-        """Live if the console is a terminal, a line every few seconds otherwise."""
+        """Live on a terminal or in a notebook with widgets, else a line every few seconds."""
         self.state, self._console = SweepState(cells), console
         self._live: Live | None = None
-        if console.is_terminal:
+        if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
             panel = partial(_panel, self.state)
             self._live = Live(console=console, refresh_per_second=5, get_renderable=panel)
         self._shown = time.monotonic()

@@ -22,10 +22,16 @@ from torch import Tensor
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import NOTEBOOK_REMAINDERS
 from bilinear.experiment.record import Job
-from bilinear.reading.fourier import amplitudes, frequency_shares, units_per_frequency
+from bilinear.reading.fourier import (
+    amplitudes,
+    cross_spectrum,
+    frequency_shares,
+    units_per_frequency,
+)
 from bilinear.reading.interactions import cross_block, interaction_matrices, logit_table
 from bilinear.reading.similarity import functional_similarity
 from bilinear.reading.spectra import eigenpairs
+from bilinear.reading.weights import Weights, weights_of
 from bilinear.results.folder import write_whole
 from bilinear.results.sweep_results import Results
 
@@ -109,7 +115,7 @@ def page_data(
     p = results.config.p
     jobs = [job for job in results.jobs if job.seed in set(seeds)]
     rows = json.loads(results.table.to_json(orient="records"))
-    weights = {job: _weights(results.models[job]) for job in jobs}
+    weights = {job: weights_of(results.models[job]) for job in jobs}
     widths = sorted({job.d_hidden for job in jobs}, reverse=True)
     similarity = {}
     for seed in seeds:
@@ -126,7 +132,7 @@ def page_data(
         "limits": _limits([weights[job] for job in _setting_the_scale(rows, jobs)], remainders),
         "similarity": similarity,
         "models": {
-            f"{job.d_hidden}-{job.seed}": _model_data(*weights[job], remainders) for job in jobs
+            f"{job.d_hidden}-{job.seed}": _model_data(weights[job], remainders) for job in jobs
         },
     }
 
@@ -137,32 +143,23 @@ def _setting_the_scale(rows: list[dict[str, Any]], jobs: Sequence[Job]) -> list[
     return [job for job in jobs if job in good] or list(jobs)
 
 
-def _weights(state: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    w_l, w_r = state["bi_linear.weight"].chunk(2)
-    return w_l, w_r, state["projection.weight"]
-
-
-def _model_data(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, remainders: Sequence[int]
-) -> dict[str, object]:
-    pairs = eigenpairs(w_l, w_r, w_p[list(remainders)], dtype=torch.float64)
+def _model_data(weights: Weights, remainders: Sequence[int]) -> dict[str, object]:
+    pairs = eigenpairs(weights, remainders, dtype=torch.float64)
     top = pairs.vectors[..., :N_VECTORS].mT
     # A sign is arbitrary: the entry of largest magnitude is shown positive.
     peak = top.gather(-1, top.abs().argmax(dim=-1, keepdim=True))
     return {
-        "weights": _pack(torch.cat([w_l.flatten(), w_r.flatten(), w_p.flatten()])),
+        "weights": _pack(torch.cat([w.flatten() for w in weights])),
         "eigenvalues": _pack(pairs.values),
         "eigenvectors": _pack(top * peak.sign()),
         "n_vectors": top.shape[-2],
-        "shares": _pack(frequency_shares(w_l, w_r, w_p)),
-        "amplitudes": _pack(amplitudes(w_l, w_r, w_p).abs()),
-        "units": units_per_frequency(w_l, w_r, w_p).tolist(),
+        "shares": _pack(frequency_shares(weights)[1:]),
+        "amplitudes": _pack(amplitudes(weights)[1:].abs()),
+        "units": units_per_frequency(weights)[1:].tolist(),
     }
 
 
-def _limits(
-    models: Sequence[tuple[Tensor, Tensor, Tensor]], remainders: Sequence[int]
-) -> dict[str, list[float]]:
+def _limits(models: Sequence[Weights], remainders: Sequence[int]) -> dict[str, list[float]]:
     """Full colour of each picture and remainder: what shows the typical model well.
 
     1.5 times the median over models of the 99.5th percentile of |entries|. A maximum, or the
@@ -170,17 +167,13 @@ def _limits(
     """
     chosen = list(remainders)
     views = {
-        "full": lambda left, right, w_p: interaction_matrices(left, right, w_p, outputs=chosen),
-        "functional": lambda left, right, w_p: logit_table(left, right, w_p, outputs=chosen),
-        "spectrum": lambda left, right, w_p: (
-            2
-            * torch.fft.fft2(cross_block(left, right, w_p, outputs=chosen)).abs()
-            / w_p.shape[-2] ** 2
-        ),
+        "full": lambda w: interaction_matrices(w, chosen),
+        "functional": lambda w: logit_table(w, chosen),
+        "spectrum": lambda w: cross_spectrum(2 * cross_block(w, chosen)),
     }
     limits = {}
     for name, view in views.items():
-        entries = torch.stack([view(*w).abs().flatten(-2) for w in models])
+        entries = torch.stack([view(w).abs().flatten(-2) for w in models])
         rank = max(1, round(0.995 * entries.shape[-1]))
         typical = entries.kthvalue(rank, dim=-1).values.median(dim=0).values
         limits[name] = (1.5 * typical).tolist()

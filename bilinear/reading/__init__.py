@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["exact_circuit", "fourier", "hosvd", "interactions", "similarity", "spectra"]
+__all__ = ["exact_circuit", "fourier", "hosvd", "interactions", "similarity", "spectra", "weights"]
 
 
 # A file is imported at its first use: `bilinear.reading.spectra` needs no import of its own.

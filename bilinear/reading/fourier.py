@@ -7,6 +7,9 @@ coefficient of the interaction's DFT over (a, b, c), at (k, k, −k), and its co
 amplitude, in logits, and its angle a phase, which is 0 where the circuit points at the sum. All
 other coefficients are not of the task.
 
+Arrays over frequencies have p // 2 + 1 entries, index k being frequency k; entry 0 is always 0, for
+the interaction has no constant part.
+
 A hidden unit adds p_h[c] (l_a[a] r_b[b] + r_a[a] l_b[b]), so every coefficient comes from one FFT
 of each row of the weights, and the amplitude of a model is the sum of its units' amplitudes.
 (Fourier views of modular addition: Nanda et al. 2023, arXiv 2301.05217.)
@@ -17,67 +20,87 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bilinear.reading.interactions import check_weights, table_accuracy
+from bilinear.reading.interactions import table_accuracy
+from bilinear.reading.weights import Readable, modulus, weights_of
 
 
-def frequencies(p: int) -> Tensor:
-    """Frequencies that a real function of period p has beyond 0: 1 … p // 2."""
-    return torch.arange(1, p // 2 + 1)
+def frequencies(model: Readable, threshold: float = 0.01) -> Tensor:
+    """Frequencies k that one model computes with, strongest first, int64 (n_used,).
 
+    Args:
+        model: a model, a state dict, or (w_l (d, 2p), w_r (d, 2p), w_p (p, d)).
+        threshold: least share of the interaction's power, as in `used_frequencies`.
 
-def unit_amplitudes(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
-    """Amplitude that each hidden unit adds at each frequency, complex128, (…, d, p // 2).
-
-    w_l, w_r (…, d, 2p), w_p (…, p, d). Its angle is the phase, at which the unit's share of the
-    circuit peaks: a + b − c = −phase · p / (2πk).
+    Example:
+        >>> from bilinear.reading import exact_circuit, fourier
+        >>> fourier.frequencies(exact_circuit.exact_circuit(23, frequency=4))
+        tensor([4])
     """
-    p = _modulus(w_l, w_r, w_p)
-    (l_a, l_b), (r_a, r_b) = (_halves(w) for w in (w_l, w_r))
-    out = torch.fft.rfft(w_p.double().mT)[..., 1:].conj() / p
+    shares = frequency_shares(model)
+    if shares.ndim != 1:
+        raise ValueError(f"model: expected one model, got {tuple(shares.shape[:-1])} of them")
+    return shares.argsort(descending=True)[: int(used_frequencies(shares, threshold).sum())]
+
+
+def unit_amplitudes(model: Readable) -> Tensor:
+    """Amplitude that each hidden unit adds at each frequency, complex128, (…, d, p // 2 + 1).
+
+    Of a model, a state dict, or (w_l (…, d, 2p), w_r (…, d, 2p), w_p (…, p, d)). Its angle is the
+    phase, at which the unit's share of the circuit peaks: a + b − c = −phase · p / (2πk).
+    """
+    weights = weights_of(model, pairs=True)
+    p = modulus(weights)
+    (l_a, l_b), (r_a, r_b) = (_halves(w) for w in weights[:2])
+    out = torch.fft.rfft(weights.w_p.double().mT).conj() / p
     raw = (l_a * r_b + r_a * l_b) * out
-    twice = torch.full((p // 2,), 2.0, dtype=torch.float64, device=raw.device)
+    return raw * _sides(p, raw.device)
+
+
+def _sides(p: int, device: torch.device) -> Tensor:
+    """Frequencies that share a circuit: k and −k, the highest of an even p alone, 0 for none."""
+    sides = torch.full((p // 2 + 1,), 2.0, dtype=torch.float64, device=device)
+    sides[0] = 0.0
     if p % 2 == 0:
-        twice[-1] = 1.0  # the highest frequency of an even p is its own conjugate
-    return raw * twice
+        sides[-1] = 1.0
+    return sides
 
 
-def amplitudes(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
-    """A_k of the model, complex128, (…, p // 2): the sum of its units'."""
-    return unit_amplitudes(w_l, w_r, w_p).sum(dim=-2)
+def amplitudes(model: Readable) -> Tensor:
+    """A_k of the model, complex128, (…, p // 2 + 1): the sum of its units'."""
+    return unit_amplitudes(model).sum(dim=-2)
 
 
-def frequency_shares(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
-    """Share of the interaction's power in each frequency's circuit, (…, p // 2), summing to ≤ 1.
+def frequency_shares(model: Readable) -> Tensor:
+    """Share of the interaction's power in each frequency's circuit, (…, p // 2 + 1), sum ≤ 1.
 
     1 for a model that does nothing else; about 4 / p³ of a random one's. 0 where there is no
     interaction.
     """
-    p = _modulus(w_l, w_r, w_p)
-    amplitude = amplitudes(w_l, w_r, w_p)
+    weights = weights_of(model, pairs=True)
+    amplitude = amplitudes(weights)
     power = amplitude.abs().square() / 2
-    if p % 2 == 0:
+    if modulus(weights) % 2 == 0:
         power[..., -1] *= 2
-    total = interaction_power(w_l, w_r, w_p).unsqueeze(-1)
+    total = interaction_power(weights).unsqueeze(-1)
     return power / torch.where(total == 0, 1, total)
 
 
-def interaction_power(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
+def interaction_power(model: Readable) -> Tensor:
     """Mean square of the interaction over all (a, b, c), in logits², float64, (…)."""
-    p = _modulus(w_l, w_r, w_p)
+    weights = weights_of(model, pairs=True)
+    w_l, w_r, w_p = weights.double()
     l_a, l_b, r_a, r_b = (
-        half - half.mean(dim=-1, keepdim=True)
-        for w in (w_l.double(), w_r.double())
-        for half in w.chunk(2, dim=-1)
+        half - half.mean(dim=-1, keepdim=True) for w in (w_l, w_r) for half in w.chunk(2, dim=-1)
     )
-    out = w_p.double() - w_p.double().mean(dim=-2, keepdim=True)
+    out = w_p - w_p.mean(dim=-2, keepdim=True)
     products = (l_a @ l_a.mT) * (r_b @ r_b.mT) + (r_a @ r_a.mT) * (l_b @ l_b.mT)
     crossed = (l_a @ r_a.mT) * (r_b @ l_b.mT)
     gram = (out.mT @ out) * (products + crossed + crossed.mT)
-    return gram.sum(dim=(-2, -1)).clamp(min=0) / p**3
+    return gram.sum(dim=(-2, -1)).clamp(min=0) / modulus(weights) ** 3
 
 
 def used_frequencies(shares: Tensor, threshold: float = 0.01) -> Tensor:
-    """Whether a frequency holds at least `threshold` of the interaction's power, (…, p // 2) bool.
+    """Whether a frequency holds at least `threshold` of the interaction's power, bool, as shares.
 
     The default is the share that separates circuits from noise for p ≥ 23; at smaller p chance
     alone (4 / p³) comes near it.
@@ -97,26 +120,27 @@ class ServingUnits(NamedTuple):
     phase: Tensor
 
 
-def serving_units(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> ServingUnits:
+def serving_units(model: Readable) -> ServingUnits:
     """Which frequency each hidden unit serves most."""
-    amplitude = unit_amplitudes(w_l, w_r, w_p)
+    amplitude = unit_amplitudes(model)
     magnitude = amplitude.abs()
     total = magnitude.sum(dim=-1)
-    best, index = magnitude.max(dim=-1)
-    phase = amplitude.gather(-1, index.unsqueeze(-1)).squeeze(-1).angle()
+    best, frequency = magnitude.max(dim=-1)
+    phase = amplitude.gather(-1, frequency.unsqueeze(-1)).squeeze(-1).angle()
     share = torch.where(total > 0, best / total, torch.zeros_like(total))
-    return ServingUnits(torch.where(total > 0, index + 1, 0), share, phase)
+    return ServingUnits(frequency, share, phase)
 
 
-def units_per_frequency(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
-    """How many hidden units serve each frequency most, int64, (…, p // 2).
+def units_per_frequency(model: Readable) -> Tensor:
+    """How many hidden units serve each frequency most, int64, (…, p // 2 + 1).
 
-    Two make one circuit at the least (`reading.exact_circuit`), so half of it bounds how many
-    separate circuits of one frequency the width keeps.
+    Entry 0 counts those that serve none. Two make one circuit at the least
+    (`reading.exact_circuit`), so half of it bounds how many separate circuits of one frequency the
+    width keeps.
     """
-    served = serving_units(w_l, w_r, w_p).frequency
-    n = _modulus(w_l, w_r, w_p) // 2
-    return torch.nn.functional.one_hot(served, n + 1).sum(dim=-2)[..., 1:]
+    weights = weights_of(model, pairs=True)
+    served = serving_units(weights).frequency
+    return torch.nn.functional.one_hot(served, modulus(weights) // 2 + 1).sum(dim=-2)
 
 
 def cross_spectrum(cross: Tensor) -> Tensor:
@@ -140,14 +164,14 @@ def circuit_table(amplitude: Tensor, frequency: int, p: int) -> Tensor:
 
 
 class Ablation(NamedTuple):
-    """Accuracy on all p² pairs of the whole model, and without each frequency, (p // 2,)."""
+    """Accuracy on all p² pairs of the whole model, and without frequency k, (p // 2 + 1,)."""
 
     accuracy: float
     without: Tensor
 
     @property
     def cost(self) -> Tensor:
-        """Accuracy lost with each frequency, (p // 2,)."""
+        """Accuracy lost with each frequency, (p // 2 + 1,)."""
         return self.accuracy - self.without
 
 
@@ -159,19 +183,17 @@ def ablate_frequencies(tables: Tensor) -> Ablation:
     p = tables.shape[-1]
     tables = tables.double()
     amplitude = table_amplitudes(tables)
-    without = torch.stack(
-        [
-            table_accuracy(tables - circuit_table(amplitude[k - 1], k, p))
-            for k in frequencies(p).tolist()
-        ]
-    )
-    return Ablation(table_accuracy(tables).item(), without)
+    whole = table_accuracy(tables)
+    without = [
+        table_accuracy(tables - circuit_table(amplitude[k], k, p)) for k in range(1, p // 2 + 1)
+    ]
+    return Ablation(whole.item(), torch.stack([whole, *without]))
 
 
 def keep_frequencies(tables: Tensor, kept: Tensor) -> Tensor:
     """Logits (p, p, p) of the circuits of the frequencies in `kept` alone: everything else gone."""
     p, amplitude = tables.shape[-1], table_amplitudes(tables)
-    parts = [circuit_table(amplitude[k - 1], k, p) for k in kept.tolist()]
+    parts = [circuit_table(amplitude[k], k, p) for k in kept.tolist()]
     return torch.stack(parts).sum(dim=0) if parts else torch.zeros_like(tables, dtype=torch.float64)
 
 
@@ -179,25 +201,12 @@ def table_amplitudes(tables: Tensor) -> Tensor:
     """A_k by a 3-D DFT of the logits (…, p, p, p), which need not come from a bilinear layer."""
     p = tables.shape[-1]
     spectrum = torch.fft.fftn(tables.double(), dim=(-3, -2, -1)) / p**3
-    k = frequencies(p)
-    amplitude = 2 * spectrum[..., -k, k, k]
-    if p % 2 == 0:
-        amplitude[..., -1] /= 2
-    return amplitude
+    k = torch.arange(p // 2 + 1, device=tables.device)
+    return _sides(p, tables.device) * spectrum[..., -k, k, k]
 
 
 def _halves(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Fourier coefficients of the a and b halves of each row, at frequencies 1 … p // 2."""
+    """Fourier coefficients of the a and b halves of each row."""
     a, b = w.double().chunk(2, dim=-1)
     p = a.shape[-1]
-    return torch.fft.rfft(a)[..., 1:] / p, torch.fft.rfft(b)[..., 1:] / p
-
-
-def _modulus(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> int:
-    check_weights(w_l, w_r, pairs=True)
-    p = w_l.shape[-1] // 2
-    if w_p.shape[-2:] != (p, w_l.shape[-2]):
-        raise ValueError(
-            f"w_p: expected (…, p, d) = (…, {p}, {w_l.shape[-2]}), got {tuple(w_p.shape)}"
-        )
-    return p
+    return torch.fft.rfft(a) / p, torch.fft.rfft(b) / p

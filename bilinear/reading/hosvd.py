@@ -13,7 +13,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from bilinear.reading.interactions import check_weights, hidden_table
+from bilinear.reading.interactions import hidden_table
+from bilinear.reading.weights import Readable, Weights, weights_of
 
 
 class OutputDirections(NamedTuple):
@@ -26,30 +27,28 @@ class OutputDirections(NamedTuple):
     directions: Tensor
 
 
-def output_directions(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, *, functional: bool = False
-) -> OutputDirections:
+def output_directions(model: Readable, *, functional: bool = False) -> OutputDirections:
     """Singular vectors of the interaction tensor along the output.
 
-    w_l, w_r (…, d, d_in), w_p (…, d_out, d). `functional` takes the tensor of logits on all pairs
-    of one-hots instead, which leaves out the entries of Q that meet no data. In float64, because a
-    Gram matrix squares the condition.
+    Of a model, a state dict, or (w_l, w_r, w_p): w_l, w_r (…, d, d_in), w_p (…, d_out, d).
+    `functional` takes the tensor of logits on all pairs of one-hots instead, which leaves out the
+    entries of Q that meet no data. In float64, because a Gram matrix squares the condition.
     """
-    w_l, w_r, w_p = w_l.double(), w_r.double(), w_p.double()
-    gram = _functional_gram(w_l, w_r) if functional else hidden_gram(w_l, w_r)
-    basis, coordinates = torch.linalg.qr(w_p)
+    weights = weights_of(model).double()
+    gram = _functional_gram(weights) if functional else hidden_gram(weights)
+    basis, coordinates = torch.linalg.qr(weights.w_p)
     values, vectors = torch.linalg.eigh(coordinates @ gram @ coordinates.mT)
     return OutputDirections(values.clamp(min=0).sqrt().flip(-1), basis @ vectors.flip(-1))
 
 
-def hidden_gram(w_l: Tensor, w_r: Tensor) -> Tensor:
+def hidden_gram(model: Readable) -> Tensor:
     """⟨M_h, M_h'⟩ = ½[(l·l')(r·r') + (l·r')(r·l')] of every two hidden units, (…, d, d)."""
-    check_weights(w_l, w_r)
+    w_l, w_r, _ = weights_of(model)
     cross = w_l @ w_r.mT
     return ((w_l @ w_l.mT) * (w_r @ w_r.mT) + cross * cross.mT) / 2
 
 
-def _functional_gram(w_l: Tensor, w_r: Tensor) -> Tensor:
+def _functional_gram(weights: Weights) -> Tensor:
     """Sum over all pairs of h[a, b] h'[a, b], (…, d, d)."""
-    hidden = hidden_table(w_l, w_r)
+    hidden = hidden_table(weights)
     return einsum(hidden, hidden, "... one a b, ... other a b -> ... one other")

@@ -7,59 +7,46 @@ gauge), while they still enter eigenvalues and similarities of Q. The *functiona
 logits of output c, holds what the data sees and nothing else.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from bilinear.reading.weights import Outputs, Readable, drop_output, weights_of
 
-def interaction_matrices(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, outputs: Sequence[int] | None = None
-) -> Tensor:
+
+def interaction_matrices(model: Readable, output: Outputs = None) -> Tensor:
     """Q_c = ½(B_c + B_cᵀ), B_c = W_lᵀ diag(W_p[c]) W_r, so that xᵀ Q_c x is logit c exactly.
 
-    w_l, w_r (…, d, d_in) and w_p (…, d_out, d) give (…, n_outputs, d_in, d_in), leading dimensions
-    being models; `outputs` None takes all of d_out. (Pearce et al. 2024, arXiv 2410.08417, §3.)
+    Args:
+        model: a model, a state dict, or (w_l, w_r, w_p): w_l, w_r (…, d, d_in), w_p (…, d_out, d),
+            leading dimensions being models. Biases are ignored.
+        output: None for all, a list of outputs, or a single one.
+
+    Returns:
+        (…, n_outputs, d_in, d_in), without n_outputs for a single output.
+
+    Example:
+        >>> import torch
+        >>> from bilinear import BilinearMLP
+        >>> from bilinear.reading import interactions
+        >>> mlp, x = BilinearMLP(6, 4, 3), torch.randn(6)
+        >>> q = interactions.interaction_matrices(mlp, output=2)
+        >>> torch.allclose(x @ q @ x, mlp(x)[2], atol=1e-5)
+        True
+
+    (Pearce et al. 2024, arXiv 2410.08417, §3.)
     """
-    if outputs is not None:
-        w_p = w_p[..., list(outputs), :]
+    w_l, w_r, w_p = weights_of(model, output)
     b = _bilinear_form(w_l, w_p, w_r)
-    return (b + b.mT) / 2
+    return drop_output((b + b.mT) / 2, output, -3)
 
 
 def _bilinear_form(left: Tensor, w_p: Tensor, right: Tensor) -> Tensor:
     """Σ_h w_p[o, h] left[h, i] right[h, j]."""
     pattern = "... hidden in1, ... out hidden, ... hidden in2 -> ... out in1 in2"
     return einsum(left, w_p, right, pattern)
-
-
-class Readable(Protocol):
-    """What a model needs to be read: w_l and w_r (d, d_in), w_p (d_out, d)."""
-
-    @property
-    def w_l(self) -> Tensor: ...  # noqa: D102
-    @property
-    def w_r(self) -> Tensor: ...  # noqa: D102
-    @property
-    def w_p(self) -> Tensor: ...  # noqa: D102
-
-
-def interactions_of(model: Readable, outputs: Sequence[int] | None = None) -> Tensor:
-    """Interaction matrices (n_outputs, d_in, d_in) of any model with w_l, w_r and w_p, detached.
-
-    Raises:
-        ValueError: the model has a gate other than the identity.
-    """
-    gate = getattr(model, "gate", None)
-    if not (gate is None or gate == "identity" or isinstance(gate, nn.Identity)):
-        raise ValueError(
-            f"model: expected the identity gate, got {gate}: its outputs are no quadratic forms of "
-            "the input, so no interaction matrices give them"
-        )
-    w_l, w_r, w_p = (w.detach() for w in (model.w_l, model.w_r, model.w_p))
-    return interaction_matrices(w_l, w_r, w_p, outputs)
 
 
 def direction(w_p: Tensor, directions: Tensor) -> Tensor:
@@ -87,31 +74,30 @@ def blocks(q: Tensor) -> Blocks:
     return Blocks(q[..., :p, :p], q[..., :p, p:], q[..., p:, p:])
 
 
-def cross_block(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, outputs: Sequence[int] | None = None
-) -> Tensor:
-    """Q_ab, the part of Q in which a meets b, without forming Q: (…, n_outputs, p, p)."""
-    check_weights(w_l, w_r, pairs=True)
-    if outputs is not None:
-        w_p = w_p[..., list(outputs), :]
+def cross_block(model: Readable, output: Outputs = None) -> Tensor:
+    """Q_ab, the part of Q in which a meets b, without forming Q: (…, n_outputs, p, p).
+
+    Arguments as `interaction_matrices` has them.
+    """
+    w_l, w_r, w_p = weights_of(model, output, pairs=True)
     (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
-    return (_bilinear_form(l_a, w_p, r_b) + _bilinear_form(r_a, w_p, l_b)) / 2
+    both = (_bilinear_form(l_a, w_p, r_b) + _bilinear_form(r_a, w_p, l_b)) / 2
+    return drop_output(both, output, -3)
 
 
-def logit_table(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, outputs: Sequence[int] | None = None
-) -> Tensor:
-    """Functional table: logit of each output on every pair, (…, n_outputs, p, p), entry [a, b]."""
-    check_weights(w_l, w_r, pairs=True)
-    if outputs is not None:
-        w_p = w_p[..., list(outputs), :]
-    hidden = hidden_table(w_l, w_r)
-    return einsum(w_p, hidden, "... out hidden, ... hidden a b -> ... out a b")
+def logit_table(model: Readable, output: Outputs = None) -> Tensor:
+    """Functional table: logit of each output on every pair, (…, n_outputs, p, p), entry [a, b].
+
+    Arguments as `interaction_matrices` has them.
+    """
+    weights = weights_of(model, output, pairs=True)
+    pattern = "... out hidden, ... hidden a b -> ... out a b"
+    return drop_output(einsum(weights.w_p, hidden_table(weights), pattern), output, -3)
 
 
-def hidden_table(w_l: Tensor, w_r: Tensor) -> Tensor:
+def hidden_table(model: Readable) -> Tensor:
     """Give the hidden units h on every pair, (…, d, p, p), entry [a, b]."""
-    check_weights(w_l, w_r, pairs=True)
+    w_l, w_r, _ = weights_of(model, pairs=True)
     (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
     left = l_a.unsqueeze(-1) + l_b.unsqueeze(-2)
     return left * (r_a.unsqueeze(-1) + r_b.unsqueeze(-2))
@@ -137,14 +123,3 @@ def strict_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     right = logits.gather(-1, label)
     others = logits.scatter(-1, label, -torch.inf).amax(dim=-1, keepdim=True)
     return (right > others).double().mean(dim=(-2, -1))
-
-
-def check_weights(w_l: Tensor, w_r: Tensor, *, pairs: bool = False) -> None:
-    """Raise ValueError unless both sides have one shape, (…, d, d_in), d_in even for pairs."""
-    if w_l.shape != w_r.shape or w_l.ndim < 2:
-        raise ValueError(
-            f"w_l, w_r: expected one shape (…, d, d_in), got {tuple(w_l.shape)} and "
-            f"{tuple(w_r.shape)}"
-        )
-    if pairs and w_l.shape[-1] % 2:
-        raise ValueError(f"w_l: expected d_in = 2p for pairs of one-hots, got {w_l.shape[-1]}")

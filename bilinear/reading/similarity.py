@@ -1,35 +1,47 @@
 """How alike two models compute, whatever their widths."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from bilinear.reading.interactions import logit_table
+from bilinear.reading.weights import Readable, Weights, weights_of
 
-Weights = tuple[Tensor, Tensor, Tensor]
 
-
-def functional_similarity(models: Iterable[Weights]) -> Tensor:
+def functional_similarity(models: Iterable[Readable]) -> Tensor:
     """Cosine between the logits of every two models on all pairs of one-hots, (n, n) float64.
 
-    Each model is (w_l (d, 2p), w_r (d, 2p), w_p (p, d)), d its own. The mean over outputs, which no
-    softmax sees, is taken away first. Blind to the parts of Q that meet no data.
+    Each model is a model, a state dict, or (w_l (d, 2p), w_r (d, 2p), w_p (p, d)), d its own. The
+    mean over outputs, which no softmax sees, is taken away first. Blind to the parts of Q that meet
+    no data.
+
+    Raises:
+        TypeError: one model instead of several.
+        ValueError: models of different p.
+
+    Example:
+        >>> import torch
+        >>> from bilinear.reading import exact_circuit, similarity
+        >>> circuits = [exact_circuit.exact_circuit(7, k) for k in (1, 2)]
+        >>> similarity.functional_similarity(circuits).round(decimals=3).diagonal()
+        tensor([1., 1.], dtype=torch.float64)
     """
     rows = []
-    for w_l, w_r, w_p in models:
-        table = logit_table(w_l, w_r, w_p - w_p.mean(dim=-2, keepdim=True))
+    for w_l, w_r, w_p in _several(models):
+        table = logit_table((w_l, w_r, w_p - w_p.mean(dim=-2, keepdim=True)))
         rows.append(torch.nn.functional.normalize(table.double().flatten(), dim=0).float())
     unit = torch.stack(rows)
     return (unit @ unit.mT).double().clamp(-1, 1)
 
 
-def tensor_similarity(models: Sequence[Weights]) -> Tensor:
+def tensor_similarity(models: Iterable[Readable]) -> Tensor:
     """Cosine between the interaction tensors T[c, i, j] = Q_c[i, j] of every two, (n, n) float64.
 
     For any input, not one-hot pairs alone; from Gram matrices of hidden units, T never formed.
+    Arguments and errors are those of `functional_similarity`.
     """
-    doubles = [(w_l.double(), w_r.double(), w_p.double()) for w_l, w_r, w_p in models]
+    doubles = [weights.double() for weights in _several(models)]
     n = len(doubles)
     inner = torch.empty(n, n, dtype=torch.float64)
     for i in range(n):
@@ -37,6 +49,22 @@ def tensor_similarity(models: Sequence[Weights]) -> Tensor:
             inner[i, j] = inner[j, i] = _inner_product(doubles[i], doubles[j])
     norm = inner.diagonal().sqrt()
     return inner / (norm[:, None] * norm)
+
+
+def _several(models: Iterable[Readable]) -> list[Weights]:
+    """Weights of every model, or an error that says what of `models` is not a list of such."""
+    one = isinstance(models, Mapping | Tensor) or not isinstance(models, Iterable)
+    found = [] if one else list(models)
+    if one or any(isinstance(item, Tensor) for item in found):
+        kind = "one model's weights" if isinstance(models, tuple | list) else type(models).__name__
+        raise TypeError(f"models: expected a list of models to compare, got {kind}")
+    if not found:
+        raise ValueError("models: expected a list of models to compare, got an empty one")
+    weights = [weights_of(model) for model in found]
+    inputs = sorted({(w.w_l.shape[-1], w.w_p.shape[-2]) for w in weights})
+    if len(inputs) > 1:
+        raise ValueError(f"models: expected one (d_in, d_out), got {inputs}")
+    return weights
 
 
 def _inner_product(one: Weights, other: Weights) -> Tensor:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bilinear.reading.interactions import check_weights, strict_accuracy
+from bilinear.reading.interactions import strict_accuracy
+from bilinear.reading.weights import Outputs, Readable, Weights, drop_output, weights_of
 
 
 class Eigenpairs(NamedTuple):
@@ -26,39 +27,55 @@ class Eigenpairs(NamedTuple):
 
 
 def eigenpairs(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, *, dtype: torch.dtype | None = None
+    model: Readable, output: Outputs = None, *, dtype: torch.dtype | None = None
 ) -> Eigenpairs:
-    """Eigenpairs of the interaction matrix of every row of w_p, strongest first, sign kept.
+    """Eigenpairs of the interaction matrix of every output, strongest first, sign kept.
 
-    w_l, w_r (…, d, d_in) and w_p (…, n_outputs, d), leading dimensions being models; a row of w_p
-    may be any direction of output space pulled back to the hidden units (`direction`). `dtype`
-    float64 computes in double precision; None in the weights' own.
+    Args:
+        model: a model, a state dict, or (w_l, w_r, w_p): w_l, w_r (…, d, d_in), w_p (…, d_out, d),
+            leading dimensions being models. A row of w_p may be any direction of output space
+            pulled back to the hidden units (`interactions.direction`).
+        output: None for all, a list of outputs, or a single one, whose pairs have no n_outputs.
+        dtype: float64 computes in double precision; None in the weights' own.
+
+    Example:
+        >>> from bilinear.reading import exact_circuit, spectra
+        >>> circuit = exact_circuit.exact_circuit(7)
+        >>> values, vectors = spectra.eigenpairs(circuit, output=5)
+        >>> values.shape, vectors.shape
+        (torch.Size([4]), torch.Size([14, 4]))
     """
-    w_l, w_r, w_p = (w if dtype is None else w.to(dtype) for w in (w_l, w_r, w_p))
-    basis, left, right = _span(w_l, w_r)
-    values, vectors = torch.linalg.eigh(_small_problem(left, right, w_p))
+    weights = _cast(weights_of(model, output), dtype)
+    basis, left, right = _span(weights)
+    values, vectors = torch.linalg.eigh(_small_problem(left, right, weights.w_p))
     order = values.abs().argsort(dim=-1, descending=True)
     values = values.gather(-1, order)
     vectors = vectors.gather(-1, order.unsqueeze(-2).expand_as(vectors))
-    return Eigenpairs(values, vectors if basis is None else basis.unsqueeze(-3) @ vectors)
+    vectors = vectors if basis is None else basis.unsqueeze(-3) @ vectors
+    return Eigenpairs(drop_output(values, output, -2), drop_output(vectors, output, -3))
 
 
 def eigenvalues(
-    w_l: Tensor, w_r: Tensor, w_p: Tensor, *, dtype: torch.dtype | None = None
+    model: Readable, output: Outputs = None, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Give the eigenvalues alone, (…, n_outputs, r), as `eigenpairs` does, at a fraction of it."""
-    w_l, w_r, w_p = (w if dtype is None else w.to(dtype) for w in (w_l, w_r, w_p))
-    _, left, right = _span(w_l, w_r)
-    values = torch.linalg.eigvalsh(_small_problem(left, right, w_p))
-    return values.gather(-1, values.abs().argsort(dim=-1, descending=True))
+    weights = _cast(weights_of(model, output), dtype)
+    _, left, right = _span(weights)
+    values = torch.linalg.eigvalsh(_small_problem(left, right, weights.w_p))
+    values = values.gather(-1, values.abs().argsort(dim=-1, descending=True))
+    return drop_output(values, output, -2)
 
 
-def _span(w_l: Tensor, w_r: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _cast(weights: Weights, dtype: torch.dtype | None) -> Weights:
+    return weights if dtype is None else Weights(*(w.to(dtype) for w in weights))
+
+
+def _span(weights: Weights) -> tuple[Tensor | None, Tensor, Tensor]:
     """Orthonormal basis (…, d_in, r) of the weights' rows, and both sides' coordinates in it.
 
     Rows that may span all of input space have the standard basis: None.
     """
-    check_weights(w_l, w_r)
+    w_l, w_r, _ = weights
     d, d_in = w_l.shape[-2:]
     if 2 * d >= d_in:
         return None, w_l, w_r

@@ -11,7 +11,7 @@ def load_results(where: str | os.PathLike[str]) -> Results | StudyResults:
     """Open the folder of a sweep or of a study, finished or not, at a path or an fsspec URL.
 
     Returns a `Results` for a sweep, a `results.study_results.StudyResults` for a study of several
-    cells. Raises ResultsError for anything else.
+    cells. Raises ResultsError for anything else. `bilinear.Results(where)` opens a sweep's alone.
     """
     folder = open_folder(where)
     return StudyResults(folder) if is_study(folder) else Results(folder)

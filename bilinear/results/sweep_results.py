@@ -27,9 +27,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bilinear.errors import ResultsError
+from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Job
+from bilinear.reading.interactions import interaction_matrices
+from bilinear.reference import Model, ModelConfig
 from bilinear.results.folder import Folder, open_folder
 from bilinear.results.packs import Pack, PackPlan, is_pack, job_of, model_file, pack_name
 
@@ -44,6 +46,7 @@ _ROW_GROUP = 2**16
 class Results:
     """A results folder: `config`, `environment`, `table`, and the models by (d_hidden, seed).
 
+    `model(d)` is a trained model, `interaction(d, remainder)` one of its interaction matrices.
     `models[d, s]` is a state dict that `bilinear.reference.Model` loads; `histories[d, s]` a frame
     with a row an evaluation (`experiment.record.Evaluation`); `interactions[d, s]` the interaction
     matrices of `config.remainders`, (n_remainders, 2p, 2p). All three are read when asked for.
@@ -93,20 +96,52 @@ class Results:
         files = self.folder.read_all(names)
         return packed + [row_of(self.folder, *file) for file in zip(names, files, strict=True)]
 
+    def model(self, d_hidden: int, seed: int | None = None) -> Model:
+        """Return a trained model, (…, 2p) → logits (…, p), whose weights require no gradient.
+
+        Everything in `bilinear.reading` takes it. `seed` None is the sweep's first: 0, unless it
+        was given a list. Raises KeyError for a model that is not there.
+        """
+        state = self.models[self._job(d_hidden, seed)]
+        model = Model(ModelConfig(self.config.p, d_hidden)).requires_grad_(False)
+        model.load_state_dict(state)
+        return model.eval()
+
+    def interaction(self, d_hidden: int, remainder: int, seed: int | None = None) -> Tensor:
+        """Return one remainder's interaction matrix (2p, 2p): xᵀQx is its logit.
+
+        Read from the folder, or computed if the sweep didn't keep this remainder's. `seed` as in
+        `model`. Raises ConfigError for a remainder that is not one of 0 … p − 1, KeyError for a
+        model that is not there.
+        """
+        p, kept = self.config.p, self.config.remainders
+        if remainder not in range(p):
+            raise ConfigError(f"remainder: expected 0 to {p - 1}, got {remainder!r}")
+        job = self._job(d_hidden, seed)
+        if remainder in kept:
+            return self.interactions[job][kept.index(remainder)]
+        return interaction_matrices(self.models[job], remainder)
+
+    def _job(self, d_hidden: int, seed: int | None) -> tuple[int, int]:
+        return d_hidden, self.config.seeds[0] if seed is None else seed
+
     @property
-    def models(self) -> Mapping[tuple[int, int], dict[str, Tensor]]:
+    def models(self) -> "PerModel[dict[str, Tensor]]":
         """State dicts for `bilinear.reference.Model`."""
-        return _PerModel(self, lambda file: {k: file[k] for k in _STATE_KEYS})
+        return PerModel(self, lambda file: {k: file[k] for k in _STATE_KEYS})
 
     @property
-    def histories(self) -> Mapping[tuple[int, int], "pd.DataFrame"]:
+    def histories(self) -> "PerModel[pd.DataFrame]":
         """Evaluations, a row each."""
-        return _PerModel(self, _history)
+        return PerModel(self, _history)
 
     @property
-    def interactions(self) -> Mapping[tuple[int, int], Tensor]:
-        """Interaction matrices of `config.remainders`, (n_remainders, 2p, 2p)."""
-        return _PerModel(self, lambda file: file["interactions"])
+    def interactions(self) -> "PerModel[Tensor]":
+        """Interaction matrices of `config.remainders`, (n_remainders, 2p, 2p), in that order.
+
+        `interaction` finds them by remainder.
+        """
+        return PerModel(self, lambda file: file["interactions"])
 
     def read_model(self, job: Job, read: Callable[[dict[str, Tensor]], _T]) -> _T:
         """Read a model's file; raises ResultsError if it is damaged."""
@@ -145,22 +180,33 @@ _STATE_KEYS = ("bi_linear.weight", "projection.weight")
 _OPEN_PACKS = 4
 
 
-class _PerModel(Mapping[tuple[int, int], _T]):
-    """One thing of each model's file, read at every look-up."""
+class PerModel(Mapping[tuple[int, int], _T]):
+    """One thing of each model's file by (d_hidden, seed), read at every look-up.
+
+    A width alone is that of the sweep's first seed.
+    """
 
     def __init__(self, results: Results, read: Callable[[dict[str, Tensor]], _T]) -> None:
+        """Read nothing yet."""
         self._results, self._read = results, read
         self._jobs = dict.fromkeys(results.jobs)
 
-    def __getitem__(self, key: tuple[int, int]) -> _T:
-        if key not in self._jobs:
-            raise KeyError(f"(d_hidden, seed) = {tuple(key)} is not in {self._results.folder}")
-        return self._results.read_model(Job(*key), self._read)
+    def __getitem__(self, key: int | tuple[int, int]) -> _T:
+        """Read it; raises KeyError for a model that is not there."""
+        job = (key, self._results.config.seeds[0]) if isinstance(key, int) else key
+        if job not in self._jobs:
+            raise KeyError(
+                f"model: expected (d_hidden, seed) of {self._results.folder}, got {job}, which is "
+                "not in it"
+            )
+        return self._results.read_model(Job(*job), self._read)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Iterate over the (d_hidden, seed) there are."""
         return iter(self._jobs)
 
     def __len__(self) -> int:
+        """Count the models."""
         return len(self._jobs)
 
 

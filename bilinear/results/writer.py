@@ -146,7 +146,7 @@ def encode_model(model: Finished, remainders: Sequence[int]) -> bytes:
         tensors[f"history.{name}"] = torch.tensor(column, dtype=dtype)
     interactions = model.interactions
     if interactions is None:
-        interactions = interaction_matrices(model.w_l, model.w_r, model.w_p, outputs=remainders)
+        interactions = interaction_matrices(model, remainders)
     tensors["interactions"] = interactions.contiguous()
     # One metadata key: the format keeps several in no fixed order.
     row = json.dumps(model.record.row(model.job))

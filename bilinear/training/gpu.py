@@ -236,7 +236,7 @@ class _Lane:
         kept = list(self._config.remainders)
         with self._on(self._copies):
             weights = self._grid.weights(models)
-            found = [*weights, *([interaction_matrices(*weights, kept)] if kept else [])]
+            found = [*weights, *([interaction_matrices(weights, kept)] if kept else [])]
             host = [self._pinned(tensor) for tensor in found]
             for target, tensor in zip(host, found, strict=True):
                 target.copy_(tensor, non_blocking=True)

@@ -122,11 +122,6 @@ def limits(browser: Any, view: str) -> list[float]:
     return json.loads(data)["limits"][view]
 
 
-def weights(results: Results, d: int, seed: int) -> tuple[Any, Any, Any]:
-    state = results.models[d, seed]
-    return (*state["bi_linear.weight"].chunk(2), state["projection.weight"])
-
-
 def test_keyboard_moves_the_slider(browser: Any, page: Path) -> None:
     from selenium.webdriver import Keys
 
@@ -174,7 +169,7 @@ def test_the_matrix_on_the_screen_is_the_stored_one(
             assert np.abs(pixels(browser) - other).max() > 50
         assert "Full interaction matrix Q" in browser.find_element("id", "matrix-title").text
         press(browser, "m")
-        table = logit_table(*weights(results, d, seed), outputs=[c])[0].numpy()
+        table = logit_table(results.models[d, seed], c).numpy()
         assert_shows(browser, table, limits(browser, "functional")[at])
         assert "Functional table" in browser.find_element("id", "matrix-title").text
 

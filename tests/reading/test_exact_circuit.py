@@ -40,7 +40,7 @@ def test_smallest_margin_is_the_closed_form_for_every_frequency(p: int, frequenc
 def test_known_interaction_matrices() -> None:
     """Q_c couples a and b by cos(θ(a+b−c)) and each token with itself by cos(θ(2a−c)), p odd."""
     p = 7
-    q = interaction_matrices(**exact_circuit(p, dtype=torch.float64))
+    q = interaction_matrices(exact_circuit(p, dtype=torch.float64))
     t = 2 * torch.pi * torch.arange(p, dtype=torch.float64) / p
     quarter = torch.cos(t[None, :, None] + t[None, None, :] - t[:, None, None])
     expected = torch.cat([torch.cat([quarter, quarter], 2), torch.cat([quarter, quarter], 2)], 1)

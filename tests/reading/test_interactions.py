@@ -9,7 +9,6 @@ from bilinear.reading.interactions import (
     blocks,
     cross_block,
     interaction_matrices,
-    interactions_of,
     logit_table,
     table_accuracy,
 )
@@ -24,7 +23,7 @@ def test_quadratic_form_is_the_logit(d: int, d_in: int, d_out: int, seed: int) -
         torch.randn(*shape, generator=source, dtype=torch.float64)
         for shape in ((3, d, d_in), (3, d, d_in), (3, d_out, d), (5, d_in))
     )
-    q = interaction_matrices(w_l, w_r, w_p)
+    q = interaction_matrices((w_l, w_r, w_p))
     assert torch.equal(q, q.mT)
     logits = torch.einsum("mhi,ni,mhj,nj,moh->mno", w_l, x, w_r, x, w_p)
     torch.testing.assert_close(torch.einsum("ni,moij,nj->mno", x, q, x), logits)
@@ -32,10 +31,11 @@ def test_quadratic_form_is_the_logit(d: int, d_in: int, d_out: int, seed: int) -
 
 def test_chosen_outputs_are_those_of_all() -> None:
     w_l, w_r, w_p = torch.randn(2, 6), torch.randn(2, 6), torch.randn(5, 2)
-    every = interaction_matrices(w_l, w_r, w_p)
+    every = interaction_matrices((w_l, w_r, w_p))
     torch.testing.assert_close(
-        interaction_matrices(w_l, w_r, w_p, outputs=(4, 0)), every[[4, 0]], rtol=1e-6, atol=1e-6
+        interaction_matrices((w_l, w_r, w_p), output=(4, 0)), every[[4, 0]], rtol=1e-6, atol=1e-6
     )
+    torch.testing.assert_close(interaction_matrices((w_l, w_r, w_p), 4), every[4])
 
 
 @settings(deadline=None, max_examples=20)
@@ -46,19 +46,19 @@ def test_table_and_blocks_are_what_pairs_see(d: int, p: int, seed: int) -> None:
         torch.randn(*shape, generator=source, dtype=torch.float64)
         for shape in ((2, d, 2 * p), (2, d, 2 * p), (2, p, d))
     )
-    q = interaction_matrices(w_l, w_r, w_p)
+    q = interaction_matrices((w_l, w_r, w_p))
     aa, ab, bb = blocks(q)
-    torch.testing.assert_close(cross_block(w_l, w_r, w_p), ab)
+    torch.testing.assert_close(cross_block((w_l, w_r, w_p)), ab)
     table = aa.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + bb.diagonal(dim1=-2, dim2=-1).unsqueeze(
         -2
     )
-    torch.testing.assert_close(logit_table(w_l, w_r, w_p), table + 2 * ab)
-    torch.testing.assert_close(logit_table(w_l, w_r, w_p, [p - 1]), (table + 2 * ab)[:, p - 1 :])
-    torch.testing.assert_close(cross_block(w_l, w_r, w_p, [p - 1]), ab[:, p - 1 :])
+    torch.testing.assert_close(logit_table((w_l, w_r, w_p)), table + 2 * ab)
+    torch.testing.assert_close(logit_table((w_l, w_r, w_p), [p - 1]), (table + 2 * ab)[:, p - 1 :])
+    torch.testing.assert_close(cross_block((w_l, w_r, w_p), [p - 1]), ab[:, p - 1 :])
 
 
 def test_table_accuracy_counts_ties_as_wrong() -> None:
-    tables = logit_table(**exact_circuit(9, dtype=torch.float64))
+    tables = logit_table(exact_circuit(9, dtype=torch.float64))
     assert table_accuracy(tables) == 1
     tables[3, 1, 2] = tables[4, 1, 2]
     assert table_accuracy(tables).item() == 1 - 1 / 81
@@ -69,7 +69,7 @@ def test_odd_inputs_are_no_pairs() -> None:
     with pytest.raises(ValueError, match="q: expected"):
         blocks(torch.zeros(3, 5, 5))
     with pytest.raises(ValueError, match=r"w_l: expected d_in = 2p"):
-        logit_table(torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(3, 2))
+        logit_table((torch.zeros(2, 5), torch.zeros(2, 5), torch.zeros(3, 2)))
 
 
 def test_interactions_of_any_model_with_the_three_weights() -> None:
@@ -84,13 +84,13 @@ def test_interactions_of_any_model_with_the_three_weights() -> None:
     class Other:
         w_l, w_r, w_p = mlp.w_l, mlp.w_r, mlp.w_p
 
-    assert torch.equal(interactions_of(Other()), q)
+    assert torch.equal(interaction_matrices(Other()), q)
     with pytest.raises(
         ValueError, match="expected the identity gate, got silu: its outputs are no"
     ):
         BilinearMLP(9, 3, 5, gate="silu").interactions()
     reference = Model(ModelConfig(p=4, d_hidden=3))
-    assert interactions_of(reference, [2]).shape == (1, 8, 8)
+    assert interaction_matrices(reference, [2]).shape == (1, 8, 8)
 
 
 def test_identity_holds_to_1e_5_in_float32() -> None:

@@ -1,10 +1,10 @@
 import torch
 
 from bilinear.reading.interactions import interaction_matrices, logit_table
-from bilinear.reading.similarity import Weights, functional_similarity, tensor_similarity
+from bilinear.reading.similarity import functional_similarity, tensor_similarity
 
 
-def model(d: int, p: int = 5) -> Weights:
+def model(d: int, p: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     double = torch.float64
     return (
         torch.randn(d, 2 * p, dtype=double),
@@ -20,9 +20,9 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def test_cosines_of_models_of_different_widths() -> None:
     models = [model(d) for d in (1, 4, 7)]
     functional, full = functional_similarity(models), tensor_similarity(models)
-    tables = [logit_table(*m) for m in models]
+    tables = [logit_table(m) for m in models]
     tables = [t - t.mean(dim=0) for t in tables]
-    tensors = [interaction_matrices(*m) for m in models]
+    tensors = [interaction_matrices(m) for m in models]
     for i in range(3):
         for j in range(3):
             torch.testing.assert_close(

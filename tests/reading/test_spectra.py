@@ -30,8 +30,8 @@ def weights(*shape: int, models: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_eigenpairs_equal_the_dense_ones(shape: tuple[int, int, int]) -> None:
     w = weights(*shape)
-    q = interaction_matrices(*w)
-    pairs = eigenpairs(*w)
+    q = interaction_matrices(w)
+    pairs = eigenpairs(w)
     r = min(2 * shape[0], shape[1])
     assert pairs.values.shape == (3, shape[2], r)
     dense = torch.linalg.eigvalsh(q)
@@ -42,22 +42,22 @@ def test_eigenpairs_equal_the_dense_ones(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(rebuilt, q)
     gram = pairs.vectors.mT @ pairs.vectors
     torch.testing.assert_close(gram, torch.eye(r, dtype=gram.dtype).expand_as(gram))
-    torch.testing.assert_close(eigenvalues(*w), pairs.values)
+    torch.testing.assert_close(eigenvalues(w), pairs.values)
 
 
 def test_double_precision_on_request() -> None:
     w = [v.float() for v in weights(3, 11, 2)]
-    assert eigenpairs(*w).values.dtype == torch.float32
-    double = eigenpairs(*w, dtype=torch.float64).values
-    exact = eigenvalues(*(v.double() for v in w))
+    assert eigenpairs(w).values.dtype == torch.float32
+    double = eigenpairs(w, dtype=torch.float64).values
+    exact = eigenvalues([v.double() for v in w])
     torch.testing.assert_close(double, exact)
 
 
 def test_a_direction_is_the_sum_of_its_outputs() -> None:
     w_l, w_r, w_p = weights(3, 7, 5)
     u = torch.randn(3, 2, 5, dtype=torch.float64)
-    q = interaction_matrices(w_l, w_r, direction(w_p, u))
-    expected = torch.einsum("mnc,mcij->mnij", u, interaction_matrices(w_l, w_r, w_p))
+    q = interaction_matrices((w_l, w_r, direction(w_p, u)))
+    expected = torch.einsum("mnc,mcij->mnij", u, interaction_matrices((w_l, w_r, w_p)))
     torch.testing.assert_close(q, expected)
 
 
@@ -65,7 +65,7 @@ def test_truncation_at_full_rank_loses_nothing() -> None:
     w_l, w_r, w_p = weights(4, 10, 5)
     x = torch.randn(23, 10, dtype=torch.float64)
     logits = torch.einsum("mhi,ni,mhj,nj,moh->mno", w_l, x, w_r, x, w_p)
-    pairs = eigenpairs(w_l, w_r, w_p)
+    pairs = eigenpairs((w_l, w_r, w_p))
     torch.testing.assert_close(truncated_logits(pairs, x, 8), logits)
     fewer = truncated_logits(pairs, x, 7) - logits
     assert fewer.abs().max() > 1e-6
@@ -81,7 +81,7 @@ def test_truncation_at_full_rank_loses_nothing() -> None:
 def test_exact_circuit_needs_its_four_eigenvectors() -> None:
     x, labels = modular_addition(13).tensors
     w = exact_circuit(13, dtype=torch.float64)
-    accuracy = truncation_accuracy(eigenpairs(**w), x, labels)
+    accuracy = truncation_accuracy(eigenpairs(w), x, labels)
     assert accuracy[-1] == 1
     assert accuracy[1] < 1
 
@@ -96,4 +96,4 @@ def test_shares_and_rank() -> None:
 
 def test_sides_of_two_shapes() -> None:
     with pytest.raises(ValueError, match="w_l, w_r: expected one shape"):
-        eigenpairs(torch.randn(2, 5), torch.randn(3, 5), torch.randn(4, 2))
+        eigenpairs((torch.randn(2, 5), torch.randn(3, 5), torch.randn(4, 2)))

@@ -78,10 +78,7 @@ def test_a_folder_of_its_results(device: torch.device, tmp_path: Path) -> None:
     results = load_results(tmp_path / "run")
     assert sorted(results.table.d_hidden) == [2, 4]
     for d in (2, 4):
-        weight = results.models[d, 1]["bi_linear.weight"]
-        expected = interaction_matrices(
-            *weight.chunk(2), results.models[d, 1]["projection.weight"], (0, 3)
-        )
+        expected = interaction_matrices(results.models[d, 1], (0, 3))
         torch.testing.assert_close(results.interactions[d, 1], expected)
 
 

@@ -1,0 +1,61 @@
+"""`bilinear.sweep`: a sweep from Python, with the command's progress on a terminal or notebook."""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from bilinear.cli.progress import Display
+from bilinear.experiment.config import NOTEBOOK_REMAINDERS, SweepConfig
+from bilinear.experiment.study import Study
+from bilinear.results.sweep_results import Results
+from bilinear.training.choose import choose
+from bilinear.training.run import fresh_folder, run_sweep
+
+
+def sweep(
+    p: int = 64,
+    widths: Iterable[int] | None = None,
+    seeds: int | Iterable[int] = 1,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    **settings: Any,
+) -> Results:
+    """Train (a + b) mod p at every width and seed, on the fused path, and return the results.
+
+    Args:
+        p: the modulus.
+        widths: hidden widths; None takes p … 1.
+        seeds: how many seeds a width, or which.
+        out: results folder or fsspec URL; None takes a fresh folder under runs/. What is there of
+            the same sweep is not trained again.
+        device: "auto", "cpu" or "cuda".
+        progress: whether to show what is going on.
+        settings: any other field of `SweepConfig`, such as `steps` or `train_frac`.
+
+    Raises:
+        ConfigError: a setting that cannot be trained, or a folder of another sweep.
+        TypeError: a name that is no field of `SweepConfig`.
+
+    Example:
+        >>> import tempfile, bilinear
+        >>> out = tempfile.mkdtemp()
+        >>> results = bilinear.sweep(p=5, widths=[4, 3], steps=20, out=out, progress=False)
+        >>> len(results.table)
+        2
+    """
+    settings.setdefault("remainders", tuple(r for r in NOTEBOOK_REMAINDERS if r < p))
+    config = SweepConfig(
+        p=p,
+        widths=tuple(range(p, 0, -1) if widths is None else widths),
+        seeds=tuple(range(seeds) if isinstance(seeds, int) else seeds),
+        **settings,
+    )
+    out = fresh_folder(Study((config,))) if out is None else out
+    backend = choose(config, fused=True, device=device)
+    with Display([config], Console(highlight=False, quiet=not progress)) as display:
+        return run_sweep(config, backend, out, partial(display, 0))
