@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilinear.reading.weights import Outputs, Readable, drop_output, weights_of
 
