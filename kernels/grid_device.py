@@ -152,7 +152,7 @@ def grid_gradient(
 ):  # fmt: skip
     """Gradient of the loss over the training pairs with b in [b_first, b_end), `share` each.
 
-    Reads weights and trained (p, p) int8, entry [b, a]; writes gradient (5p, D): all rows but those
+    Reads weights and trained (p, p), 0 or 1 at [b, a]; writes gradient (5p, D): all rows but those
     of L_b and R_b outside the range. Walks the pairs once for each tile of C classes and U units,
     which bounds the registers, and makes all logits again each time.
     """
@@ -219,7 +219,7 @@ def _tile_gradient(
                 shift = tl.maximum(best, label_logit)
                 e = tl.exp(z - shift[:, None])
                 total = tl.sum(e, 1)
-            trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0).to(ACC)
+            trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0.0)
             scale = trained * share / (total + tl.exp(label_logit - shift))
             g = _loss_gradient(e, classes, label, -total * scale, scale)
             if not HOLD:
@@ -285,7 +285,7 @@ def grid_metrics(
             wrong_loss = (shift - label_logit) + tl.log(others + tl.exp(label_logit - shift))
             loss = tl.where(margin > 0, _log1p(others), wrong_loss)
             is_right = (margin > 0).to(tl.int32)
-            trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0) != 0
+            trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0.0) != 0.0
             held_out = inside & (trained == 0)
             train_loss += tl.where(trained, loss, 0.0)
             val_loss += tl.where(held_out, loss, 0.0)

@@ -114,7 +114,10 @@ class TritonGrid:
         self._split_of = torch.tensor(split_of, dtype=torch.int32, device=device)
         signed = [key - 2**64 if key >= 2**63 else key for key in shuffle_keys]
         self._keys = torch.tensor(signed, dtype=torch.int64, device=device)
-        self._trained = torch.stack([_trained(p, s, recipe.n_train) for s in splits]).to(device)
+        # In the weights' dtype: an int8 load among a float64 product's operands has Triton 3.6 lay
+        # them out for wider products than float64 has ("fp64 don't support largeK MMA").
+        trained = torch.stack([_trained(p, s, recipe.n_train) for s in splits])
+        self._trained = trained.to(device, dtype)
         self._pairs = torch.stack([s[: recipe.n_train] for s in splits]).int().to(device)
         self._schedule = _schedule(recipe).to(dtype).to(device)
         self._hyper = torch.tensor([*recipe.betas, recipe.eps], dtype=dtype, device=device)
@@ -213,10 +216,10 @@ def _pack(p: int, d: int, w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
 
 
 def _trained(p: int, pairs: Tensor, n_train: int) -> Tensor:
-    """Entry [b, a] is 1 if (a, b) is trained on."""
+    """Whether (a, b) is trained on, at [b, a]."""
     a, b = pairs[:n_train].long().T
-    mask = torch.zeros(p, p, dtype=torch.int8)
-    mask[b, a] = 1
+    mask = torch.zeros(p, p, dtype=torch.bool)
+    mask[b, a] = True
     return mask
 
 
