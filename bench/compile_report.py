@@ -8,23 +8,17 @@ and each start is compiled ahead of time for the device asked for.
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from bench.measure.ahead_of_time import compile_launch
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job
 from bilinear.kernels import dispatch
@@ -48,14 +42,6 @@ GRID_PRECISION = {"tf32": "tf32", "bf16x3": "high", "bf16x6": "highest"}
 GRID_SIZES = [(64, 16), (64, 64), (59, 64), (113, 16), (97, 32)]
 KINDS = ("half", "tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
-_TYPE_NAME = {
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int8: "i8",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
 
 
 @dataclass(frozen=True)
@@ -141,55 +127,11 @@ def _grid_launches(name: str, kind: str) -> list[Launch]:
     return found
 
 
-def compile_launch(start: Launch, capability: int) -> tuple[int, int, int, bool]:
-    """(registers a thread, stack bytes a thread, shared bytes, whether wgmma is used)."""
-    names = start.kernel.arg_names
-    constants = dict(start.constants)
-    signature = dict.fromkeys(constants, "constexpr")
-    attributes = {}
-    for index, value in enumerate(start.args):
-        plain = start.kernel.params[index].do_not_specialize
-        kind = "i32" if plain else _type_of(value)
-        signature[names[index]] = kind
-        if kind == "constexpr":
-            constants[names[index]] = value
-        elif isinstance(value, Tensor) or (value % 16 == 0 and not plain):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    signature = {name: signature[name] for name in names}
-    source = ASTSource(start.kernel, signature, constants, attributes)
-    options = {"num_warps": start.tile.num_warps, "num_stages": start.tile.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, stack = _resources(compiled.asm["cubin"])
-    return registers, stack, compiled.metadata.shared, "warp_group_dot" in compiled.asm["ttgir"]
-
-
-def _type_of(value: object) -> str:
-    if isinstance(value, Tensor):
-        return "*" + _TYPE_NAME[value.dtype]
-    if value is None or value == 1:
-        return "constexpr"
-    return "i32"
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
-        raise RuntimeError(f"cuobjdump: expected REG and STACK figures, got {text!r}")
-    return int(found[1]), int(found[2])
-
-
 def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
     name, kind, capability, rows = job
     found = []
     for start in launches(name, kind, capability, rows):
-        registers, stack, shared, wgmma = compile_launch(start, capability)
+        made = compile_launch(start, capability)
         blocks = {
             k: v
             for k, v in start.constants.items()
@@ -197,7 +139,8 @@ def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
         }
         shape = " ".join(f"{key}={size}" for key, size in blocks.items())
         tile = f"{shape} w={start.tile.num_warps} s={start.tile.num_stages}"
-        found.append(Usage(name, kind, rows, capability, tile, registers, stack, shared, wgmma))
+        used = (made.registers, made.stack, made.shared, made.wgmma)
+        found.append(Usage(name, kind, rows, capability, tile, *used))
     return found
 
 

@@ -36,15 +36,19 @@ def choose(
     dtype: torch.dtype,
     device_capability: tuple[int, int],
     precision: str,
+    saved: bool = False,
 ) -> Plan:
     """Plan of one op: "bilinear_forward", "bilinear_backward", "mlp_forward" or "mlp_backward".
+
+    `saved`: whether a backward has [L, R] of its forward.
 
     Paths of a forward: "mlp" is `mlp.mlp_forward`; "dual" is `dual.dual_forward`, then a library
     matmul with w_p for an mlp; "pointwise" is a library matmul with the packed weight, then
     `pointwise.product_forward`, then w_p likewise.
     Paths of a backward: "mlp" is `mlp.mlp_backward`; "dual" recomputes with `dual.dual_backward`,
-    or with saved lr uses `dual.dual_backward_input` and `dual_backward_weight`; "pointwise" is
-    `pointwise.product_backward` on a saved or recomputed lr, then library matmuls.
+    or with [L, R] saved uses `dual.dual_backward_input` and `dual_backward_weight`; "pointwise" is
+    a library matmul with w_p, `pointwise.product_backward` for [dL, dR] and h at once, and a
+    library matmul each for dx and dweight.
     d_out is None for the bilinear ops.
     """
     family, _, direction = op.partition("_")
@@ -59,18 +63,22 @@ def choose(
     limits = table()["paths"][device][kind]
     basis = f"{device}, {kind}; {table()['source']}"
     kernel = f"mlp_{direction}"
-    if d_out is not None:
+    if d_out is not None and not saved:
         most = limits[kernel]
         if d <= most["d"] and d_in <= most["d_in"] and d_out <= most["d_out"]:
             why = "d, d_in, d_out = {}, {}, {} are within {}, {}, {}".format(
                 d, d_in, d_out, most["d"], most["d_in"], most["d_out"]
             )
             return Plan("mlp", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
-    kernel, most_in = f"dual_{direction}", limits[f"dual_{direction}"]["d_in"]
-    if d_in <= most_in:
+    kernel = f"dual_{direction}"
+    limit = kernel if direction == "forward" or saved else "dual_recompute"
+    most_in = limits[limit]["d_in"]
+    if d_in <= most_in and not (saved and d_out is not None):
         why = f"d_in = {d_in} is within {most_in}"
         return Plan("dual", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
     why = f"d_in = {d_in} is above {most_in}: a library matmul carries the work"
+    if saved and d_out is not None:
+        why = "[dL, dR] and h are elementwise where [L, R] is saved"
     return Plan("pointwise", None, f"{why} ({basis})")
 
 

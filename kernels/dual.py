@@ -71,7 +71,7 @@ def dual_backward_input(
     if m == 0:
         return dx
     tile = config or dispatch.tile("dual_backward_input", m, dh.dtype, precision, dh.device)
-    tile = tile.fit(m=m, d=d, n=d_in)
+    tile = tile.fit(d=d, n=d_in)
     grid = (blocks(m, tile.block_m) * blocks(d_in, tile.block_n),)
     args = (dh, preact, weight, dx, m, d, d_in, *dh.stride(), *preact.stride(), *weight.stride())
     launch(
@@ -101,7 +101,7 @@ def dual_backward_weight(
         empty_sum = x.new_zeros((2 * d, d_in))
         return empty_sum, x.new_zeros((2 * d,)) if bias else None
     tile = config or dispatch.tile("dual_backward_weight", m, dh.dtype, precision, dh.device)
-    tile = tile.fit(m=m, d=d, n=d_in)
+    tile = tile.fit(d=d, n=d_in)
     programs = blocks(d, tile.block_d) * blocks(d_in, tile.block_n)
     splits, chunk = split_rows(m, programs, tile.block_m)
     partial = shares(splits, (2 * d, d_in), x)
@@ -135,7 +135,7 @@ def _launch_dual(
         return
     name = "dual_forward" if dh is None else "dual_backward"
     tile = config or dispatch.tile(name, m, x.dtype, precision, x.device)
-    tile = tile.fit(m=m, d=d, k=d_in)
+    tile = tile.fit(d=d, k=d_in)
     grid = (blocks(m, tile.block_m) * blocks(d, tile.block_d),)
     bias = bias.contiguous() if bias is not None else None
     strides = (*x.stride(), *weight.stride(), *(dh.stride() if dh is not None else (0, 0)))

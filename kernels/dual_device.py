@@ -14,7 +14,7 @@ import triton.language as tl
 from .products import products, tile_order, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def dual_kernel(
     x_ptr,
     weight_ptr,
@@ -69,7 +69,7 @@ def dual_kernel(
             tl.store(preact_at + d, right, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def dual_input_kernel(
     dh_ptr,
     preact_ptr,
@@ -127,7 +127,7 @@ def dual_input_kernel(
     tl.store(dx_at, dx, mask=(rows < m)[:, None] & (cols < d_in)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "chunk"])
 def dual_weight_kernel(
     dh_ptr,
     preact_ptr,

@@ -51,7 +51,7 @@ def mlp_forward(
     if m == 0:
         return out
     tile = config or dispatch.tile("mlp_forward", m, x.dtype, precision, x.device)
-    tile = tile.fit(m=m, d=d, n=d_out, k=d_in)
+    tile = tile.fit(d=d, n=d_out, k=d_in)
     grid = (blocks(m, tile.block_m), blocks(d_out, tile.block_n))
     bias = bias.contiguous() if bias is not None else None
     b_p = b_p.contiguous() if b_p is not None else None
@@ -132,7 +132,7 @@ class _Backward:
         if not wanted:
             return {}
         m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward").fit(m=m, d=d, n=d_out, k=d_in)
+        tile = self.tile("mlp_backward").fit(d=d, n=d_out, k=d_in)
         splits, chunk = split_rows(m, 1, tile.block_m)
         dx = torch.empty((m, d_in), dtype=self.x.dtype, device=self.x.device)
         sums = {
@@ -171,7 +171,7 @@ class _Backward:
 
     def _input(self) -> Tensor:
         m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward_input").fit(m=m, d=d, n=d_in, k=max(d_in, d_out))
+        tile = self.tile("mlp_backward_input").fit(d=d, n=d_in, k=max(d_in, d_out))
         dx = torch.empty((m, d_in), dtype=self.x.dtype, device=self.x.device)
         args = (
             self.dout, self.x, self.weight, self.bias, self.w_p, dx, *self.sizes,
@@ -183,7 +183,7 @@ class _Backward:
 
     def _weight(self, with_bias: bool) -> dict[str, Tensor]:
         m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward_weight").fit(m=m, d=d, n=d_in, k=max(d_in, d_out))
+        tile = self.tile("mlp_backward_weight").fit(d=d, n=d_in, k=max(d_in, d_out))
         programs = blocks(d, tile.block_d) * blocks(d_in, tile.block_n)
         splits, chunk = split_rows(m, programs, tile.block_m)
         partial = shares(splits, (2 * d, d_in), self.x)
@@ -200,7 +200,7 @@ class _Backward:
 
     def _projection(self) -> Tensor:
         m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward_projection").fit(m=m, d=d, n=d_out, k=d_in)
+        tile = self.tile("mlp_backward_projection").fit(d=d, n=d_out, k=d_in)
         programs = blocks(d, tile.block_d) * blocks(d_out, tile.block_n)
         splits, chunk = split_rows(m, programs, tile.block_m)
         partial = shares(splits, (d_out, d), self.x)

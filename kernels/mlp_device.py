@@ -13,7 +13,7 @@ import triton.language as tl
 from .products import hidden_grad, products, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def mlp_kernel(
     x_ptr,
     weight_ptr,
@@ -65,7 +65,7 @@ def mlp_kernel(
     tl.store(out_at, out, mask=(rows < m)[:, None] & col_inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def mlp_input_kernel(
     dout_ptr,
     x_ptr,
@@ -125,7 +125,7 @@ def mlp_input_kernel(
     tl.store(dx_at, dx, mask=(rows < m)[:, None] & (cols < d_in)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "chunk"])
 def mlp_weight_kernel(
     dout_ptr,
     x_ptr,
@@ -205,7 +205,7 @@ def mlp_weight_kernel(
             tl.store(bias_partial_ptr + share + d + units, sum_r, mask=units < d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "chunk"])
 def mlp_projection_kernel(
     dout_ptr,
     x_ptr,
@@ -260,7 +260,7 @@ def mlp_projection_kernel(
     tl.store(at, acc, mask=(units < d)[:, None] & (cols < d_out)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "chunk"])
 def mlp_backward_kernel(
     dout_ptr,
     x_ptr,

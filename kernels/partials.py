@@ -13,10 +13,15 @@ from torch import Tensor
 from .launch import accumulator, launch
 from .tiles import Tile, blocks
 
-# Programs worth having in flight at once. A constant, not the device's count of multiprocessors:
-# the split decides the order of the sum, hence the bits.
-_PROGRAMS = 264
-_ADD = Tile(block_m=0, block_n=1024, num_warps=4, num_stages=1)
+# Programs worth having in flight at once, about one a multiprocessor: more would only be more
+# shares to write and to read. A constant, not the device's count: the split decides the order of
+# the sum, hence the bits.
+_PROGRAMS = 132
+# Elements of shares a program reads at a time: a few shares of many sums, or many of a few sums, so
+# that small gradients too are added by many programs.
+_AT_ONCE = 4096
+_FEW, _MANY = 8, 128
+_ADD = Tile(block_m=0, num_warps=4, num_stages=1)
 
 
 def split_rows(m: int, programs: int, block_m: int) -> tuple[int, int]:
@@ -34,27 +39,33 @@ def shares(splits: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def add_shares(partial: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of (splits, …) over its first axis, first to last, in `dtype`."""
-    if partial.shape[0] == 1:
+    """Sum of (splits, …) over its first axis, in `dtype`, in one order whatever the device."""
+    splits = partial.shape[0]
+    if splits == 1:
         return partial[0]
     total = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
     size = total.numel()
-    grid = (blocks(size, _ADD.block_n),)
-    args = (partial, total, size, partial.shape[0])
-    launch(add_kernel, grid, args, _ADD, BLOCK=_ADD.block_n)
+    together = _FEW if splits <= _FEW else _MANY
+    block = _AT_ONCE // together
+    args = (partial, total, size, splits)
+    launch(add_kernel, (blocks(size, block),), args, _ADD, TOGETHER=together, BLOCK=block)
     return total
 
 
-@triton.jit
-def add_kernel(partial_ptr, total_ptr, size, splits, BLOCK: tl.constexpr):
-    """total[i] = Σ_s partial[s, i], s ascending.
+@triton.jit(do_not_specialize=["splits"])
+def add_kernel(partial_ptr, total_ptr, size, splits, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
+    """total[i] = Σ_s partial[s, i]: every TOGETHER-th share, s ascending, then a tree of those.
 
-    Reads every share once, writes BLOCK elements.
+    Reads every share once, TOGETHER of them at a time, and writes BLOCK elements.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    total = tl.load(partial_ptr + at, mask=inside, other=0.0)
-    for _ in range(1, splits):
-        partial_ptr += size
-        total += tl.load(partial_ptr + at, mask=inside, other=0.0)
-    tl.store(total_ptr + at, total, mask=inside)
+    inside = (at < size)[None, :]
+    share = tl.arange(0, TOGETHER)
+    stride = tl.cast(size, tl.int64)
+    share_at = partial_ptr + share[:, None] * stride + at[None, :]
+    sums = tl.load(share_at, mask=inside & (share < splits)[:, None], other=0.0)
+    for first in range(TOGETHER, splits, TOGETHER):
+        share_at += TOGETHER * stride
+        more = inside & (share < splits - first)[:, None]
+        sums += tl.load(share_at, mask=more, other=0.0)
+    tl.store(total_ptr + at, tl.sum(sums, 0), mask=at < size)

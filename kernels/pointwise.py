@@ -54,7 +54,7 @@ def _launch(preact: Tensor, dh: Tensor | None, h: Tensor | None, dpreact: Tensor
     launch(product_kernel, grid, args, _RUN, BM=block_m, BD=block_d, WIDE=wide)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def product_kernel(
     preact_ptr,
     dh_ptr,

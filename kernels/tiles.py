@@ -18,15 +18,15 @@ class Tile:
     block_n: int = 0
     block_k: int = 0
 
-    def fit(self, *, m: int, d: int = 0, n: int = 0, k: int = 0) -> "Tile":
-        """Shrink every block to the power of two, at least 16, that just covers its extent."""
-        return replace(
-            self,
-            block_m=min(self.block_m, cover(m)),
-            block_d=min(self.block_d, cover(d)),
-            block_n=min(self.block_n, cover(n)),
-            block_k=min(self.block_k, cover(k)),
-        )
+    def fit(self, **extents: int) -> "Tile":
+        """Shrink the blocks named (m, d, n, k) to the power of two, at least 16, that just covers.
+
+        Kernels of the layer keep block_m whatever their rows: a user of varying M would meet the
+        compiler at each power of two, and rows past M are only masked.
+        """
+        blocks = {f"block_{name}": extent for name, extent in extents.items()}
+        fitted = {name: min(getattr(self, name), cover(most)) for name, most in blocks.items()}
+        return replace(self, **fitted)
 
 
 def cover(extent: int) -> int:

@@ -210,46 +210,53 @@ def dual_crossover(
 ) -> int:
     """Largest d_in at which the dual matmul is no slower than library matmuls.
 
-    Both ways do what a training step does: forward saves [L, R], backward gives dx and dweight from
-    it. Takes the first loss as the end: above it the table never chooses the dual matmul.
+    Both ways do what a training step does: "forward" saves [L, R], "backward" gives dx and dweight
+    from it, "recompute" gives them from x. Takes the first loss as the end: above it the table
+    never chooses the dual matmul.
     """
-    from . import dual, pointwise
-
-    precision, dtype = _arithmetic(kind)
     won = 0
     for d_in in (16, 32) if tiny else (64, 128, 256, 384, 512, 768, 1024, 1536, 2048):
-        m, d = (32, 16) if tiny else (_LARGE_M, d_in)
-        x = torch.randn(m, d_in, device=on).to(dtype)
-        weight = torch.randn(2 * d, d_in, device=on).to(dtype)
-        dh, preact = (torch.randn(m, n * d, device=on).to(dtype) for n in (1, 2))
-
-        def fused_forward(x: Tensor = x, weight: Tensor = weight) -> object:
-            return dual.dual_forward(x, weight, None, precision=precision, save_preact=True)
-
-        def library_forward(x: Tensor = x, weight: Tensor = weight) -> object:
-            return pointwise.product_forward(x @ weight.T)
-
-        def fused_backward(
-            dh: Tensor = dh, preact: Tensor = preact, x: Tensor = x, weight: Tensor = weight
-        ) -> object:
-            dx = dual.dual_backward_input(dh, preact, weight, precision=precision)
-            return dx, dual.dual_backward_weight(dh, preact, x, precision=precision, bias=False)
-
-        def library_backward(
-            dh: Tensor = dh, preact: Tensor = preact, x: Tensor = x, weight: Tensor = weight
-        ) -> object:
-            d_preact, _ = pointwise.product_backward(dh, preact)
-            return d_preact @ weight, d_preact.T @ x
-
-        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "forward": (fused_forward, library_forward),
-            "backward": (fused_backward, library_backward),
-        }
-        fused, library = ways[direction]
+        m = 32 if tiny else _LARGE_M
+        fused, library = _dual_ways(direction, kind, m, d_in, 16 if tiny else d_in, on)
         if timer(fused) > timer(library):
             break
         won = d_in
     return won
+
+
+def _dual_ways(
+    direction: str, kind: str, m: int, d_in: int, d: int, on: str
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The dual matmul's way and the library's, on the same fresh inputs."""
+    from . import dual, pointwise
+
+    precision, dtype = _arithmetic(kind)
+    shapes = ((m, d_in), (2 * d, d_in), (m, d), (m, 2 * d))
+    x, weight, dh, preact = (torch.randn(shape, device=on).to(dtype) for shape in shapes)
+    how: dict[str, Any] = {"precision": precision}
+
+    def gradients(d_preact: Tensor) -> object:
+        return d_preact @ weight, d_preact.T @ x
+
+    def fused_backward() -> object:
+        dx = dual.dual_backward_input(dh, preact, weight, **how)
+        return dx, dual.dual_backward_weight(dh, preact, x, bias=False, **how)
+
+    ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "forward": (
+            lambda: dual.dual_forward(x, weight, None, save_preact=True, **how),
+            lambda: pointwise.product_forward(x @ weight.T),
+        ),
+        "backward": (
+            fused_backward,
+            lambda: gradients(pointwise.product_backward(dh, preact)[0]),
+        ),
+        "recompute": (
+            lambda: gradients(dual.dual_backward(dh, x, weight, None, **how)[0]),
+            lambda: gradients(pointwise.product_backward(dh, x @ weight.T)[0]),
+        ),
+    }
+    return ways[direction]
 
 
 def mlp_limits(
@@ -298,11 +305,15 @@ def _arithmetic(kind: str) -> tuple[str, torch.dtype]:
 def with_limits(
     table: dict[str, Any], device: str, kind: str, direction: str, timer: Timer, **where: Any
 ) -> dict[str, Any]:
-    """The table with the measured crossovers of one arithmetic and direction."""
+    """The table with the measured crossovers of one arithmetic and direction.
+
+    Directions are those of `dual_crossover`; the whole MLP's backward always recomputes.
+    """
     found = copy.deepcopy(table)
     paths = found["paths"][device][kind]
     paths[f"dual_{direction}"]["d_in"] = dual_crossover(direction, kind, timer, **where)
-    paths[f"mlp_{direction}"] |= mlp_limits(direction, kind, device, timer, **where)
+    if direction != "recompute":
+        paths[f"mlp_{direction}"] |= mlp_limits(direction, kind, device, timer, **where)
     return found
 
 

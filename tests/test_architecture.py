@@ -119,7 +119,6 @@ TESTED_ELSEWHERE = {
     "kernels/grid_torch.py": "tests/kernels/test_grid_cpu.py",
     "kernels/launch.py": "tests/kernels/test_dual.py",
     "kernels/mlp_device.py": "tests/kernels/test_mlp.py",
-    "kernels/partials.py": "tests/kernels/test_dual.py",
     "kernels/products.py": "tests/kernels/test_dual.py",
     "kernels/tiles.py": "tests/kernels/test_dispatch.py",
     "kernels/tune.py": "tests/kernels/test_dispatch.py",

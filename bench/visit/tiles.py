@@ -23,7 +23,7 @@ def items(visit: Visit) -> list[Item]:
     found = []
     for kind in _KINDS:
         found += [_tile(entry) for entry in large if entry.kind == kind]
-        found += [_limits(kind, direction) for direction in ("forward", "backward")]
+        found += [_limits(kind, direction) for direction in ("forward", "backward", "recompute")]
     return found + [_tile(entry) for entry in small]
 
 
@@ -89,7 +89,8 @@ def _limits(kind: str, direction: str) -> Item:
             dispatch.table(), _device(visit), kind, direction, _timer(visit), **_where(visit)
         )
         paths = table["paths"][_device(visit)][kind]
-        limits = {name: paths[name] for name in (f"dual_{direction}", f"mlp_{direction}")}
+        names = (f"dual_{direction}", f"mlp_{direction}")
+        limits = {name: paths[name] for name in names if name in paths}
         return {"kind": kind, "limits": limits, "told": str(limits)}
 
     return Item(f"{kind} {direction} crossovers", measured, least=20, most=90)

@@ -61,13 +61,10 @@ def saves_preact(call: Call) -> bool:
 
 def detail(call: Call, direction: str) -> Detail:
     """See `call.Implementation`: "mlp", "dual" or "pointwise", and its tile."""
-    plan = _plan(call, direction)
-    if direction == "backward" and call.d_out is not None and saves_preact(call):
-        return Detail("pointwise", None, "[dL, dR] is elementwise where [L, R] is saved")
-    return plan
+    return _plan(call, direction, saved=direction == "backward" and saves_preact(call))
 
 
-def _plan(call: Call, direction: str) -> Detail:
+def _plan(call: Call, direction: str, *, saved: bool = False) -> Detail:
     from bilinear.kernels import dispatch
 
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
@@ -75,7 +72,7 @@ def _plan(call: Call, direction: str) -> Detail:
     if call.device.type == "cuda":
         capability = _capability(call.device)
     plan = dispatch.choose(
-        op, call.m, call.d_in, call.d, call.d_out, call.dtype, capability, call.precision
+        op, call.m, call.d_in, call.d, call.d_out, call.dtype, capability, call.precision, saved
     )
     return Detail(plan.path, plan.config, plan.reason)
 
@@ -130,7 +127,7 @@ def backward(
     db_p = dout.sum(0) if needs[4] else None
     if not any(needs[:4]):
         return None, None, None, None, db_p
-    kernel, tile, _ = _plan(call, "backward")
+    kernel, tile, _ = _plan(call, "backward", saved=preact is not None)
     if kernel == "mlp" and w_p is not None and preact is None:
         wanted = [name for name, need in zip(mlp.GRADIENTS[:4], needs, strict=False) if need]
         found = mlp.mlp_backward(dout, x, weight, bias, w_p, needs=wanted, **how)

@@ -11,8 +11,8 @@ from bilinear.kernels.tiles import Tile, cover
 HOPPER = (9, 0)
 
 
-def plan(op, m=4096, d_in=128, d=64, d_out=None, dtype=torch.bfloat16, capability=HOPPER):
-    return choose(op, m, d_in, d, d_out, dtype, capability, "ieee")
+def plan(op, m=4096, d_in=128, d=64, d_out=None, dtype=torch.bfloat16, saved=False):
+    return choose(op, m, d_in, d, d_out, dtype, HOPPER, "ieee", saved)
 
 
 def test_paths_follow_the_sizes():
@@ -22,6 +22,38 @@ def test_paths_follow_the_sizes():
     assert plan("bilinear_forward").path == "dual"
     assert plan("bilinear_forward", d_in=16384).path == "pointwise"
     assert plan("bilinear_backward", d_in=16384).path == "pointwise"
+
+
+def test_a_backward_depends_on_what_is_saved():
+    assert plan("bilinear_backward", d_in=512).path == "dual"
+    assert plan("bilinear_backward", d_in=512, saved=True).path == "pointwise"
+    assert plan("bilinear_backward", d_in=32, saved=True).path == "dual"
+    assert plan("mlp_backward", d_out=64).path == "mlp"
+    elementwise = plan("mlp_backward", d_in=32, d_out=64, saved=True)
+    assert elementwise.path == "pointwise"
+    assert "[L, R] is saved" in elementwise.reason
+
+
+def test_an_unmeasured_table_prefers_the_librarys_matmul():
+    table = dispatch.table()
+    if table["measured"]:
+        pytest.skip("the table was measured")
+    for device in table["paths"].values():
+        for kind, limits in device.items():
+            assert limits["dual_forward"]["d_in"] <= (768 if kind == "half" else 128)
+            assert limits["dual_recompute"]["d_in"] <= limits["dual_forward"]["d_in"]
+            assert limits["dual_backward"]["d_in"] <= 64
+
+
+def test_the_whole_mlps_backward_is_one_pass():
+    table = dispatch.table()
+    for name, device in table["paths"].items():
+        for kind, limits in device.items():
+            tile = dispatch.tile_of_class("mlp_backward", 4096, kind, name)
+            most = limits["mlp_backward"]
+            assert most["d"] <= tile.block_d
+            assert most["d_in"] <= tile.block_k
+            assert most["d_out"] <= tile.block_n
 
 
 def test_plan_says_why_and_what_it_rests_on():
@@ -70,6 +102,7 @@ def test_blocks_shrink_to_what_covers_the_problem(extent):
     assert fitted.block_m == min(128, cover(extent))
     assert fitted.block_d == min(64, cover(extent))
     assert fitted.block_n == 0
+    assert tile.fit(d=extent).block_m == 128
 
 
 @pytest.mark.parametrize("refusal", ["resources", "compiler", "memory"])
@@ -144,7 +177,7 @@ def test_a_measured_tile_and_limit_go_into_the_table(tmp_path):
     assert "one tile" in signed["source"]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["forward", "backward", "recompute"])
 def test_limits_follow_the_times(direction):
     ran = []
 
@@ -162,9 +195,10 @@ def test_limits_follow_the_times(direction):
     paths = tune.with_limits(dispatch.table(), "sm_90", "ieee", direction, faster_first, **where)
     limits = paths["paths"]["sm_90"]["ieee"]
     assert limits[f"dual_{direction}"]["d_in"] == 32
-    assert min(limits[f"mlp_{direction}"].values()) > 0
+    whole = limits.get(f"mlp_{direction}", {"none": 16})
+    assert min(whole.values()) > 0
     ran.clear()
     paths = tune.with_limits(dispatch.table(), "sm_90", "ieee", direction, slower_first, **where)
     limits = paths["paths"]["sm_90"]["ieee"]
     assert limits[f"dual_{direction}"]["d_in"] == 0
-    assert set(limits[f"mlp_{direction}"].values()) == {0}
+    assert set(limits.get(f"mlp_{direction}", {"none": 0}).values()) == {0}
