@@ -145,7 +145,7 @@ def _call(module: nn.Module, m: int) -> Call | None:
             return None
         weight, recompute = w_l_of(module), module.recompute
         w_p = None if isinstance(module, FusedBilinear) else w_p_of(module)
-        d, gate = weight.shape[0], "identity"
+        d, gate = weight.shape[0], module.proof.activation.gate
     else:
         return None
     d_out = None if w_p is None else w_p.shape[0]

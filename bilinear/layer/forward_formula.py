@@ -6,12 +6,13 @@ around nothing but torch: then no attribute or global that is neutral now can ma
 symbolically (torch.fx) it must consist of linears, chunks in two, products and an activation: then
 no term, scale, clamp or dropout is left out.
 
-Expressions are nested tuples: ("x",), ("linear", part, e), ("half", 0 or 1, e), ("act", name, e)
-and ("mul", e, f). A part is a child's name; "" is the module itself. The name of an activation is
-that of a child or attribute, or starts with "torch." where the forward calls a function itself.
+Expressions are nested tuples: ("x",), ("linear", part, e), ("half", 0 or 1, e), ("mul", e, f),
+("child", name, e) and ("act", gate, function, e). A part is a child's name; "" is the module
+itself. A function is called by its name; gate is empty where it is none of ours.
 """
 
 import ast
+import functools
 import inspect
 import operator
 import textwrap
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bilinear import reference
+from bilinear.layer.gates import name_in_torch
 from bilinear.layer.modules import Bilinear
 
 Expression = tuple[Any, ...]
@@ -129,7 +131,7 @@ def _check_reads_of_self(module: nn.Module, own: str, body: list[ast.AST]) -> No
     reads = [n for n in body if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
     attributes = [node.attr for node in reads if node.value.id == own]  # type: ignore[attr-defined]
     for name in attributes:
-        if name not in readable and not _is_torchs(module.__dict__.get(name)):
+        if name not in readable and not name_in_torch(module.__dict__.get(name)):
             raise Unread(f"its forward reads self.{name}, which may change")
     for node in body:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
@@ -207,14 +209,29 @@ def _step(module: nn.Module, node: fx.Node, found: dict[fx.Node, Expression]) ->
                 return ("halves", e)
         case "call_function", operator.getitem, [("halves", e), (0 | 1) as i], {**more} if not more:
             return ("half", i, e)
-        case "call_function", called, [(str(), *_) as e], ({} | {"inplace": False}):
-            if callable(called):
-                return ("act", _attribute_with(module, called), e)
+        case "call_function", torch.square, [("act", "relu", _, e)], {**more} if not more:
+            return ("act", "relu2", "square", e)
+        case "call_function" | "call_method", called, [(str(), *_) as e], {**more}:
+            return ("act", _gate_called(called, more), _name_of(called), e)
     raise Unread(f"its forward also computes {_said(node)}")
 
 
+def _gate_called(called: object, more: dict[str, Any]) -> str:
+    """The gate that a function, or the method of that name, computes of its one argument."""
+    if isinstance(called, str):
+        called = {"relu": torch.relu, "sigmoid": torch.sigmoid}.get(called)
+    if called is F.gelu:
+        called, more = functools.partial(F.gelu, **more), {}
+    plain = not more or (called in (F.silu, F.relu) and more == {"inplace": False})
+    return name_in_torch(called) if plain else ""
+
+
+def _name_of(called: object) -> str:
+    return getattr(called, "__name__", str(called))
+
+
 def _said(node: fx.Node) -> str:
-    name = getattr(node.target, "__name__", str(node.target))
+    name = _name_of(node.target)
     return f"{name}({', '.join(map(str, node.args))})" if node.op != "call_module" else f"{name}(…)"
 
 
@@ -235,10 +252,4 @@ def _child(module: nn.Module, name: str, e: Any) -> Expression:
         return ("mul", ("half", 0, product), ("half", 1, product))
     if isinstance(child, nn.Linear):
         return ("linear", name, e)
-    return ("act", name, e)
-
-
-def _attribute_with(module: nn.Module, function: object) -> str:
-    """Name of the attribute that holds a function; the function's own, dotted, if none does."""
-    names = [name for name, value in module.__dict__.items() if value is function]
-    return names[0] if names else f"torch.{getattr(function, '__name__', function)}"
+    return ("child", name, e)

@@ -32,12 +32,13 @@ def fuse(model: nn.Module, *, recompute: bool = False, strict: bool = False) -> 
     """Replace, in place, the bilinear parts of a model by fused ones that share its Parameters.
 
     Replaced are layers h = L ∘ R of a packed linear, such layers (or packed gate-and-up linears)
-    with a projection, and MLPs of gate, up and down linears with the identity between, as
-    Llama-family models with `hidden_act="linear"` have. A module is replaced only if its forward is
-    proven to be that formula; every other module that looks like one is in the report as kept, with
-    the reason. A replaced module stays an instance of its old class. Whenever one of its parts is
-    changed later (an adapter, a hook, a quantised weight), its old forward runs instead, and
-    `explain` says so. A `TorchFunctionMode` sees the fused call's operations, not the linears'.
+    with a projection, and MLPs of gate, up and down linears, as Llama-family models have; with the
+    identity, silu, gelu (both kinds), relu, sigmoid or squared relu as activation. A module is
+    replaced only if its forward is proven to be that formula; every other module that looks like
+    one is in the report as kept, with the reason. A replaced module stays an instance of its old
+    class. Whenever one of its parts is changed later (an adapter, a hook, a quantised weight), its
+    old forward runs instead, and `explain` says so. A `TorchFunctionMode` sees the fused call's
+    operations, not the linears'.
 
     `recompute` is that of `bilinear.functional`. Fuse before wrapping in DDP or FSDP, and before or
     after adapters: parts that have one are kept.

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from bilinear.layer.activation import LOOKED_UP, NONE, Activation, hold
 from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.reading.interactions import interaction_matrices
 
 PLAIN = (Tensor, nn.Parameter)
 # The hooks on all modules: dictionaries that torch fills and never exchanges.
@@ -46,39 +48,45 @@ class Proof:
     """What `fuse` found true of a module: the guard checks that it still is.
 
     `parts` are its linears in the formula's order, none for a layer that is one itself.
-    `activation` is the name of g, its class and that class's forward (the function itself, twice,
-    where g is one); None where the formula calls none. `argument` is the name of forward's input,
-    `old` the class the module had, and `forwards` those that were read: of that class and of its
-    bases.
+    `argument` is the name of forward's input, `old` the class the module had, and `forwards` those
+    that were read: of that class and of its bases.
     """
 
     old: type[nn.Module]
     forwards: tuple[tuple[type[nn.Module], Any], ...]
     argument: str
     parts: tuple[Part, ...] = ()
-    activation: tuple[str, Any, Any] | None = None
+    activation: Activation = NONE
 
     def broken_by(self, module: nn.Module) -> str:
         """Why the fused formula must not run now; empty if it may. Calls ask `_guard` instead."""
         for kind, forward in self.forwards:
             if kind.forward is not forward:
                 return f"the forward of {kind.__name__} was exchanged"
-        if F.linear is not _LINEAR:
-            return "torch.nn.functional.linear was exchanged"
+        for owner, name, function in self.looked_up:
+            if getattr(owner, name) is not function:
+                return f"{owner.__name__}.{name} was exchanged"
+        if not hold(module, self.activation.functions):
+            return "a function that it holds was exchanged"
         if not self.parts:
             return weights_are_changed(module)
-        known = {part.name for part in self.parts} | {self.activation and self.activation[0]}
+        known = {part.name for part in self.parts} | {self.activation.name}
         names = [str(name) for name in module._modules if name not in known]
         extra = [*names, *module._parameters, *module._buffers]
         if extra:
             return f"{extra[0]} was added to it"
-        if self.activation is not None and not _holds_activation(module, *self.activation):
-            return f"its activation {self.activation[0]} was exchanged"
+        if self.activation.name and not _holds_activation(module, self.activation):
+            return f"its activation {self.activation.name} was exchanged"
         for part in self.parts:
             why = part_is_changed(module._modules.get(part.name), part)
             if why:
                 return f"{part.name} {why}"
         return "a hook is set on all modules" if torch_module._has_any_global_hook() else ""
+
+    @property
+    def looked_up(self) -> tuple[tuple[Any, str, Any], ...]:
+        """What the forwards find in torch when they are called: (where, its name, what it was)."""
+        return (F, "linear", _LINEAR), *LOOKED_UP[self.activation.gate]
 
 
 def _guard(proof: Proof) -> Callable[[nn.Module], bool]:
@@ -87,9 +95,8 @@ def _guard(proof: Proof) -> Callable[[nn.Module], bool]:
         return lambda module: not proof.broken_by(module)
     forwards = proof.forwards
     parts = [(part.name, part.kind, part.forward, part.has_bias) for part in proof.parts]
-    name, kind, function = proof.activation or ("", None, None)
-    is_module = isinstance(kind, type)
-    expected = len(parts) + is_module
+    activation, looked_up = proof.activation, proof.looked_up
+    expected = len(parts) + bool(activation.name)
 
     def holds(module: nn.Module) -> bool:
         state = module.__dict__
@@ -102,17 +109,17 @@ def _guard(proof: Proof) -> Callable[[nn.Module], bool]:
             or _PRE
             or _BACKWARD
             or _PRE_BACK
-            or F.linear is not _LINEAR
         ):
             return False
+        for place, name, function in looked_up:
+            if getattr(place, name) is not function:
+                return False
         for owner, forward in forwards:
             if owner.forward is not forward:
                 return False
-        if is_module:
-            part = children.get(name)
-            if type(part) is not kind or _is_called_otherwise(part, function):
-                return False
-        elif name and state.get(name) is not function:
+        if activation.name and not _holds_activation(module, activation):
+            return False
+        if activation.functions and not hold(module, activation.functions):
             return False
         for child, owner, forward, has_bias in parts:
             part = children.get(child)
@@ -142,11 +149,11 @@ def _is_called_otherwise(part: nn.Module, forward: Any) -> bool:
     )
 
 
-def _holds_activation(module: nn.Module, name: str, kind: Any, forward: Any) -> bool:
-    found = module._modules.get(name, module.__dict__.get(name))
-    if isinstance(found, nn.Module):
-        return type(found) is kind and not _is_called_otherwise(found, forward)
-    return found is kind
+def _holds_activation(module: nn.Module, was: Activation) -> bool:
+    found = module.__dict__["_modules"].get(was.name)
+    if type(found) is not was.kind or _is_called_otherwise(found, was.forward):
+        return False
+    return not was.attributes or hold(found, was.attributes)
 
 
 def part_is_changed(part: Any, was: Part) -> str:
@@ -203,7 +210,8 @@ class FusedBilinear(Fused):
 
     def _run(self, x: Tensor) -> Tensor:
         layer: Any = self
-        return bilinear(x, layer.weight, layer.bias, recompute=self.recompute)
+        gate = self.proof.activation.gate
+        return bilinear(x, layer.weight, layer.bias, recompute=self.recompute, gate=gate)
 
 
 class FusedPair(Fused):
@@ -218,6 +226,7 @@ class FusedPair(Fused):
             packed.bias,
             projection.bias,
             recompute=self.recompute,
+            gate=self.proof.activation.gate,
         )
 
 
@@ -233,7 +242,15 @@ class FusedMLP(Fused):
         # Both are read, for a compiled graph guards what it reads.
         biases = left.bias, right.bias
         bias = None if biases[0] is None else torch.cat(biases)
-        return bilinear_mlp(x, weight, down.weight, bias, down.bias, recompute=self.recompute)
+        return bilinear_mlp(
+            x,
+            weight,
+            down.weight,
+            bias,
+            down.bias,
+            recompute=self.recompute,
+            gate=self.proof.activation.gate,
+        )
 
 
 def _halves(module: Fused) -> tuple[Tensor, Tensor]:
@@ -291,12 +308,19 @@ def _make_class(kind: type[Fused], proof: Proof, recompute: bool) -> type[Fused]
         return self._run(x) if holds(self) else old.forward(self, x)
 
     body: dict[str, Any] = {"forward": forward, "proof": proof, "recompute": recompute}
-    readers = {"w_l": w_l_of, "w_r": w_r_of} | ({"w_p": w_p_of} if proof.parts else {})
-    for name, read in readers.items():
-        if not hasattr(old, name) and name not in {part.name for part in proof.parts}:
-            body[name] = property(read)
+    body |= {name: read for name, read in _readers(proof).items() if not hasattr(old, name)}
     body["__module__"] = __name__
     return type(f"{kind.__name__}[{old.__name__}]", (kind, old), body)
+
+
+def _readers(proof: Proof) -> dict[str, Any]:
+    """What `BilinearMLP` has for reading, but for names of the module's own children."""
+    gate, taken = proof.activation.gate, {proof.activation.name, *(p.name for p in proof.parts)}
+    readers: dict[str, Any] = {"w_l": property(w_l_of), "w_r": property(w_r_of), "gate": gate}
+    # What is read must be able to tell that it is no quadratic form.
+    if proof.parts and (gate == "identity" or not (hasattr(proof.old, "gate") or "gate" in taken)):
+        readers |= {"w_p": property(w_p_of), "interactions": interaction_matrices}
+    return {name: read for name, read in readers.items() if name not in taken}
 
 
 def _unpickled(kind: type[Fused], proof: Proof, recompute: bool) -> Fused:

@@ -106,7 +106,7 @@ def gate_name(gate: object) -> str:
     if isinstance(gate, str):
         if gate in GATES:
             return gate
-    elif found := _name_in_torch(gate):
+    elif found := name_in_torch(gate):
         return found
     raise ValueError(
         f"gate: expected one of {', '.join(GATES)}, or torch's function or module of one "
@@ -114,7 +114,8 @@ def gate_name(gate: object) -> str:
     )
 
 
-def _name_in_torch(gate: object) -> str:
+def name_in_torch(gate: object) -> str:
+    """The name of a gate given by torch's function or module; empty for anything else."""
     if type(gate) is nn.GELU:
         return _gelu_name(gate.approximate)
     if type(gate) is partial and gate.func is F.gelu and not gate.args:

@@ -24,7 +24,7 @@ _SCALES = (1e-3, 1.0, 1e3)
 _TOLERANCE = 1e-10
 
 
-def difference(module: nn.Module, kind: type[Fused], parts: tuple[str, ...]) -> str:
+def difference(module: nn.Module, kind: type[Fused], parts: tuple[str, ...], gate: str) -> str:
     """How a module's forward differs from the formula, training or not; empty if it does not."""
     twin, linears = _twin(module, kind, parts)
     generator = torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ def difference(module: nn.Module, kind: type[Fused], parts: tuple[str, ...]) -> 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for scale in _SCALES:
                 x = scale * torch.randn(_ROWS, _D_IN, generator=generator, dtype=torch.float64)
-                want = _formula(kind, linears, x)
+                want = _formula(kind, linears, x, gate)
                 for training in (False, True):
                     twin.training = training
                     error = (type(module).forward(twin, x) - want).abs().max() / want.abs().max()
@@ -43,11 +43,11 @@ def difference(module: nn.Module, kind: type[Fused], parts: tuple[str, ...]) -> 
     return ""
 
 
-def _formula(kind: type[Fused], linears: list[nn.Linear], x: Tensor) -> Tensor:
+def _formula(kind: type[Fused], linears: list[nn.Linear], x: Tensor, gate: str) -> Tensor:
     halves = linears[:2] if kind is FusedMLP else linears[:1]
     biases: list[Tensor] = [linear.bias for linear in halves if linear.bias is not None]
     weights: list[Tensor] = [linear.weight for linear in halves]
-    h = eager.compose(x, torch.cat(weights), torch.cat(biases) if biases else None)
+    h = eager.compose(x, torch.cat(weights), torch.cat(biases) if biases else None, gate=gate)
     return h if kind is FusedBilinear else linears[-1](h)
 
 

@@ -7,10 +7,10 @@ and the two agree on random weights in float64. What cannot be proven is kept, w
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from bilinear.layer.activation import Activation, attributes_of, functions_of, is_torchs
 from bilinear.layer.forward_formula import (
     Expression,
     Unread,
@@ -28,6 +28,7 @@ from bilinear.layer.fused_modules import (
     Proof,
     part_is_changed,
 )
+from bilinear.layer.gates import GATES, name_in_torch
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.probe import difference
 
@@ -87,12 +88,11 @@ def _prove(module: nn.Module) -> tuple[type[Fused], Proof]:
     _check_children(module)
     kind, parts, activation = _match(module, formula(module))
     parts = _with_aliases(module, parts)
-    _check_nothing_more(module, {*parts, activation})
+    _check_nothing_more(module, {*parts, activation.name})
     _check_shapes(module, kind, parts)
-    held = None if activation is None else (activation, *_kind_of(_held(module, activation)))
     linears = tuple(_as_part(name, getattr(module, name)) for name in parts)
-    proof = Proof(type(module), forwards(module), argument(module), linears, held)
-    why = proof.broken_by(module) or difference(module, kind, parts)
+    proof = Proof(type(module), forwards(module), argument(module), linears, activation)
+    why = proof.broken_by(module) or difference(module, kind, parts, activation.gate)
     if why:
         raise Unread(why)
     return kind, proof
@@ -108,12 +108,6 @@ def _as_part(name: str, linear: nn.Module) -> Part:
     return Part(name, type(linear), type(linear).forward, linear.bias is not None)
 
 
-def _kind_of(activation: Any) -> tuple[Any, Any]:
-    if isinstance(activation, nn.Module):
-        return type(activation), type(activation).forward
-    return activation, activation
-
-
 def _check_children(module: nn.Module) -> None:
     for name, child in module._modules.items():
         if isinstance(child, nn.Linear):
@@ -125,7 +119,7 @@ def _check_children(module: nn.Module) -> None:
             raise Unread(f"{name} {why}{_advice(child)}")
 
 
-def _check_nothing_more(module: nn.Module, used: set[str | None]) -> None:
+def _check_nothing_more(module: nn.Module, used: set[str]) -> None:
     for name, child in module._modules.items():
         if name not in used:
             raise Unread(f"it also has {name} ({type(child).__name__}), which the formula has not")
@@ -156,66 +150,91 @@ def _check_instance(module: nn.Module) -> None:
             raise Unread(f"it has an attribute {name}, which the fused module needs itself")
     own = ("weight", "bias") if isinstance(module, nn.Linear) else ()
     more = [name for name in (*module._parameters, *module._buffers) if name not in own]
+    if more and getattr(module, more[0]).dim() == 3:
+        raise Unread(f"{more[0]} is one tensor of many experts, and the fused layer takes linears")
     if more:
         raise Unread(f"it has {more[0]}, a parameter or buffer that no plain linear holds")
 
 
-def _match(module: nn.Module, found: Expression) -> tuple[type[Fused], tuple[str, ...], str | None]:
-    """(kind, names of the linears, name of the activation) of an expression; raises Unread."""
+def _match(module: nn.Module, found: Expression) -> tuple[type[Fused], tuple[str, ...], Activation]:
+    """(kind, names of the linears, activation) of an expression; raises Unread."""
     x = ("x",)
     match found:
-        case (
-            "mul",
-            ("half", 0 | 1 as i, ("linear", "", e)),
-            ("half", 0 | 1 as j, ("linear", "", f)),
-        ):
-            if i != j and e == f == x:
-                return FusedBilinear, (), None
+        case ("mul", left, right):
+            activation, left, right = _without_activation(module, left, right)
+            match left, right:
+                case ("half", i, ("linear", "", e)), ("half", j, ("linear", "", f)):
+                    if i != j and e == f == x:
+                        _check_gated_half(i, activation)
+                        return FusedBilinear, (), activation
         case ("linear", str(down), ("mul", left, right)):
-            gate, left, right = _without_activation(module, left, right)
+            activation, left, right = _without_activation(module, left, right)
             match left, right:
                 case ("half", i, ("linear", a, e)), ("half", j, ("linear", b, f)):
                     if i != j and a == b and e == f == x:
-                        return FusedPair, (a, down), gate
+                        _check_gated_half(i, activation)
+                        return FusedPair, (a, down), activation
                 case ("linear", str(a), e), ("linear", str(b), f):
                     if e == f == x:
-                        return FusedMLP, (a, b, down), gate
-    called = [name for name in _called(found) if name in module._modules]
+                        return FusedMLP, (a, b, down), activation
+    called = _called(found)
     also = f"; it calls {called[0]} ({type(module._modules[called[0]]).__name__})" if called else ""
     raise Unread(f"its forward is not a product of two linears of its input, projected{also}")
 
 
+def _check_gated_half(half: int, activation: Activation) -> None:
+    if half != 0 and activation.gate != "identity":
+        raise Unread(
+            f"it applies {activation.gate} to the second half, and the fused layer to the first"
+        )
+
+
 def _called(found: Expression) -> list[str]:
-    """Names of the activations in an expression, outermost first."""
+    """Names of the children in an expression that are no linears, outermost first."""
     inner = [name for e in found[1:] if isinstance(e, tuple) for name in _called(e)]
-    return [found[1], *inner] if found[0] == "act" else inner
+    return [found[1], *inner] if found[0] == "child" else inner
 
 
 def _without_activation(
     module: nn.Module, left: Expression, right: Expression
-) -> tuple[str | None, Expression, Expression]:
+) -> tuple[Activation, Expression, Expression]:
+    """The activation of two factors, what it is taken of, and the other factor; raises Unread."""
+    functions = functions_of(module)
     for e, other in ((left, right), (right, left)):
         match e:
-            case ("act", str(name), inner):
-                activation = _held(module, name)
-                if not _is_identity(activation):
-                    kind = getattr(activation, "__name__", type(activation).__name__)
-                    raise Unread(f"its activation {name} is {kind}, not the identity")
-                return name, inner, other
-    return None, left, right
+            case ("act", gate, function, inner):
+                if not gate:
+                    raise Unread(f"its activation {function} is none of {', '.join(GATES)}")
+                return Activation(gate, functions=functions), inner, other
+            case ("child", name, inner):
+                child = module.get_submodule(name)
+                gate = _gate_of(child)
+                if not gate:
+                    raise Unread(
+                        f"its activation {name} is {type(child).__name__}, "
+                        f"which is not known to be one of {', '.join(GATES)}"
+                    )
+                of_child = type(child), type(child).forward, attributes_of(child)
+                return Activation(gate, name, *of_child, functions), inner, other
+    return Activation(functions=functions), left, right
 
 
-def _is_identity(activation: object) -> bool:
-    if not isinstance(activation, nn.Module) or next(iter(activation.state_dict()), None):
-        return False
+def _gate_of(activation: nn.Module) -> str:
+    """The gate that a child computes: torch's, or another's whose forward is one; empty if none."""
+    if is_torchs(activation):
+        return name_in_torch(activation)
+    if next(iter(activation.state_dict()), None):
+        return ""
     try:
-        return type(activation) is nn.Identity or formula(activation) == ("x",)
+        found = formula(activation)
     except Unread:
-        return False
-
-
-def _held(module: nn.Module, name: str) -> object:
-    return module._modules.get(name, module.__dict__.get(name, name))
+        return ""
+    match found:
+        case ("x",):
+            return "identity"
+        case ("act", str(gate), _, ("x",)):
+            return gate
+    return ""
 
 
 def _check_shapes(module: nn.Module, kind: type[Fused], parts: tuple[str, ...]) -> None:

@@ -71,7 +71,7 @@ def _found(model: Readable) -> Weights:
 
 def _check_gate(model: HasWeights) -> None:
     gate = getattr(model, "gate", None)
-    if not (gate is None or gate == "identity" or isinstance(gate, nn.Identity)):
+    if not (gate is None or gate == "identity" or isinstance(gate, nn.Identity | nn.Linear)):
         raise ValueError(
             f"model: expected the identity gate, got {gate}: its outputs are no quadratic forms of "
             "the input, so no interaction matrices give them"

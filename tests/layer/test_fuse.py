@@ -142,8 +142,8 @@ def _graph(out: Tensor) -> list[object]:
 
 
 REFUSED = {
-    "SiLU": (lambda: LlamaMLP(8, 12, nn.SiLU()), "its activation act_fn is SiLU"),
-    "function": (lambda: LlamaMLP(8, 12, F.relu), "its activation act_fn is relu"),
+    "Tanh": (lambda: LlamaMLP(8, 12, nn.Tanh()), "its activation act_fn is Tanh, which is not"),
+    "function": (lambda: LlamaMLP(8, 12, torch.tanh), "reads self.act_fn, which may change"),
     "dropout": (lambda: Dropped(8, 12, nn.Identity()), "reads self.training"),
 }
 

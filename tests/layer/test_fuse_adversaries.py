@@ -53,6 +53,17 @@ class Packed(nn.Module):
         return self.down_proj(up * self.activation_fn(gate))
 
 
+class HeldFunction(nn.Module):
+    """An activation that keeps its function, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = functools.partial(F.gelu, approximate="tanh")
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(input)
+
+
 class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -63,10 +74,28 @@ class Toy(nn.Module):
         return self.head(self.left(x) * self.right(x))
 
 
+class SquaredRelu(nn.Module):
+    """The activation called by the forward itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(D, HIDDEN), nn.Linear(D, HIDDEN)
+        self.head = nn.Linear(HIDDEN, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.square(F.relu(self.left(x))) * self.right(x))
+
+
 class Pasted(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         left, right = super().forward(input).chunk(2, dim=-1)
         return left * right
+
+
+class PastedSilu(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        left, right = super().forward(input).chunk(2, dim=-1)
+        return right * F.silu(left)
 
 
 class WordNamed(nn.Module):
@@ -87,6 +116,11 @@ FUSABLE: dict[str, Callable[[], nn.Module]] = {
     "toy": Toy,
     "word-named": WordNamed,
     "pasted": lambda: Pasted(D, 2 * HIDDEN),
+    "gated by a module": lambda: Gated(nn.GELU()),
+    "gated by a held function": lambda: Gated(HeldFunction()),
+    "gated by a function": lambda: Gated(torch.sigmoid),
+    "gated inline": SquaredRelu,
+    "pasted with silu": lambda: PastedSilu(D, 2 * HIDDEN),
     "sequential": lambda: nn.Sequential(reference.Bilinear(D, HIDDEN), nn.Linear(HIDDEN, D)),
     "reference": lambda: reference.Model(reference.ModelConfig(D // 2, HIDDEN, bias=True)),
 }
@@ -289,6 +323,58 @@ class NoHeirs(Gated):
         return self.down_proj(gate * self.up_proj(x))
 
 
+class Quick(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input * torch.sigmoid(1.702 * input)
+
+
+class ClippedSilu(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.silu(input.clamp(max=7.0))
+
+
+class OwnSiLU(nn.SiLU):
+    pass
+
+
+class HeldProduct(Gated):
+    def __init__(self) -> None:
+        super().__init__(nn.SiLU())
+        self.combine = torch.mul
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.combine(self.act_fn(self.gate_proj(x)), self.up_proj(x)))
+
+
+class GatesTheSecondHalf(Packed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation_fn = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(up * self.activation_fn(gate))
+
+
+class GatesBoth(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.act_fn(self.up_proj(x)))
+
+
+class ClampedAsGptOss(nn.Module):
+    """Gate and up clamped, the gate scaled inside of its sigmoid, one added to up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(D, 2 * HIDDEN)
+        self.down_proj = nn.Linear(HIDDEN, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        gate, up = gate.clamp(max=7.0), up.clamp(min=-7.0, max=7.0)
+        return self.down_proj((up + 1) * gate * torch.sigmoid(1.702 * gate))
+
+
 def with_silu_part() -> nn.Module:
     model = Gated()
     model.gate_proj = SiluLinear(D, HIDDEN, bias=False)
@@ -296,8 +382,16 @@ def with_silu_part() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "silu inline": (InlineSilu, "silu"),
-    "silu module": (lambda: Gated(nn.SiLU()), "SiLU, not the identity"),
+    "an activation that is not called": (InlineSilu, "it also has act_fn (Identity)"),
+    "another activation": (lambda: Gated(nn.Tanh()), "act_fn is Tanh, which is not known to be"),
+    "an activation's heir": (lambda: Gated(OwnSiLU()), "act_fn is OwnSiLU, which is not known"),
+    "quick gelu": (lambda: Gated(Quick()), "act_fn is Quick, which is not known"),
+    "a clipped activation": (lambda: Gated(ClippedSilu()), "act_fn is ClippedSilu"),
+    "a learned activation": (lambda: Gated(nn.PReLU()), "act_fn is PReLU, which is not known"),
+    "a product it holds": (HeldProduct, "reads self.combine, which may change"),
+    "the second half gated": (GatesTheSecondHalf, "silu to the second half"),
+    "both gated": (lambda: GatesBoth(nn.SiLU()), "not a product of two linears"),
+    "GPT-OSS's clamps": (ClampedAsGptOss, "clamp"),
     "a lambda": (lambda: Gated(lambda y: y), "reads self.act_fn"),
     "a parameter of one": (Scaled, "scale"),
     "an attribute of one": (PlainScale, "scale"),
@@ -493,7 +587,7 @@ CHANGES = {
         parametrized, pruned, other_class, subclass_weight, new_bias, bias_of_the_second,
     )
 }  # fmt: skip
-WITH_PARTS = [kind for kind in FUSABLE if kind != "pasted"]
+WITH_PARTS = [kind for kind in FUSABLE if not kind.startswith("pasted")]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
