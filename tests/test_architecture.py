@@ -89,6 +89,7 @@ def test_the_arrows_are_seen() -> None:
 TESTED_ELSEWHERE = {
     "bilinear/__main__.py": "tests/test_packaging.py",
     "bilinear/cli/commands.py": "tests/test_command.py",
+    "bilinear/cli/session.py": "tests/cli/test_runs.py",
     "bilinear/cli/durations.py": "tests/training/forecast/test_estimate.py",
     "bilinear/errors.py": "tests/test_command.py",
     "bilinear/experiment/cost.py": "tests/bench/test_least_work.py",

@@ -5,14 +5,18 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import sys
 import time
+import webbrowser
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import bilinear
+from bilinear.cli.parser import Parser, naming_options, program
 from bilinear.errors import ConfigError, EngineError, ResultsError
 from bilinear.experiment.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig
 from bilinear.experiment.presets import PRESETS
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
 _Number = TypeVar("_Number", int, float)
 
+# Options that say where to train, which may differ from one run in a folder to the next.
+_WHERE = {"device", "engine", "ray_address"}
+
 _EXAMPLES = """\
 examples:
   python sweep.py --fused                          every width of (a + b) mod 64, one seed each
@@ -34,39 +41,29 @@ examples:
   python sweep.py --fused --preset notebook        the notebook's protocol, on the fused path
   python sweep.py                                  the notebook's own loop (slow: the reference)
   python sweep.py --fused --dry-run                FLOP, bytes and time of what would run
-  python sweep.py show runs/p64-20250101-120000    the summary of a finished sweep
-  python sweep.py view runs/p64-20250101-120000    a page with a slider over the widths
-  python sweep.py export runs/p64-… --format notebook --file results.pkl
 
 Results go to a folder of their own. Stop at any time: the same command with the same --out, or
-with --resume, goes on, and ends with the same bits.
+--resume FOLDER alone, goes on, and ends with the same bits.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line on stderr and exit code 2 for a bad argument, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"show": _show, "export": _export, "view": _view}
     try:
-        if argv and argv[0] in commands:
-            return commands[argv[0]](argv[1:])
+        if argv and argv[0] in _COMMANDS:
+            return _COMMANDS[argv[0]][0](argv[1:])
         return _sweep(argv)
     except (ConfigError, EngineError, ResultsError) as error:
-        return _fail(str(error))
+        return _fail(naming_options(str(error)))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}")
+        hint = "; --out names another folder" if isinstance(error, PermissionError) else ""
+        return _fail(f"{error.strerror or error}{where}{hint}")
 
 
 def _fail(message: str) -> int:
-    print(f"sweep.py: {message}", file=sys.stderr)
+    print(f"{program().split()[-1]}: {message}", file=sys.stderr)
     return 2
 
 
@@ -111,43 +108,63 @@ def _batch_size(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the sweep's options."""
-    parser = _Parser(
-        prog="sweep.py",
+    others = "\n".join(f"  {name:8} {what}" for name, (_, what) in _COMMANDS.items())
+    parser = Parser(
+        prog=program(),
+        usage="%(prog)s [options]\n       %(prog)s COMMAND [options]",
         description="Train bilinear models for (a + b) mod P at every hidden width, all at once, "
         "and find the smallest that generalises perfectly.",
-        epilog=_EXAMPLES,
+        epilog=f"commands, each with --help:\n{others}\n\n"
+        + _EXAMPLES.replace("python sweep.py", program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"bilinear {bilinear.__version__}")
     what = parser.add_argument_group("what to train")
     what.add_argument("--fused", action="store_true", help="the fused path, all models at once")
     what.add_argument("--p", default="64", metavar="LIST", help="the modulus, or several (64)")
-    what.add_argument("--widths", metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (1..P)")
+    what.add_argument("--widths", metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (P..1)")
     what.add_argument("--seeds", default="1", help="how many seeds a width, or a list: 0,5,7 (1)")
     what.add_argument("--train-frac", metavar="LIST", help="share of pairs trained on (0.75)")
-    how = parser.add_argument_group("how to train it (flags override the preset)")
+    how = parser.add_argument_group(
+        "how to train it (in brackets: the default preset's; the notebook's, if it differs)"
+    )
     how.add_argument(
         "--preset",
         choices=sorted(PRESETS),
-        help="hyper-parameters: default (with --fused) or notebook (without)",
+        help="all of the following at once: default (with --fused) or notebook (without)",
     )
-    how.add_argument("--steps", type=int, help="steps a model at most")
-    how.add_argument("--epochs", type=int, help="the same, counted in epochs")
-    how.add_argument("--lr", metavar="LIST", help="AdamW's learning rate at the first step")
-    how.add_argument("--lr-end", type=float, help="… and at the last")
-    how.add_argument("--schedule", choices=SHAPES, help="how the learning rate gets there")
+    how.add_argument("--steps", type=int, help="steps a model at most (6000)")
+    how.add_argument("--epochs", type=int, help="the same, counted in epochs (notebook: 600)")
     how.add_argument(
-        "--weight-decay", metavar="LIST", help="decoupled weight decay at the first step"
+        "--lr", metavar="LIST", help="AdamW's learning rate at the first step (0.05; 0.003)"
     )
-    how.add_argument("--weight-decay-end", type=float, help="… and at the last")
-    how.add_argument("--decay-schedule", choices=SHAPES, help="how the weight decay gets there")
-    how.add_argument("--beta1", type=float, help="AdamW's β₁")
-    how.add_argument("--beta2", type=float, help="AdamW's β₂")
-    how.add_argument("--batch-size", metavar="full|N", help="pairs a step")
+    how.add_argument("--lr-end", type=float, help="… and at the last (0.0005; 0.003)")
+    how.add_argument(
+        "--schedule", choices=SHAPES, help="how the learning rate gets there (linear; constant)"
+    )
+    how.add_argument(
+        "--weight-decay",
+        metavar="LIST",
+        help="decoupled weight decay at the first step (0.4; 0.0003)",
+    )
+    how.add_argument("--weight-decay-end", type=float, help="… and at the last (0.004; 0.0003)")
+    how.add_argument(
+        "--decay-schedule",
+        choices=SHAPES,
+        help="how the weight decay gets there (cosine; constant)",
+    )
+    how.add_argument("--beta1", type=float, help="AdamW's β₁ (0.95; 0.9)")
+    how.add_argument("--beta2", type=float, help="AdamW's β₂ (0.99; 0.999)")
+    how.add_argument("--batch-size", metavar="full|N", help="pairs a step (full; 64)")
     how.add_argument("--init-scale", type=float, help="factor on nn.Linear's initial bounds (1)")
-    how.add_argument("--eval-every", type=int, help="steps between evaluations")
-    how.add_argument("--goal", choices=["full", "val"], help="pairs that must all be right to stop")
-    how.add_argument("--hold", type=int, help="evaluations in a row at 100 %% before stopping")
+    how.add_argument("--eval-every", type=int, help="steps between evaluations (10; an epoch)")
+    how.add_argument(
+        "--goal", choices=["full", "val"], help="pairs that must all be right to stop (full; val)"
+    )
+    how.add_argument(
+        "--hold", type=int, help="evaluations in a row at 100 %% before stopping (10; 1)"
+    )
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")
     where.add_argument(
@@ -165,15 +182,29 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--out", help="results folder or URL: s3://bucket/run (a fresh folder under runs/)"
     )
-    where.add_argument("--resume", action="store_true", help="go on in --out, or in the last run")
     where.add_argument(
-        "--remainders", metavar="LIST|all|none", help="outputs whose interaction matrices are kept"
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="go on in FOLDER, with its own settings; without one in --out, or in the last run of "
+        "these settings",
+    )
+    where.add_argument(
+        "--remainders",
+        metavar="LIST|all|none",
+        help="outputs whose interaction matrices are kept (0,5,22,42,63)",
     )
     show = parser.add_argument_group("what to show")
     show.add_argument(
         "--dry-run", action="store_true", help="say what would run, its cost and time, and stop"
     )
-    show.add_argument("--json", action="store_true", help="end with the summary as one JSON line")
+    show.add_argument(
+        "--json",
+        action="store_true",
+        help="the summary (or plan) as one JSON line on stdout, all else on stderr",
+    )
+    show.add_argument("--quiet", action="store_true", help="say nothing but errors")
     return parser
 
 
@@ -247,9 +278,13 @@ def _cell(args: argparse.Namespace) -> SweepConfig:
         new if new is not None else old
         for new, old in zip((args.beta1, args.beta2), betas, strict=True)
     )
-    given["lr"] = _schedule(preset["lr"], args.lr, args.lr_end, args.schedule)
+    given["lr"] = _schedule("lr", preset["lr"], args.lr, args.lr_end, args.schedule)
     given["weight_decay"] = _schedule(
-        preset["weight_decay"], args.weight_decay, args.weight_decay_end, args.decay_schedule
+        "weight-decay",
+        preset["weight_decay"],
+        args.weight_decay,
+        args.weight_decay_end,
+        args.decay_schedule,
     )
     settings = _with_steps(preset | given, args.steps, args.epochs)
     if settings["batch_size"] and args.eval_every is None:  # the notebook looks once an epoch
@@ -272,15 +307,19 @@ def _with_steps(settings: dict[str, Any], steps: int | None, epochs: int | None)
 
 
 def _schedule(
-    preset: Schedule, start: float | None, end: float | None, shape: str | None
+    name: str, preset: Schedule, start: float | None, end: float | None, shape: str | None
 ) -> Schedule:
     """A start given alone keeps the preset's shape and its ratio of end to start."""
     shape = shape or preset.shape
     new_start = preset.start if start is None else start
-    if shape == "constant":
-        return Schedule(new_start, new_start if end is None else end, shape)
-    ratio = preset.end / preset.start
-    return Schedule(new_start, new_start * ratio if end is None else end, shape)
+    ratio = 1.0 if shape == "constant" else preset.end / preset.start
+    try:
+        return Schedule(new_start, new_start * ratio if end is None else end, shape)
+    except ConfigError as error:
+        of_option = {"schedule start": f"--{name}", "schedule end": f"--{name}-end"}
+        setting, _, rest = str(error).partition(": ")
+        shapes = "--schedule" if name == "lr" else "--decay-schedule"
+        raise ConfigError(f"{of_option.get(setting, shapes)}: {rest}") from None
 
 
 def _remainders(text: str | None, p: int) -> tuple[int, ...]:
@@ -293,7 +332,7 @@ def _remainders(text: str | None, p: int) -> tuple[int, ...]:
 
 def _sweep(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(argv)
-    study = study_from(args)
+    study = _study_to_go_on(args) or study_from(args)
 
     from rich.console import Console
 
@@ -309,17 +348,42 @@ def _sweep(argv: Sequence[str]) -> int:
         device=args.device,
         ray_address=args.ray_address,
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, stderr=args.json, quiet=args.quiet)
     report.print_backend(console, backend)
     out = _out_folder(args, study)
     if args.dry_run:
-        report.print_plan(console, study, out, backend, calibrate(backend, study.cells))
+        plan = (study, out, backend, calibrate(backend, study.cells))
+        report.print_plan(console, *plan)
+        if args.json:
+            print(json.dumps(report.plan(*plan)))
         return 0
     check_space(study, out)
     try:
         return _run(args, study, backend, out, console)
     except KeyboardInterrupt:
         return _stopped(out)
+
+
+def _study_to_go_on(args: argparse.Namespace) -> Study | None:
+    """Read the study of `--resume FOLDER`, unless settings are given beside it."""
+    if not isinstance(args.resume, str):
+        return None
+    if args.out is not None:
+        raise ConfigError("--resume and --out: expected one folder, got both")
+    args.out = args.resume
+    given = {k for k, v in vars(args).items() if v != build_parser().get_default(k)}
+    if given - {"resume", "out", "fused", "json", "quiet", "dry_run", *_WHERE}:
+        return None
+
+    from bilinear.results.open import load_results
+    from bilinear.results.study_results import StudyResults
+
+    results = load_results(args.resume)
+    if isinstance(results, StudyResults):
+        args.fused = True
+        return results.study
+    args.fused = results.environment["backend"] != "reference"
+    return Study((results.config,))
 
 
 def _out_folder(args: argparse.Namespace, study: Study) -> str:
@@ -329,6 +393,9 @@ def _out_folder(args: argparse.Namespace, study: Study) -> str:
 
     out = str(args.out or (latest_folder(study) if args.resume else fresh_folder(study)))
     begun = "study.json" if len(study) > 1 else "config.json"
+    path = open_folder(out).path
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConfigError(f"--out: expected a folder, got {out!r}, a file")
     if args.resume and not open_folder(out).exists(begun):
         raise ConfigError(f"--resume: expected a folder with {begun}, got {out!r}")
     return out
@@ -338,15 +405,20 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
     from bilinear import plots
     from bilinear.cli import report
     from bilinear.cli.progress import Display
+    from bilinear.cli.session import recording
+    from bilinear.training.forecast.calibration import remembered
     from bilinear.training.run import run_study, run_sweep
 
     started = time.monotonic()
-    with Display(study.cells, console) as display:
+    rate = remembered(backend, study.cells)
+    report.print_expectation(console, study, rate)
+    with Display(study.cells, console, rate) as display:
+        on_event = recording(display, out, backend)
         results: Any
         if len(study) > 1:
-            results = run_study(study, backend, out, display)
+            results = run_study(study, backend, out, on_event)
         else:
-            results = run_sweep(study.cells[0], backend, out, partial(display, 0))
+            results = run_sweep(study.cells[0], backend, out, partial(on_event, 0))
     seconds = time.monotonic() - started
     report.print_hindsight(console, backend, study.cells, display.state.trained, seconds)
     if len(study) > 1:
@@ -363,8 +435,8 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
 
 def _stopped(out: str) -> int:
     print(
-        f"sweep.py: stopped; models that ended are in {out}; the same command with "
-        f"--out {out} goes on",
+        f"{program().split()[-1]}: stopped; models that ended are in {out}; "
+        f"{program()} --resume {out} goes on",
         file=sys.stderr,
     )
     return 130
@@ -381,9 +453,22 @@ def _one_sweep(path: str) -> "Results":
     return results
 
 
+def _folder_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="?", help="a results folder or URL (the last run)")
+
+
+def _chosen(results: str | None) -> str:
+    """Return the folder that was named, or the one of the last run."""
+    if results is not None:
+        return results
+    from bilinear.cli.runs import last_run
+
+    return str(last_run())
+
+
 def _show(argv: Sequence[str]) -> int:
-    parser = _Parser(prog="sweep.py show", description="Print the summary of a results folder.")
-    parser.add_argument("results", help="a results folder or URL")
+    parser = Parser(prog=f"{program()} show", description="Print the summary of a results folder.")
+    _folder_argument(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON line")
     args = parser.parse_args(argv)
 
@@ -393,21 +478,40 @@ def _show(argv: Sequence[str]) -> int:
     from bilinear.results.open import load_results
     from bilinear.results.study_results import StudyResults
 
-    results = load_results(args.results)
+    results, console = load_results(_chosen(args.results)), Console(highlight=False, markup=False)
     if isinstance(results, StudyResults):
         if args.json:
             print(json.dumps(report.study_summary(results)))
         else:
-            report.print_study_summary(Console(highlight=False), results)
+            report.print_study_summary(console, results)
     elif args.json:
         print(json.dumps(report.summary(results)))
     else:
-        report.print_summary(Console(highlight=False), results)
+        report.print_summary(console, results)
+    return 0
+
+
+def _runs(argv: Sequence[str]) -> int:
+    parser = Parser(prog=f"{program()} runs", description="List results folders, the last first.")
+    parser.add_argument("parent", nargs="?", type=Path, help="where they are (runs)")
+    args = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from bilinear.cli.runs import RUNS, rows
+    from bilinear.cli.tables import print_table
+
+    parent = args.parent or RUNS
+    found = list(rows(parent))
+    if not found:
+        raise ConfigError(f"runs: no results folder under {parent}")
+    first_to_go = ("task", "models", "smallest perfect")
+    print_table(Console(highlight=False, markup=False), found, first_to_go=first_to_go)
     return 0
 
 
 def _export(argv: Sequence[str]) -> int:
-    parser = _Parser(prog="sweep.py export", description="Write results for other code to read.")
+    parser = Parser(prog=f"{program()} export", description="Write results for other code to read.")
     parser.add_argument("results", help="a results folder or URL")
     parser.add_argument("--format", choices=["notebook"], required=True)
     parser.add_argument("--file", type=Path, required=True, help="the file to write")
@@ -422,18 +526,20 @@ def _export(argv: Sequence[str]) -> int:
 
 
 def _view(argv: Sequence[str]) -> int:
-    parser = _Parser(
-        prog="sweep.py view", description="Write one HTML page with a slider over the widths."
+    parser = Parser(
+        prog=f"{program()} view", description="Write one HTML page with a slider over the widths."
     )
-    parser.add_argument("results", help="a results folder or URL")
+    _folder_argument(parser)
     parser.add_argument("--out", type=Path, help="the page (view.html in the results folder)")
     parser.add_argument("--seeds", metavar="LIST", help="which seeds: 0,5,7 (the first that fit)")
     parser.add_argument("--remainders", metavar="LIST", help="which outputs (those the sweep kept)")
+    parser.add_argument("--no-open", action="store_true", help="only write the page")
     args = parser.parse_args(argv)
 
     from bilinear.page.write import write_page
 
-    results = _one_sweep(args.results)
+    results = _one_sweep(_chosen(args.results))
+    print(f"writing a page of {len(results.jobs)} models in {results.folder} …", flush=True)
     page = write_page(
         results,
         args.out or results.path / "view.html",
@@ -443,5 +549,22 @@ def _view(argv: Sequence[str]) -> int:
     if page.seeds_left_out:
         left = ", ".join(map(str, page.seeds_left_out))
         print(f"left out for size: seeds {left} (--seeds chooses)")
-    print(f"wrote {page.path}, {page.size / 1e6:.1f} MB: open it in a browser, no network needed")
+    opened = not args.no_open and _has_a_screen() and webbrowser.open(page.path.resolve().as_uri())
+    how = "opened in the browser" if opened else "open it in a browser, no network needed"
+    print(f"wrote {page.path}, {page.size / 1e6:.1f} MB: {how}")
     return 0
+
+
+def _has_a_screen() -> bool:
+    """Whether a person is there to look; a text browser would take the terminal over."""
+    if not sys.stdout.isatty():
+        return False
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+
+
+_COMMANDS = {
+    "runs": (_runs, "list the results folders under runs/"),
+    "show": (_show, "print the summary of a results folder"),
+    "view": (_view, "write a page with a slider over the widths, and open it"),
+    "export": (_export, "write results for other code to read"),
+}

@@ -12,20 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from bilinear.cli.durations import duration
+from bilinear.cli.work import Left, Work
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.record import Finished, Job, Progress
+from bilinear.training.forecast.calibration import Calibration
 from bilinear.training.run import Resumed
 
 _PLAIN_SECONDS = 5.0
 _BANDS = 8
+_BAND_WIDTH = 10
 
 
 class SweepState:
     """Where a sweep or a study stands: fed with its events, asked by the displays."""
 
-    def __init__(self, cells: Sequence[SweepConfig]) -> None:
-        """Nothing is done yet."""
+    def __init__(self, cells: Sequence[SweepConfig], rate: Calibration | None = None) -> None:
+        """Nothing is done yet; `rate` is how fast models of these cells train, if that is known."""
         self.cells = cells
         self.total = sum(len(cell.widths) * len(cell.seeds) for cell in cells)
         self.done = self.perfect = self.resumed = 0
@@ -33,12 +35,7 @@ class SweepState:
         self.best: dict[int, float] = {}
         self.smallest: int | None = None
         self.started = time.monotonic()
-        self._unit = [{d: work_of_step(cell, d) for d in cell.widths} for cell in cells]
-        self._open_cost = sum(
-            sum(unit.values()) * len(cell.seeds) * cell.steps
-            for cell, unit in zip(cells, self._unit, strict=True)
-        )
-        self._ended_cost = 0.0
+        self.work = Work(cells, rate)
         self.trained: list[list[int]] = [[] for _ in cells]
         self._left = [len(cell.widths) * len(cell.seeds) for cell in cells]
         self.steps_ended = 0
@@ -63,12 +60,10 @@ class SweepState:
         if row["perfect"]:
             self.perfect += 1
             self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
-        unit = self._unit[index][job.d_hidden]
-        self._open_cost -= unit * self.cells[index].steps
+        self.work.end(index, job.d_hidden, row["steps"], here)
         if here:
             self.trained[index].append(job.d_hidden)
             self.steps_ended += row["steps"]
-            self._ended_cost += unit * row["steps"]
 
     def _see(self, d_hidden: int, acc: float) -> None:
         if acc == acc:  # the notebook's loop knows no full accuracy before its end
@@ -84,21 +79,22 @@ class SweepState:
         """Their mean rate."""
         return self.steps / max(time.monotonic() - self.started, 1e-9)
 
-    def seconds_left(self) -> float | None:
-        """At most this long: as if no further model stopped early; None before it can be known."""
-        running = sum(
-            self._unit[index][job.d_hidden] * step for (index, job), step in self.training.items()
-        )
-        spent = self._ended_cost + running
-        elapsed = time.monotonic() - self.started
-        if spent == 0 or elapsed < 1:
-            return None
-        return (self._open_cost - running) / spent * elapsed
+    def left(self) -> Left | None:
+        """How long it still takes; None before that can be known."""
+        return self.work.left(self._in_training(), time.monotonic() - self.started)
 
-    def bands(self) -> list[tuple[int, int, float | None]]:
-        """(narrowest, widest, best accuracy so far on all pairs) of at most eight groups."""
+    @property
+    def share(self) -> float:
+        """Share of the work expected in all that is done, 0 … 1."""
+        return self.work.share(self._in_training())
+
+    def _in_training(self) -> list[tuple[int, int, int]]:
+        return [(index, job.d_hidden, step) for (index, job), step in self.training.items()]
+
+    def bands(self, most: int = _BANDS) -> list[tuple[int, int, float | None]]:
+        """(narrowest, widest, best accuracy so far on all pairs) of at most so many groups."""
         widths = sorted({d for cell in self.cells for d in cell.widths})
-        size = -(-len(widths) // _BANDS)
+        size = -(-len(widths) // most)
         groups = [widths[i : i + size] for i in range(0, len(widths), size)]
         return [
             (g[0], g[-1], max((self.best[d] for d in g if d in self.best), default=None))
@@ -107,15 +103,15 @@ class SweepState:
 
     def line(self) -> str:
         """All of it in one line of text."""
-        left = self.seconds_left()
         parts = [
             f"{self.done}/{self.total} models ended",
             f"{self.perfect} perfect",
             f"smallest width {self.smallest or '—'}",
             f"{len(self.training)} in training",
             f"{self.steps_per_second:,.0f} steps/s",
-            f"at most {'?' if left is None else duration(left)} left",
         ]
+        if self.done < self.total:
+            parts.append(_in_words(self.left()))
         if len(self.cells) > 1:
             parts.insert(0, f"{self._left.count(0)}/{len(self.cells)} cells")
         return ", ".join(parts)
@@ -132,16 +128,24 @@ def _band_name(narrowest: int, widest: int) -> str:
     return f"d={narrowest}" if narrowest == widest else f"d={narrowest}…{widest}"
 
 
-def _panel(state: SweepState) -> Group:
+def _in_words(left: Left | None) -> str:
+    """`about 40 s left (at most 5 min)`."""
+    if left is None:
+        return "time left not known yet"
+    most = duration(left.at_most)
+    if left.about is None or duration(left.about) == most:
+        return f"at most {most} left"
+    return f"about {duration(left.about)} left (at most {most})"
+
+
+def _panel(state: SweepState, console: Console) -> Group:
     bands = Table(box=None, padding=(0, 2, 0, 0))
-    row = state.bands()
+    row = state.bands(max(1, min(_BANDS, console.width // _BAND_WIDTH)))
     for narrowest, widest, _ in row:
-        bands.add_column(_band_name(narrowest, widest), justify="right")
+        bands.add_column(_band_name(narrowest, widest), justify="right", no_wrap=True)
     bands.add_row(*(_percent(best) for *_, best in row))
-    bar = Table.grid()
-    bar.add_row(ProgressBar(total=state.total, completed=state.done, width=60))
     return Group(
-        bar,
+        ProgressBar(total=1.0, completed=state.share, width=min(60, console.width)),
         Text(state.line()),
         Text("best accuracy so far on all pairs:", style="dim"),
         bands,
@@ -151,12 +155,14 @@ def _panel(state: SweepState) -> Group:
 class Display:
     """Shows the events of a sweep or a study while used as a context manager."""
 
-    def __init__(self, cells: Sequence[SweepConfig], console: Console) -> None:
+    def __init__(
+        self, cells: Sequence[SweepConfig], console: Console, rate: Calibration | None = None
+    ) -> None:
         """Live on a terminal or in a notebook with widgets, else a line every few seconds."""
-        self.state, self._console = SweepState(cells), console
+        self.state, self._console = SweepState(cells, rate), console
         self._live: Live | None = None
         if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):
-            panel = partial(_panel, self.state)
+            panel = partial(_panel, self.state, console)
             self._live = Live(console=console, refresh_per_second=5, get_renderable=panel)
         self._shown = time.monotonic()
         self._said_resumed = False

@@ -6,8 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from bilinear.cli.durations import duration
+from bilinear.cli.parser import program
+from bilinear.cli.tables import print_table
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
 from bilinear.experiment.study import AXES, Study
@@ -45,6 +48,42 @@ def print_plan(
         return
     found = estimate(calibration, whole(study.cells))
     _print_time(console, found, calibration)
+
+
+def plan(
+    study: Study, out: str, backend: Backend, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Return what `print_plan` says: cost at most, and seconds by number of devices."""
+    costs = [sweep_cost(cell) for cell in study]
+    return {
+        "results": out,
+        "backend": backend.name,
+        "models": sum(len(cell.widths) * len(cell.seeds) for cell in study),
+        "steps_at_most": sum(cost.steps for cost in costs),
+        "flop_at_most": sum(cost.flop for cost in costs),
+        "disk_bytes_at_most": sum(cost.disk_bytes for cost in costs),
+        "times": [] if calibration is None else _times(study, calibration),
+    }
+
+
+def _times(study: Study, calibration: Calibration) -> list[dict[str, float | None]]:
+    found = estimate(calibration, whole(study.cells))
+    return [
+        {"devices": n, "about_seconds": found.about(n), "at_most_seconds": found.at_most(n)}
+        for n in sorted({*_DEVICES, calibration.devices})
+    ]
+
+
+def print_expectation(console: Console, study: Study, calibration: Calibration | None) -> None:
+    """Say before a run how long it should take, if the rate is known from before."""
+    if calibration is None:
+        return
+    found = estimate(calibration, whole(study.cells))
+    about, most = found.about(calibration.devices), found.at_most(calibration.devices)
+    if most < _WORTH_SECONDS:
+        return
+    said = f"at most {duration(most)}"
+    console.print(said if about is None else f"about {duration(about)} ({said})")
 
 
 def _print_time(console: Console, found: Estimate, calibration: Calibration) -> None:
@@ -159,22 +198,55 @@ def study_summary(results: StudyResults) -> dict[str, Any]:
     return {"results": str(results.folder), "complete": results.complete, **results.summary()}
 
 
+_AXIS_HEADINGS = dict(zip(AXES, ("P", "train", "lr", "decay"), strict=True))
+
+
 def print_study_summary(console: Console, results: StudyResults) -> None:
-    """Print a row a cell: its settings, and the smallest width that generalises perfectly."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("P", "train", "lr", "decay", "perfect", "smallest", "all from"):
-        table.add_column(name, justify="right")
-    for cell in results.summary()["cells"]:
-        widths = (cell["smallest_perfect_width"], cell["all_perfect_from_width"])
-        table.add_row(
-            *(f"{cell[axis]:g}" for axis in AXES),
-            f"{cell['perfect']}/{cell['models']}",
-            *("—" if width is None else str(width) for width in widths),
-        )
-    console.print(table)
+    """Print a row a cell, settings that all cells share left out, and the study's answer."""
+    cells = results.summary()["cells"]
+    values = {axis: dict.fromkeys(f"{cell[axis]:g}" for cell in cells) for axis in AXES}
+    varied = [axis for axis in AXES if len(values[axis]) > 1]
+    rows = [
+        {_AXIS_HEADINGS[axis]: f"{cell[axis]:g}" for axis in varied}
+        | {
+            "perfect": f"{cell['perfect']}/{cell['models']}",
+            "smallest": _width(cell["smallest_perfect_width"]),
+            "all from": _width(cell["all_perfect_from_width"]),
+        }
+        for cell in cells
+    ]
+    shared = [
+        f"{_AXIS_HEADINGS[axis]} {next(iter(values[axis]), '')}"
+        for axis in AXES
+        if axis not in varied
+    ]
+    if shared:
+        console.print(f"all cells: {', '.join(shared)}", soft_wrap=True)
+    print_table(console, rows, first_to_go=("all from",))
     console.print(f"results in {results.folder}", soft_wrap=True)
     if not results.complete:
         console.print(f"unfinished: {len(results.begun)} of {len(results.study)} cells begun")
+    console.print(Text(_study_answer(cells, varied), style="bold"), soft_wrap=True)
+
+
+def _study_answer(cells: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
+    """Say in a sentence which cell gets by with the fewest hidden units."""
+    found = [cell for cell in cells if cell["smallest_perfect_width"] is not None]
+    if not found:
+        return "no cell has a model right on all its pairs"
+    least = min(cell["smallest_perfect_width"] for cell in found)
+    best = [cell for cell in found if cell["smallest_perfect_width"] == least]
+    where = [
+        ", ".join(f"{_AXIS_HEADINGS[axis]} {cell[axis]:g}" for axis in varied) for cell in best
+    ]
+    some = "; ".join(where[:3]) + (f" and {len(where) - 3} more cells" if len(where) > 3 else "")
+    without = len(cells) - len(found)
+    none = f"; {without} of {len(cells)} cells have none" if without else ""
+    return f"smallest width with a model right on all pairs: {least} ({some}){none}"
+
+
+def _width(width: int | None) -> str:
+    return "—" if width is None else str(width)
 
 
 def _schedule(schedule: Any) -> str:
@@ -206,6 +278,10 @@ def summary(results: Results) -> dict[str, Any]:
     }
 
 
+_COLUMNS = ("width", "perfect", "95 % interval", "median steps", "best acc", "median acc")
+_FIRST_TO_GO = ("median acc", "best acc", "95 % interval", "median steps")
+
+
 def _safe_row(widths: list[dict[str, Any]]) -> tuple[str, ...]:
     """One row for the widths from which on every model is perfect."""
     models = sum(w["models"] for w in widths)
@@ -221,39 +297,36 @@ def _safe_row(widths: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
+def _width_row(w: dict[str, Any]) -> tuple[str, ...]:
+    steps = w["median_steps"]
+    return (
+        str(w["d_hidden"]),
+        f"{w['perfect']}/{w['models']}",
+        f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
+        "—" if steps is None else f"{steps:,.0f}",
+        f"{w['best_full_acc']:.4f}",
+        f"{w['median_full_acc']:.4f}",
+    )
+
+
 def print_summary(console: Console, results: Results) -> None:
     """Print a row a width and the answer: the smallest width that generalises perfectly."""
     found = summary(results)
     widths = found["widths"][::-1]
     safe = found["all_perfect_from_width"]
     safe_widths = [w for w in widths if safe is not None and w["d_hidden"] >= safe]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    headings = ("width", "perfect", "95 % interval", "median steps", "best acc", "median acc")
-    for name in headings:
-        table.add_column(name, justify="right")
-    if len(safe_widths) > 1:
-        table.add_row(*_safe_row(safe_widths))
-        widths = widths[len(safe_widths) :]
-    for w in widths:
-        steps = w["median_steps"]
-        table.add_row(
-            str(w["d_hidden"]),
-            f"{w['perfect']}/{w['models']}",
-            f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
-            "—" if steps is None else f"{steps:,.0f}",
-            f"{w['best_full_acc']:.4f}",
-            f"{w['median_full_acc']:.4f}",
-        )
-    console.print(table)
+    rows = [_safe_row(safe_widths)] if len(safe_widths) > 1 else []
+    rows += [_width_row(w) for w in widths[len(safe_widths) if rows else 0 :]]
+    rows_by_name = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+    print_table(console, rows_by_name, first_to_go=_FIRST_TO_GO)
     p, smallest = results.config.p, found["smallest_perfect_width"]
     console.print(f"results in {results.folder}", soft_wrap=True)
+    console.print(f"next: {program()} view {results.folder}", soft_wrap=True)
     if not results.complete:
         console.print(f"unfinished: {len(results.jobs)} of {len(results.config.jobs)} models")
     if smallest is None:
         console.print(f"no model is right on all {p * p:,} pairs")
         return
     every = f"; from width {safe} up every model is" if safe is not None else ""
-    console.print(
-        f"[bold]smallest width with a model right on all {p * p:,} pairs: {smallest}[/bold]{every}",
-        soft_wrap=True,
-    )
+    answer = f"smallest width with a model right on all {p * p:,} pairs: {smallest}"
+    console.print(Text.assemble((answer, "bold"), every), soft_wrap=True)

@@ -8,10 +8,12 @@ from typing import Any
 from rich.console import Console
 
 from bilinear.cli.progress import Display
+from bilinear.cli.session import recording
 from bilinear.experiment.config import NOTEBOOK_REMAINDERS, SweepConfig
 from bilinear.experiment.study import Study
 from bilinear.results.sweep_results import Results
 from bilinear.training.choose import choose
+from bilinear.training.forecast.calibration import remembered
 from bilinear.training.run import fresh_folder, run_sweep
 
 
@@ -57,5 +59,7 @@ def sweep(
     )
     out = fresh_folder(Study((config,))) if out is None else out
     backend = choose(config, fused=True, device=device)
-    with Display([config], Console(highlight=False, quiet=not progress)) as display:
-        return run_sweep(config, backend, out, partial(display, 0))
+    console = Console(highlight=False, markup=False, quiet=not progress)
+    with Display([config], console, remembered(backend, [config])) as display:
+        on_event = recording(display, os.fspath(out), backend)
+        return run_sweep(config, backend, out, partial(on_event, 0))

@@ -1,7 +1,8 @@
 """A sweep on disk: a folder with its config, its models, and at the end a table.
 
     config.json          the SweepConfig
-    environment.json     the backend and versions that trained it
+    environment.json     the backend and versions that trained it, which its bits depend on
+    sessions.json        who worked on it: command, date, versions, commit, device of each run
     models/d064-s0000.safetensors   state dict, `history.*` columns, `interactions`, and the model's
                          row of the table as metadata; written when the model ends
     packs/000000.zip     in a sweep of many models, those of `results.packs`, once they all ended
@@ -9,7 +10,8 @@
     summary.json         `bilinear.results.frontier.frontier` of the table
 
 Every file is written whole (`results.folder`): what is there can be trusted. Nothing in the
-finished folder depends on when, or in what order, models ended. No pickle is read or written.
+finished folder but `sessions.json` depends on when, or in what order, models ended. No pickle is
+read or written.
 """
 
 import io

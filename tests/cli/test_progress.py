@@ -5,6 +5,7 @@ from rich.console import Console
 
 from bilinear.cli.progress import Display, SweepState
 from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.record import Finished, Job, Progress, Record
 from bilinear.training.run import Resumed
 
@@ -24,17 +25,18 @@ def test_state_counts_models_steps_and_best_accuracies(monkeypatch: pytest.Monke
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     state = SweepState([CONFIG])
-    assert state.seconds_left() is None
+    assert state.left() is None
     state.update(0, Progress(Job(4, 0), Record(CONFIG).add(50, 0.5, 0.5, 12, 0, -1.0)))
     clock[0] += 10
     state.update(0, finished(Job(2, 0), wrong=0, step=60))
     assert (state.done, state.perfect, state.smallest) == (1, 1, 2)
     assert state.steps == 110
     assert state.steps_per_second == pytest.approx(11)
-    unit = state._unit[0]
+    unit = {d: work_of_step(CONFIG, d) for d in CONFIG.widths}
     spent = 60 * unit[2] + 50 * unit[4]
-    left = 100 * (unit[1] + unit[3]) + 50 * unit[4]
-    assert state.seconds_left() == pytest.approx(10 * left / spent)
+    rest = 100 * (unit[1] + unit[3]) + 50 * unit[4]
+    assert state.left() == (None, pytest.approx(10 * rest / spent))
+    assert state.share == pytest.approx(spent / (spent + rest))
     assert [best for *_, best in state.bands()] == [None, 1.0, None, 0.75]
     assert "1/4 models ended, 1 perfect, smallest width 2, 1 in training" in state.line()
 

@@ -15,7 +15,7 @@ def test_page_holds_the_weights_and_loads_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--fused", "--p", "7", "--widths", "6..4", "--steps", "60", "--out", str(out)]
     assert main(options) == 0
-    assert main(["view", str(out)]) == 0
+    assert main(["view", str(out), "--no-open"]) == 0
     html = (out / "view.html").read_text(encoding="utf-8")
     assert len(html) < 15_000_000
     assert not re.search(r"<(script|link|img)[^>]*\b(src|href)=[\"']?(https?:)?//", html)

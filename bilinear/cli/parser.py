@@ -1,0 +1,49 @@
+"""Options of the command: one line for a bad one, with what was probably meant."""
+
+import argparse
+import re
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from bilinear.errors import ConfigError
+
+# How a config names its settings, and the options that set them.
+_OPTIONS = {
+    "batch size": "--batch-size",
+    "train fraction": "--train-frac",
+    "eval_every": "--eval-every",
+    "init_scale": "--init-scale",
+    **{
+        name: f"--{name}"
+        for name in ("p", "widths", "seeds", "steps", "hold", "goal", "precision", "remainders",
+                     "beta1", "beta2", "device", "engine", "out", "resume")
+    },
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError for a bad argument, and suggests the option that is spelled like it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise; see the class."""
+        _, unknown, rest = message.partition("unrecognized arguments: ")
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        close = get_close_matches(rest.partition(" ")[0].partition("=")[0], known, n=1)
+        raise ConfigError(f"{message}; did you mean {close[0]}?" if unknown and close else message)
+
+
+def program() -> str:
+    """Return the command as the user types it: bilinear, or how it was started instead."""
+    name = Path(sys.argv[0]).name
+    return {"sweep.py": "python sweep.py", "__main__.py": "python -m bilinear"}.get(
+        name, "bilinear"
+    )
+
+
+def naming_options(message: str) -> str:
+    """Replace the name of a setting at the start of an error by the option that changes it."""
+    found = re.match(r"([\w ]+): ", message)
+    option = _OPTIONS.get(found[1]) if found else None
+    return f"{option}{message[found.end() - 2 :]}" if found and option else message
