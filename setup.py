@@ -2,10 +2,16 @@
 
 from setuptools import Extension, find_packages, setup
 
+SWEEP = ["pandas", "pyarrow", "fsspec", "matplotlib", "rich", "plotly"]
+
 # `kernels/` is a top-level folder of the repository but never a top-level package of an
 # installation: transformers users have a package of that name, which it would overwrite.
 setup(
-    packages=find_packages(include=["bilinear", "bilinear.*"]),
+    # An sdist has no `bilinear/kernels`, which is a link to `kernels` in a checkout.
+    packages=[
+        *find_packages(include=["bilinear", "bilinear.*"], exclude=["bilinear.kernels"]),
+        "bilinear.kernels",
+    ],
     package_dir={"bilinear.kernels": "kernels"},
     package_data={
         "bilinear": ["py.typed"],
@@ -17,30 +23,32 @@ setup(
             "bilinear.kernels._grid_cpu",
             sources=["kernels/grid_cpu.c"],
             depends=["kernels/grid_cpu_body.h"],
+            # Of Python's interface it takes what every version from 3.11 on keeps: one wheel each
+            # platform.
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            py_limited_api=True,
             extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno"],
             # Without a C compiler the package still installs; the sweep then trains on PyTorch
             # ops and says so in its first line.
             optional=True,
         )
     ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    # What the layer needs; the sweep, its results and its pictures need the extra as well.
     install_requires=[
         "torch>=2.11",
         "numpy>=2",
         "einops",
-        "pandas",
-        "pyarrow",
         "safetensors",
-        "fsspec",
-        "matplotlib",
-        "rich",
-        "plotly",
         'triton>=3.6; sys_platform == "linux"',
     ],
     extras_require={
-        "s3": ["s3fs"],
-        "ray": ["ray"],
-        "notebook": ["ipywidgets", "ipykernel"],
+        "sweep": SWEEP,
+        "s3": [*SWEEP, "s3fs"],
+        "ray": [*SWEEP, "ray"],
+        "notebook": [*SWEEP, "ipywidgets", "ipykernel"],
         "test": [
+            *SWEEP,
             "pytest",
             "pytest-benchmark",
             "hypothesis",

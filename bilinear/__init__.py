@@ -67,7 +67,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bilinear' has no attribute {name!r}")
-    home = import_module(_HOME[name])
+    from bilinear.errors import extra
+
+    with extra("sweep"):
+        home = import_module(_HOME[name])
     return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
 
 

@@ -1,5 +1,8 @@
 """Errors a user can mend: each message names the argument, what was expected and what came."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """A setting that cannot be run as given."""
@@ -11,3 +14,12 @@ class EngineError(RuntimeError):
 
 class ResultsError(ValueError):
     """A results folder that is missing, damaged, or belongs to another configuration."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Say which extra to install where an import inside fails for want of it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install 'bilinear[{name}]' has it") from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bilinear.errors import extra
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
@@ -296,7 +298,8 @@ def _double() -> "torch.dtype":
 
 def save_summary(results: "Results") -> None:
     """Write `accuracy.png` and, if any are kept, `interactions.png` into the results folder."""
-    from matplotlib.figure import Figure
+    with extra("sweep"):
+        from matplotlib.figure import Figure
 
     p = results.config.p
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -363,7 +366,8 @@ def perfect_share_map(table: "pd.DataFrame", ax: "Axes") -> "Axes":
 
 def save_study(results: "StudyResults") -> None:
     """Write `accuracy.png` and a `perfect-p….png` for each P into a study's folder."""
-    from matplotlib.figure import Figure
+    with extra("sweep"):
+        from matplotlib.figure import Figure
 
     def save(name: str, draw: Callable[["Axes"], "Axes"]) -> None:
         figure = Figure(figsize=(8, 4.5), layout="constrained")

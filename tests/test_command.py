@@ -226,7 +226,7 @@ def test_too_little_space(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert main([*QUICK, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"expected [1-9][\d.]* kB of space for .*, got 1\.0 kB", said)
+    assert re.search(r"expected 0\.0[\d]* MB of space for .*, got 0\.001", said)
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import bilinear
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,6 +63,7 @@ def test_a_script_checks_strictly_against_an_installed_wheel(wheel: Path, tmp_pa
 
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
+    assert wheel.name.startswith(f"bilinear-{bilinear.__version__}-cp311-abi3-")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bilinear"}
     for module in (
@@ -83,6 +86,27 @@ def test_library_and_sweep_work_without_triton(tmp_path: Path) -> None:
         "sys.exit(bilinear.cli.commands.main([*options, '--out', out]))"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_layer_needs_the_core_alone(tmp_path: Path) -> None:
+    """The rest says which extra has it."""
+    extra = ("pandas", "pyarrow", "matplotlib", "plotly", "rich", "triton")
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({extra}))\n"
+        f"runpy.run_path({str(ROOT / 'examples' / 'layer.py')!r})\n"
+        "import bilinear, bilinear.cli.commands as commands\n"
+        "try: bilinear.sweep(5, steps=3)\n"
+        "except ImportError as error: assert \"'bilinear[sweep]'\" in str(error), error\n"
+        "sys.exit(commands.main(['--fused', '--p', '5']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "the command needs pip install 'bilinear[sweep]'" in done.stderr
 
 
 def test_import_is_light() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _Number = TypeVar("_Number", int, float)
 
+_NEEDED = "the command needs pip install 'bilinear[sweep]'"
+
 # Options that say where to train, which may differ from one run in a folder to the next.
 _WHERE = {"device", "engine", "ray_address"}
 
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _sweep(argv)
     except (ConfigError, EngineError, ResultsError) as error:
         return _fail(naming_options(str(error)))
+    except ImportError as error:
+        said = str(error)
+        return _fail(said if "pip install" in said else f"{said}; {_NEEDED}")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         hint = "; --out names another folder" if isinstance(error, PermissionError) else ""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from bilinear.errors import ConfigError, ResultsError
+from bilinear.errors import ConfigError, ResultsError, extra
 
 # Random access reads a little of a large object: fsspec would fetch megabytes at a time.
 _BLOCK_BYTES = 2**18
@@ -164,7 +164,8 @@ class UrlFolder:
     @classmethod
     def at(cls, url: str) -> "UrlFolder":
         """See `open_folder`."""
-        from fsspec.core import url_to_fs
+        with extra("sweep"):
+            from fsspec.core import url_to_fs
 
         try:
             # What another process wrote a moment ago must be seen: no cached listings.

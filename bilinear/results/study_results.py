@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bilinear.errors import ConfigError, ResultsError
+from bilinear.errors import ConfigError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.study import AXES, Study, cell_name, settings
 from bilinear.results.folder import Folder, open_folder
@@ -77,7 +77,8 @@ class StudyResults:
     @cached_property
     def table(self) -> "pd.DataFrame":
         """A row a model: AXES, then the columns of `Results.table`; cells in the study's order."""
-        import pandas as pd
+        with extra("sweep"):
+            import pandas as pd
 
         table = read_table(self.folder)
         if table is not None:

@@ -29,7 +29,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bilinear.errors import ConfigError, ResultsError
+from bilinear.errors import ConfigError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Job
 from bilinear.reading.interactions import interaction_matrices
@@ -213,13 +213,15 @@ class PerModel(Mapping[tuple[int, int], _T]):
 
 
 def _history(file: dict[str, Tensor]) -> "pd.DataFrame":
-    import pandas as pd
+    with extra("sweep"):
+        import pandas as pd
 
     return pd.DataFrame({f: file[f"history.{f}"].numpy() for f in Evaluation._fields})
 
 
 def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
-    import pandas as pd
+    with extra("sweep"):
+        import pandas as pd
 
     table = pd.DataFrame(rows)
     table["first_perfect_step"] = table["first_perfect_step"].astype("Int64")
@@ -277,13 +279,14 @@ def read_json(folder: Folder, name: str, parse: Callable[[str], _T]) -> _T:
 
 def read_table(folder: Folder) -> "pd.DataFrame | None":
     """Read a folder's `table.parquet`, if it is there."""
-    import pandas as pd
-
     try:
         content = folder.read("table.parquet")
     except FileNotFoundError:
         return None
-    return pd.read_parquet(io.BytesIO(content))
+    with extra("sweep"):
+        import pandas as pd
+
+        return pd.read_parquet(io.BytesIO(content))
 
 
 def encode_table(table: "pd.DataFrame") -> bytes:

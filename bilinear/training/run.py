@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.filesize import decimal
-
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
@@ -156,5 +154,5 @@ def check_space(study: Study, out: str | os.PathLike[str]) -> None:
     needed = sum(sweep_cost(cell).disk_bytes for cell in study)
     if needed > free:
         raise ConfigError(
-            f"out: expected {decimal(needed)} of space for {str(out)!r}, got {decimal(free)}"
+            f"out: expected {needed / 1e6:,.3f} MB of space for {str(out)!r}, got {free / 1e6:,.3f}"
         )
