@@ -421,17 +421,16 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
         on_event = recording(display, out, backend)
         results: Any
         if len(study) > 1:
-            results = run_study(study, backend, out, on_event)
+            results = run_study(study, backend, out, on_event, plots.save_study)
         else:
-            results = run_sweep(study.cells[0], backend, out, partial(on_event, 0))
+            only = study.cells[0]
+            results = run_sweep(only, backend, out, partial(on_event, 0), plots.save_summary)
     seconds = time.monotonic() - started
     report.print_hindsight(console, backend, study.cells, display.state.trained, seconds)
     if len(study) > 1:
         report.print_study_summary(console, results)
-        plots.save_study(results)
     else:
         report.print_summary(console, results)
-        plots.save_summary(results)
     if args.json:
         summary = report.study_summary if len(study) > 1 else report.summary
         print(json.dumps(summary(results)))
@@ -515,6 +514,34 @@ def _runs(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog=f"{program()} check",
+        description="Verify every file of a results folder, and compute the accuracies of every "
+        "model from its weights once more. Exits with 1 if anything is not as it was written.",
+    )
+    _folder_argument(parser)
+    args = parser.parse_args(argv)
+
+    from bilinear.results.open import load_results
+    from bilinear.results.study_results import StudyResults
+    from bilinear.results.verify import check
+
+    results = load_results(_chosen(args.results))
+    sweeps = results.begun if isinstance(results, StudyResults) else [results]
+    models = wrong = 0
+    for sweep in sweeps:
+        found = check(sweep)
+        models += len(found.rows)
+        wrong += len(found.findings)
+        for finding in found.findings:
+            print(f"{sweep.folder}/{finding}")
+        if not sweep.has_digests:
+            print(f"{sweep.folder}: of a version without digests; only what can be read is checked")
+    print(f"{models:,} models are sound, {wrong:,} files are not")
+    return 1 if wrong else 0
+
+
 def _export(argv: Sequence[str]) -> int:
     parser = Parser(prog=f"{program()} export", description="Write results for other code to read.")
     parser.add_argument("results", help="a results folder or URL")
@@ -570,6 +597,7 @@ def _has_a_screen() -> bool:
 _COMMANDS = {
     "runs": (_runs, "list the results folders under runs/"),
     "show": (_show, "print the summary of a results folder"),
+    "check": (_check, "verify a results folder: digests, and accuracies from the weights"),
     "view": (_view, "write a page with a slider over the widths, and open it"),
     "export": (_export, "write results for other code to read"),
 }

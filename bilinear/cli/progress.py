@@ -184,7 +184,10 @@ class Display:
     def __call__(self, index: int, event: Resumed | Progress | Finished) -> None:
         """Take in and show one event of the cell with this index."""
         self.state.update(index, event)
-        if not isinstance(event, Resumed):
+        if isinstance(event, Resumed):
+            for what in event.mended:
+                self._console.print(f"mended: {what}", soft_wrap=True, markup=False)
+        else:
             self._say_resumed()
         if not self._live and time.monotonic() - self._shown > _PLAIN_SECONDS:
             self._shown = time.monotonic()

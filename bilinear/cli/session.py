@@ -50,7 +50,7 @@ def session(backend: Backend) -> dict[str, object]:
 def record(folder: Folder, entry: Mapping[str, object]) -> None:
     """Add an entry to the folder's sessions; a file that is damaged is begun anew."""
     entries: list[object] = []
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
         entries = list(json.loads(folder.read(FILE)))
     content = json.dumps([*entries, entry], indent=2, ensure_ascii=False) + "\n"
     folder.write(FILE, content.encode())

@@ -1,11 +1,13 @@
 """Folders that results go to: on this machine, or anywhere that fsspec reaches.
 
 A file appears whole or not at all, under its own name: a local one is written beside it, forced to
-disk and renamed; object stores give that by themselves.
+disk and renamed; object stores give that by themselves. Nothing is read or written through a
+symbolic link that leads out of a local folder.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -14,6 +16,12 @@ from bilinear.errors import ConfigError, ResultsError, extra
 
 # Random access reads a little of a large object: fsspec would fetch megabytes at a time.
 _BLOCK_BYTES = 2**18
+_PARTIAL = ".partial"
+_OF_THIS_MACHINE = ("file://", "local://")
+
+
+class Unacceptable(ResultsError):
+    """A file that is not read for what it is: too large, no file, or elsewhere."""
 
 
 class Folder(Protocol):
@@ -37,12 +45,15 @@ class Folder(Protocol):
         """Sorted names of all that is directly in this folder, or in the one named `inside`."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """Return a file's content; raises FileNotFoundError."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return a file's content.
+
+        Raises FileNotFoundError, and Unacceptable for a file of more than `most` bytes.
+        """
         ...
 
-    def read_all(self, names: Sequence[str]) -> list[bytes]:
-        """Return the contents of several files."""
+    def read_all(self, names: Sequence[str], most: int | None = None) -> list[bytes]:
+        """Return the contents of several files, each as `read` does."""
         ...
 
     def open(self, name: str) -> BinaryIO:
@@ -57,12 +68,30 @@ class Folder(Protocol):
         """Write several files, each whole, in no order; a store with many round trips at a time."""
         ...
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file that is not there yet; False, with nothing written, if it is.
+
+        Exclusive between processes, but for a store that cannot refuse to overwrite.
+        """
+        ...
+
+    def move(self, name: str, to: str) -> None:
+        """Rename a file, within this folder."""
+        ...
+
     def delete(self, names: Sequence[str]) -> None:
         """Remove files; those not there are passed over."""
         ...
 
-    def sweep_up(self) -> None:
-        """Remove what a killed process left half-written, here and in all folders inside."""
+    def remove_empty(self, inside: str) -> None:
+        """Remove a folder in this one if it is there and empty."""
+        ...
+
+    def sweep_up(self, inside: str, ours: Callable[[str], bool]) -> None:
+        """Remove what a killed process left half-written directly in `inside`.
+
+        `ours` says of a file's final name whether the caller may have written it.
+        """
         ...
 
 
@@ -74,23 +103,40 @@ def open_folder(where: "str | os.PathLike[str] | Folder") -> Folder:
     if isinstance(where, LocalFolder | UrlFolder):
         return where
     text = os.fspath(cast("str | os.PathLike[str]", where))
+    if not text:
+        raise ConfigError("results folder: expected a path or a URL, got an empty one")
+    for scheme in _OF_THIS_MACHINE:
+        # fsspec's own local files are neither forced to disk nor renamed.
+        if text.startswith(scheme):
+            return LocalFolder(Path(text.removeprefix(scheme)))
     return UrlFolder.at(text) if "://" in text else LocalFolder(Path(text))
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write under another name, force it to disk, rename; raises OSError, leaving nothing."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        if error.filename is None and error.errno is not None:  # writing itself names no file
+        # Writing itself names no file, and opening names one that nobody asked for.
+        if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def final_name(name: str) -> str | None:
+    """Return what a half-written file was to be called, None for any other file."""
+    if not name.endswith(_PARTIAL):
+        return None
+    stem, _, token = name.removesuffix(_PARTIAL).rpartition(".")
+    if len(token) == 8 and set(token) <= set("0123456789abcdef"):
+        return stem
+    return name.removesuffix(_PARTIAL)  # as an earlier version called it
 
 
 class LocalFolder:
@@ -105,6 +151,13 @@ class LocalFolder:
         """Return the path."""
         return str(self._path)
 
+    def _inside(self, name: str) -> Path:
+        """Return a file's path; raises ResultsError if it leads out of the folder."""
+        path = self._path / name
+        if not path.resolve().is_relative_to(self._path.resolve()):
+            raise Unacceptable(f"{path}: expected a file in its folder, got a link out of it")
+        return path
+
     def child(self, name: str) -> Folder:
         """See `Folder`."""
         return LocalFolder(self._path / name)
@@ -115,24 +168,31 @@ class LocalFolder:
 
     def names(self, inside: str = "") -> list[str]:
         """See `Folder`."""
-        folder = self._path / inside
+        folder = self._inside(inside)
         return sorted(os.listdir(folder)) if folder.is_dir() else []
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """See `Folder`."""
-        return (self._path / name).read_bytes()
+        with self.open(name) as file:
+            content = file.read(-1 if most is None else most + 1)
+        _check_size(self, name, content, most)
+        return content
 
-    def read_all(self, names: Sequence[str]) -> list[bytes]:
+    def read_all(self, names: Sequence[str], most: int | None = None) -> list[bytes]:
         """See `Folder`."""
-        return [self.read(name) for name in names]
+        return [self.read(name, most) for name in names]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
-        return open(self._path / name, "rb")
+        path = self._inside(name)
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise Unacceptable(f"{path}: expected a file")
+        return open(path, "rb")
 
     def write(self, name: str, content: bytes) -> None:
         """See `Folder`."""
         path = self._path / name
+        self._inside(name.rpartition("/")[0])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
 
@@ -141,15 +201,46 @@ class LocalFolder:
         for name, content in files.items():
             self.write(name, content)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """See `Folder`."""
+        path = self._inside(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "xb", buffering=0) as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return True
+
+    def move(self, name: str, to: str) -> None:
+        """See `Folder`."""
+        path = self._path / to
+        self._inside(to.rpartition("/")[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self._path / name, path)
+
     def delete(self, names: Sequence[str]) -> None:
         """See `Folder`."""
         for name in names:
             (self._path / name).unlink(missing_ok=True)
 
-    def sweep_up(self) -> None:
+    def remove_empty(self, inside: str) -> None:
         """See `Folder`."""
-        for leftover in self._path.rglob("*.partial"):
-            leftover.unlink()
+        folder = self._path / inside
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def sweep_up(self, inside: str, ours: Callable[[str], bool]) -> None:
+        """See `Folder`."""
+        for name in self.names(inside):
+            final = final_name(name)
+            if final is not None and ours(final):
+                (self._path / inside / name).unlink(missing_ok=True)
+
+
+def _check_size(folder: Folder, name: str, content: bytes, most: int | None) -> None:
+    if most is not None and len(content) > most:
+        raise Unacceptable(f"{folder}/{name}: expected at most {most:,} bytes, got more")
 
 
 class UrlFolder:
@@ -200,16 +291,24 @@ class UrlFolder:
         names = {name.rstrip("/").rpartition("/")[2] for name in found if name != f"{folder}/"}
         return sorted(names - {""})
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """See `Folder`."""
+        if most is not None and self._size(name) > most:
+            raise Unacceptable(f"{self}/{name}: expected at most {most:,} bytes, got more")
         with self._saying(name):
             return bytes(self._system.cat_file(f"{self._root}/{name}"))
 
-    def read_all(self, names: Sequence[str]) -> list[bytes]:
+    def _size(self, name: str) -> int:
+        with self._saying(name):
+            return int(self._system.size(f"{self._root}/{name}") or 0)
+
+    def read_all(self, names: Sequence[str], most: int | None = None) -> list[bytes]:
         """See `Folder`."""
         full = [f"{self._root}/{name}" for name in names]
         with self._saying(""):
             found = self._system.cat(full, on_error="raise") if full else {}
+        for name in names:
+            _check_size(self, name, found[f"{self._root}/{name}"], most)
         return [found[name] for name in full]
 
     def open(self, name: str) -> BinaryIO:
@@ -228,6 +327,20 @@ class UrlFolder:
         with self._saying("", missing_too=True):
             self._system.pipe({f"{self._root}/{name}": files[name] for name in files})
 
+    def create(self, name: str, content: bytes) -> bool:
+        """See `Folder`."""
+        with self._saying(name, missing_too=True):
+            try:
+                self._system.pipe_file(f"{self._root}/{name}", content, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def move(self, name: str, to: str) -> None:
+        """See `Folder`."""
+        with self._saying(name):
+            self._system.mv(f"{self._root}/{name}", f"{self._root}/{to}")
+
     def delete(self, names: Sequence[str]) -> None:
         """See `Folder`."""
         inside = {name.rpartition("/")[0] for name in names}
@@ -239,7 +352,10 @@ class UrlFolder:
             if there:
                 self._system.rm(there)
 
-    def sweep_up(self) -> None:
+    def remove_empty(self, inside: str) -> None:
+        """See `Folder`; a store has no folders but those of its objects."""
+
+    def sweep_up(self, inside: str, ours: Callable[[str], bool]) -> None:
         """See `Folder`; an object is never half there."""
 
     @contextmanager

@@ -23,6 +23,8 @@ PACK_MODELS = 256
 PACK_BYTES = 2**27
 
 _ROWS = "rows.json"
+# Of a row of the table as JSON, at most.
+ROW_BYTES = 2**11
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's own; a real time would change the bytes
 
 
@@ -70,8 +72,9 @@ def model_file(job: Job) -> str:
 
 def job_of(name: str) -> Job | None:
     """Return the model whose file has this name, None for another name."""
-    match = re.fullmatch(r"d(\d+)-s(\d+)\.safetensors", name)
-    return Job(*map(int, match.groups())) if match else None
+    match = re.fullmatch(r"d([0-9]{1,20})-s([0-9]{1,20})\.safetensors", name)
+    job = Job(*map(int, match.groups())) if match else None
+    return job if job is not None and model_file(job) == name else None
 
 
 def pack_name(pack: int) -> str:
@@ -79,9 +82,11 @@ def pack_name(pack: int) -> str:
     return f"{pack:06d}.zip"
 
 
-def is_pack(name: str) -> bool:
-    """Whether a file's name is a pack's."""
-    return re.fullmatch(r"\d+\.zip", name) is not None
+def pack_of_name(name: str) -> int | None:
+    """Return the number of the pack whose file has this name, None for another name."""
+    match = re.fullmatch(r"([0-9]{6,20})\.zip", name)
+    pack = int(match[1]) if match else None
+    return pack if pack is not None and pack_name(pack) == name else None
 
 
 def encode_pack(members: Sequence[tuple[Job, bytes]], rows: Sequence[dict[str, Any]]) -> bytes:
@@ -112,14 +117,27 @@ class Pack:
             raise
         self._file = file
 
-    def model(self, job: Job) -> bytes:
-        """Return a model's file; its checksum is checked."""
-        return self._archive.read(model_file(job))
+    def model(self, job: Job, most: int) -> bytes:
+        """Return a model's file of at most so many bytes; the zip's checksum is checked."""
+        return self._member(model_file(job), most)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the table of all models, in the pack's order."""
-        rows: list[dict[str, Any]] = json.loads(self._archive.read(_ROWS))
+    def rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Return the rows of the table of these models, all of the pack's in its order."""
+        rows: list[dict[str, Any]] = json.loads(self._member(_ROWS, ROW_BYTES * len(jobs)))
+        if [Job(row["d_hidden"], row["seed"]) for row in rows] != list(jobs):
+            raise ValueError(f"its {_ROWS} is not of its models")
         return rows
+
+    def holds_only(self, jobs: Sequence[Job]) -> bool:
+        """Whether its members are those of `encode_pack`, in that order."""
+        return self._archive.namelist() == [_ROWS, *map(model_file, jobs)]
+
+    def _member(self, name: str, most: int) -> bytes:
+        """What a member says of its size is looked at before any of it is read."""
+        member = self._archive.getinfo(name)
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size > most:
+            raise zipfile.BadZipFile(f"{name} is compressed, or of more than {most:,} bytes")
+        return self._archive.read(member)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,12 +1,14 @@
 """A study on disk: a folder with one results folder a cell, and at the end one table of all.
 
 study.json           the Study
+SHA256SUMS           digests of this, the table and the summary
 cells/p64-f0.75-lr0.05-wd0.4/   what `bilinear.results.sweep_results` writes for that cell by itself
 table.parquet        the rows of all cells, with their settings; there once every model is
 summary.json         `bilinear.results.frontier.frontier` of each cell
 """
 
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,21 +16,27 @@ from typing import TYPE_CHECKING, Any
 from bilinear.errors import ConfigError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.study import AXES, Study, cell_name, settings
-from bilinear.results.folder import Folder, open_folder
+from bilinear.results.claim import is_claim
+from bilinear.results.folder import Folder, final_name, open_folder
 from bilinear.results.frontier import frontier
+from bilinear.results.sums import SUMS, read_sums, write_summed
 from bilinear.results.sweep_results import (
     Results,
     encode_json,
     encode_table,
     existing_folder,
-    read_json,
+    parse_json,
     read_table,
+    read_verified,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _STUDY = "study.json"
+_PICTURE = re.compile(r"accuracy\.png|perfect-p[0-9]+\.png")
+_BEGUN = {"config.json", "models", "packs"}
+_FINISHED = {_STUDY, SUMS, "table.parquet", "summary.json", "sessions.json"}
 
 
 def is_study(where: str | os.PathLike[str] | Folder) -> bool:
@@ -42,7 +50,9 @@ class StudyResults:
     def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
         """Read the study; raises ResultsError for anything else."""
         self.folder = existing_folder(where)
-        self.study: Study = read_json(self.folder, _STUDY, Study.from_json)
+        self._sums = read_sums(self.folder)
+        content = read_verified(self.folder, _STUDY, self._sums)
+        self.study: Study = parse_json(self.folder, _STUDY, content, Study.from_json)
 
     def __repr__(self) -> str:
         """Say where, and how many cells have begun."""
@@ -52,7 +62,7 @@ class StudyResults:
     def begun(self) -> list[Results]:
         """Cells of which there is something to read, in the study's order."""
         folders = [cell_folder(self.folder, cell) for cell in self.study]
-        return [Results(folder) for folder in folders if folder.exists("config.json")]
+        return [Results(folder) for folder in folders if _BEGUN & set(folder.names())]
 
     @property
     def complete(self) -> bool:
@@ -77,12 +87,14 @@ class StudyResults:
     @cached_property
     def table(self) -> "pd.DataFrame":
         """A row a model: AXES, then the columns of `Results.table`; cells in the study's order."""
+        table = read_table(self.folder, self._sums) if self.complete else None
+        return self.table_of_cells() if table is None else table
+
+    def table_of_cells(self) -> "pd.DataFrame":
+        """Make the table of those of the cells."""
         with extra("sweep"):
             import pandas as pd
 
-        table = read_table(self.folder)
-        if table is not None:
-            return table
         tables = list(self._tables())
         if not tables:
             raise ResultsError(f"{self.folder}: no model of this study has ended yet")
@@ -112,24 +124,65 @@ def cell_folder(folder: Folder, cell: SweepConfig) -> Folder:
     return folder.child(f"cells/{cell_name(cell)}")
 
 
-def begin_study(folder: Folder, study: Study) -> None:
-    """Make a study's folder, or check that the one there is this study's.
+def check_study(folder: Folder, study: Study) -> bool:
+    """Whether a folder needs a study's file, for being new or damaged; writes nothing.
 
     Raises ResultsError for a folder that holds something else, ConfigError for another study.
     """
     if is_study(folder):
-        if StudyResults(folder).study != study:
+        error, there = None, _readable(folder)
+        try:
+            there = StudyResults(folder).study
+        except ResultsError as damage:
+            error = damage
+        if there is None and error is not None:
+            _check_mendable(folder, study, error)
+        elif there != study:
             raise ConfigError(f"out: {str(folder)!r} belongs to another study")
-    elif set(folder.names()) - {f"{_STUDY}.partial"}:
-        raise ResultsError(f"out: expected a new folder or this study's, got {str(folder)!r}")
-    else:
-        folder.write(_STUDY, study.to_json().encode())
-    folder.sweep_up()
+        return error is not None
+    _check_mendable(
+        folder,
+        study,
+        ResultsError(f"out: expected a new folder or this study's, got {str(folder)!r}"),
+    )
+    return True
+
+
+def _readable(folder: Folder) -> Study | None:
+    """Return the study whatever its digest says."""
+    try:
+        return Study.from_json(folder.read(_STUDY).decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check_mendable(folder: Folder, study: Study, error: ResultsError) -> None:
+    """Raise `error` unless all in the folder is this study's, as far as names say it."""
+    names = set(folder.names()) - _FINISHED
+    left = {
+        name
+        for name in names
+        if not (is_claim(name) or final_name(name) in _FINISHED or _PICTURE.fullmatch(name))
+    }
+    cells = {cell_name(cell) for cell in study}
+    if left - {"cells"} or set(folder.names("cells")) - cells:
+        raise error
+
+
+def begin_study(folder: Folder, study: Study) -> None:
+    """Make a study's folder, or check that the one there is this study's.
+
+    Raises what `check_study` does. Whoever calls it holds the folder's claim.
+    """
+    if check_study(folder, study):
+        write_summed(folder, {_STUDY: study.to_json().encode()}, last=_STUDY)
+    folder.sweep_up("", lambda name: name in _FINISHED or name.endswith(".png"))
 
 
 def finish_study(folder: Folder) -> StudyResults:
     """Write the table and the summary once every cell is complete."""
     results = StudyResults(folder)
-    folder.write("table.parquet", encode_table(results.table))
-    folder.write("summary.json", encode_json(results.summary()))
-    return results
+    table = results.table_of_cells()
+    summary = encode_json(results.summary())
+    write_summed(folder, {"table.parquet": encode_table(table), "summary.json": summary})
+    return StudyResults(folder)

@@ -1,22 +1,23 @@
 """Filling a results folder, begun now or by an earlier run that was killed."""
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
 
-from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Finished, Job
 from bilinear.reading.interactions import interaction_matrices
+from bilinear.results.begin import IDENTITY, begin
 from bilinear.results.folder import Folder
 from bilinear.results.frontier import frontier
 from bilinear.results.packs import PackPlan, encode_pack, model_file, pack_name
-from bilinear.results.sweep_results import Results, encode_json, encode_table, row_of
+from bilinear.results.seal import encode_sealed, is_sealed, tensors_of
+from bilinear.results.sums import SUMS, write_summed
+from bilinear.results.sweep_results import Results, encode_json, encode_table, table_of
+from bilinear.results.verify import ASIDE, set_aside, verify
 
 _INTEGER_COLUMNS = ("step",)
 # Of a large sweep, models that ended are held so long: packs that fill meanwhile are written at
@@ -26,48 +27,60 @@ _HOLD_BYTES = 2**28
 
 
 class ResultsWriter:
-    """Fills a results folder, new or begun by an earlier run of the same config."""
+    """Fills a results folder, new or begun by an earlier run of the same config.
 
-    def __init__(self, folder: Folder, config: SweepConfig, environment: dict[str, Any]) -> None:
+    Whoever makes one holds the folder's claim (`results.claim`).
+    """
+
+    def __init__(self, folder: Folder, config: SweepConfig, environment: dict[str, str]) -> None:
         """Make the folder, or check that the one there is this config's and this backend's.
 
-        `there` is what an earlier run left in it.
+        `there` is what an earlier run left in it, verified; `rows` its rows of the table, and
+        `mended` what was found wrong: damaged models and files of none are set aside, and what is
+        missing then is trained again.
         """
+        encode_table(table_of([]))  # a table that cannot be written is told before training
         self.folder, self.config = folder, config
         self._plan = PackPlan(config)
         self._loose: dict[int, set[Job]] = defaultdict(set)
         self._held: dict[int, dict[Job, bytes]] = defaultdict(dict)
         self._held_bytes, self._held_since = 0, 0.0
-        names = set(folder.names())
-        if "config.json" not in names:
-            self._begin(names, environment)
-        folder.sweep_up()
+        self.mended = begin(folder, config, environment)
+        for inside in ("", "models", "packs", "in-training"):
+            folder.sweep_up(inside, _is_ours)
         self.there = Results(folder)
-        self._check_same(environment)
+        self.rows = self._verify()
         self._finish_packing()
 
-    def _begin(self, names: set[str], environment: dict[str, Any]) -> None:
-        """A creation that was interrupted has no config yet: it is begun again."""
-        known = {"environment.json", "environment.json.partial", "config.json.partial"}
-        strange = sorted(names - known)
-        if strange:
-            raise ResultsError(
-                f"out: expected a new folder or a results folder, got {str(self.folder)!r}, "
-                f"which holds {strange[0]!r} and no config.json"
-            )
-        self.folder.write("environment.json", encode_json(environment))
-        self.folder.write("config.json", self.config.to_json().encode())
+    def _verify(self) -> list[dict[str, Any]]:
+        """Read all that is there, and put aside what is not sound."""
+        found = verify(self.there)
+        packs = [finding for finding in found.findings if finding.name.startswith("packs/")]
+        set_aside(self.folder, [finding for finding in found.findings if finding not in packs])
+        self.folder.write_all(
+            {f"models/{model_file(job)}": file for job, file in found.rescued.items()}
+        )
+        set_aside(self.folder, packs)
+        unsealed = self._seal_those_without() if not self.there.has_digests else []
+        self.mended += [f"{finding}; it is in {ASIDE}/ now" for finding in found.findings]
+        self.mended += unsealed
+        if found.findings or unsealed:
+            self.there = Results(self.folder)
+        return [found.rows[job] for job in sorted(found.rows)]
 
-    def _check_same(self, environment: dict[str, Any]) -> None:
-        there = self.there
-        if there.config != self.config:
-            different = "; ".join(self.config.differences(there.config))
-            raise ConfigError(f"out: {str(self.folder)!r} belongs to another config ({different})")
-        if there.environment != environment:
-            raise ConfigError(
-                f"out: {str(self.folder)!r} was begun with {there.environment}, this is "
-                f"{environment}; the bits of its models could differ"
-            )
+    def _seal_those_without(self) -> list[str]:
+        """Give the models of an earlier version the digest that later ones have."""
+        without = []
+        for job in sorted(self.there.loose | self.there.twice):
+            name = f"models/{model_file(job)}"
+            content = self.folder.read(name)
+            if not is_sealed(content):
+                row = self.there.verified_row(job, content)
+                sealed = encode_sealed(tensors_of(content), row, self.there.origin)
+                self.folder.write(name, sealed)
+                without.append(job)
+        write_summed(self.folder, {name: self.folder.read(name) for name in IDENTITY})
+        return [f"{len(without)} models had no digest and have one now"] if without else []
 
     def _finish_packing(self) -> None:
         """Go on where an earlier run was killed in it."""
@@ -77,12 +90,12 @@ class ResultsWriter:
         for job in self.there.loose:
             self._loose[self._plan.pack_of(job)].add(job)
         packed = [pack for pack in sorted(self._loose) if self._pack_if_full(pack)]
-        if packed:
+        if packed or self.there.twice:
             self.there = Results(self.folder)
 
     def write_model(self, model: Finished) -> None:
         """Write one model's file; if the sweep has packs, hold it for its own (see `settle`)."""
-        content = encode_model(model, self.config.remainders)
+        content = encode_model(model, self.config.remainders, self.there.origin)
         if not self._plan.packs:
             self.folder.write(f"models/{model_file(model.job)}", content)
             return
@@ -121,7 +134,8 @@ class ResultsWriter:
         names = [f"models/{model_file(job)}" for job in loose]
         files = held | dict(zip(loose, self.folder.read_all(names), strict=True))
         members = [(job, files[job]) for job in jobs]
-        rows = [row_of(self.folder, f"models/{model_file(job)}", file) for job, file in members]
+        # Verified here: damage packed away would have a new, valid checksum.
+        rows = [self.there.row_of(job, file) for job, file in members]
         self.folder.write(f"packs/{pack_name(pack)}", encode_pack(members, rows))
         self.folder.delete(names)
         self._held_bytes -= sum(map(len, held.values()))
@@ -131,13 +145,30 @@ class ResultsWriter:
     def finish(self) -> None:
         """Write the table and the summary once every model has ended."""
         self.settle(now=True)
-        table = Results(self.folder).table
-        self.folder.write("table.parquet", encode_table(table))
-        self.folder.write("summary.json", encode_json(frontier(table)))
+        table = table_of(Results(self.folder).rows())
+        files = {"table.parquet": encode_table(table), "summary.json": encode_json(frontier(table))}
+        write_summed(self.folder, files)
+        for empty in ("models", "packs", "in-training"):
+            self.folder.remove_empty(empty)
 
 
-def encode_model(model: Finished, remainders: Sequence[int]) -> bytes:
-    """Make a model's file: weights, learning curve, interaction matrices, and its table row."""
+def _is_ours(name: str) -> bool:
+    written = {
+        "config.json",
+        "environment.json",
+        SUMS,
+        "table.parquet",
+        "summary.json",
+        "sessions.json",
+    }
+    return name in written or name.endswith((".safetensors", ".zip", ".png"))
+
+
+def encode_model(model: Finished, remainders: Sequence[int], origin: str) -> bytes:
+    """Make a model's file: weights, learning curve, interaction matrices, and its table row.
+
+    `origin` is that of the folder it goes to (`results.seal.origin_of`).
+    """
     tensors = dict(model.state_dict)
     for name, column in zip(
         Evaluation._fields, zip(*model.record.evaluations, strict=True), strict=True
@@ -148,6 +179,4 @@ def encode_model(model: Finished, remainders: Sequence[int]) -> bytes:
     if interactions is None:
         interactions = interaction_matrices(model, remainders)
     tensors["interactions"] = interactions.contiguous()
-    # One metadata key: the format keeps several in no fixed order.
-    row = json.dumps(model.record.row(model.job))
-    return safetensors.torch.save(tensors, metadata={"row": row})
+    return encode_sealed(tensors, model.record.row(model.job), origin)

@@ -14,11 +14,14 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
 from bilinear.experiment.record import Finished, Job, Progress
 from bilinear.experiment.study import Study
+from bilinear.results.begin import check_whose
+from bilinear.results.claim import Claim, claim
 from bilinear.results.folder import Folder, open_folder
 from bilinear.results.study_results import (
     StudyResults,
     begin_study,
     cell_folder,
+    check_study,
     finish_study,
     is_study,
 )
@@ -29,9 +32,13 @@ from bilinear.training.backend import Backend, Work, environment
 
 @dataclass(frozen=True)
 class Resumed:
-    """Models an earlier run of the same sweep left in the folder, as rows of the table."""
+    """Models an earlier run of the same sweep left in the folder, as rows of the table.
+
+    `mended` says of each file that was not as it was left what is done about it.
+    """
 
     rows: list[dict[str, Any]]
+    mended: Sequence[str] = ()
 
 
 def fresh_folder(study: Study, parent: Path = Path("runs")) -> Path:
@@ -51,7 +58,7 @@ def latest_folder(study: Study, parent: Path = Path("runs")) -> Path:
         try:
             if _study_of(path) == study:
                 return path
-        except (ConfigError, OSError):
+        except (ValueError, OSError, RecursionError):
             continue
     raise ConfigError(f"resume: no folder under {parent} holds a run of these settings")
 
@@ -67,17 +74,24 @@ def run_sweep(
     backend: Backend,
     out: str | os.PathLike[str],
     on_event: Callable[[Resumed | Progress | Finished], None] = lambda event: None,
+    then: Callable[[Results], None] = lambda results: None,
 ) -> Results:
     """Train every model of `config` that `out` does not hold yet, and finish the folder.
 
     A run that was killed goes on where it stopped, and the folder ends with the same bits: models
     that were in training begin again from their seeds, or on a GPU from their last checkpoint.
-    Raises ConfigError if `out` belongs to another config or backend, ResultsError if a file in it
-    is damaged, OSError if it can't be written.
+    What is there is verified first; what is damaged is set aside and trained again. `then` is
+    called while the folder is still this run's alone.
+    Raises ConfigError if `out` belongs to another config or backend, or another process is filling
+    it, and OSError or ResultsError if it can't be written.
     """
     folder = open_folder(out)
-    _run([(config, folder)], backend, lambda index, event: on_event(event))
-    return Results(folder)
+    check_whose(folder, config, environment(backend))
+    with claim(folder) as held:
+        _run([(config, folder)], backend, lambda index, event: on_event(event), held)
+        results = Results(folder)
+        then(results)
+    return results
 
 
 def run_study(
@@ -85,6 +99,7 @@ def run_study(
     backend: Backend,
     out: str | os.PathLike[str],
     on_event: Callable[[int, Resumed | Progress | Finished], None] = lambda index, event: None,
+    then: Callable[[StudyResults], None] = lambda results: None,
 ) -> StudyResults:
     """Train what `out` does not hold yet of every cell, and finish the folder.
 
@@ -92,23 +107,28 @@ def run_study(
     does, and raises what that raises.
     """
     folder = open_folder(out)
-    begin_study(folder, study)
-    _run([(cell, cell_folder(folder, cell)) for cell in study], backend, on_event)
-    return finish_study(folder)
+    check_study(folder, study)
+    with claim(folder) as held:
+        begin_study(folder, study)
+        _run([(cell, cell_folder(folder, cell)) for cell in study], backend, on_event, held)
+        results = finish_study(folder)
+        then(results)
+    return results
 
 
 def _run(
     cells: Sequence[tuple[SweepConfig, Folder]],
     backend: Backend,
     on_event: Callable[[int, Resumed | Progress | Finished], None],
+    held: Claim,
 ) -> None:
     """Fill each cell's folder; one is finished as soon as its last model has ended."""
     writers = [ResultsWriter(out, config, environment(backend)) for config, out in cells]
     work: list[Work] = []
     for index, writer in enumerate(writers):
         done = set(writer.there.jobs)
-        if done:
-            on_event(index, Resumed(writer.there.rows()))
+        if done or writer.mended:
+            on_event(index, Resumed(writer.rows, writer.mended))
         jobs = [job for job in map(Job._make, writer.config.jobs) if job not in done]
         here = writer.folder.path
         work.append(Work(writer.config, jobs, None if here is None else here / "in-training"))
@@ -120,6 +140,7 @@ def _run(
     try:
         with closing(backend.train(work)) as events:  # type: ignore[type-var]
             for index, event in events:
+                held.check()
                 if isinstance(event, Finished):
                     writers[index].write_model(event)
                     left[index] -= 1

@@ -1,0 +1,225 @@
+"""Whether a results folder still holds what was written into it.
+
+A model is damaged if its bytes are not those its digest was made of, or it is another job's or
+another sweep's. A pack is if it doesn't read as written; what is sound in it is kept.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Job
+from bilinear.experiment.task import split_pairs
+from bilinear.results.folder import Folder, Unacceptable
+from bilinear.results.frontier import frontier
+from bilinear.results.packs import ROW_BYTES, Pack, model_file, pack_name
+from bilinear.results.seal import Damaged, tensors_of
+from bilinear.results.sweep_results import DAMAGE, STATE_KEYS, Results, encode_json, table_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ASIDE = "set-aside"
+
+Judge = Callable[[Job, dict[str, Any], dict[str, Tensor]], None]
+
+
+class Finding(NamedTuple):
+    """A file that is not what it should be, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Say both."""
+        return f"{self.name}: {self.reason}"
+
+
+class Verified(NamedTuple):
+    """What a folder holds: rows of the sound models, what is wrong, sound models of bad packs."""
+
+    rows: dict[Job, dict[str, Any]]
+    findings: list[Finding]
+    rescued: dict[Job, bytes]
+
+
+def verify(results: Results, judge: Judge = lambda job, row, tensors: None) -> Verified:
+    """Read every model of a folder, loose and packed; raises what reading a folder raises.
+
+    `judge` is called with each sound one's job, row and tensors.
+    """
+    found = Verified({}, [Finding(name, "no model of this sweep") for name in results.strange], {})
+    for pack in results.packs:
+        _verify_pack(results, pack, found, judge)
+    for job in sorted(results.loose | results.twice):
+        _verify_loose(results, job, found, judge)
+    return found
+
+
+def _verify_loose(results: Results, job: Job, found: Verified, judge: Judge) -> None:
+    name = f"models/{model_file(job)}"
+    try:
+        content = results.folder.read(name, results.most_bytes(job))
+    except Unacceptable as error:
+        found.findings.append(Finding(name, _reason(error)))
+        return
+    try:
+        found.rows[job] = _checked(results, job, content, judge)
+    except DAMAGE as error:
+        found.findings.append(Finding(name, _reason(error)))
+
+
+def _verify_pack(results: Results, pack: int, found: Verified, judge: Judge) -> None:
+    name, jobs = f"packs/{pack_name(pack)}", results.jobs_of(pack)
+    sizes = [results.most_bytes(job) for job in jobs]
+    rows: dict[Job, dict[str, Any]] = {}
+    sound: dict[Job, bytes] = {}
+    try:
+        content = results.folder.read(name, sum(most + ROW_BYTES for most in sizes))
+    except Unacceptable as error:
+        found.findings.append(Finding(name, _reason(error)))
+        return
+    try:
+        archive = Pack(io.BytesIO(content))
+    except DAMAGE as error:
+        found.findings.append(Finding(name, _reason(error)))
+        return
+    try:
+        for job in jobs:
+            try:
+                content = archive.model(job, results.most_bytes(job))
+                rows[job] = _checked(results, job, content, judge)
+                sound[job] = content
+            except DAMAGE:
+                continue
+        reason = _pack_reason(archive, jobs, rows)
+    finally:
+        archive.close()
+    found.rows.update(rows)
+    if reason is not None:
+        found.findings.append(Finding(name, reason))
+        found.rescued.update(sound)
+
+
+def _pack_reason(archive: Pack, jobs: list[Job], rows: Mapping[Job, Any]) -> str | None:
+    damaged = [model_file(job) for job in jobs if job not in rows]
+    if damaged:
+        return f"{damaged[0]} in it is damaged"
+    try:
+        if not archive.holds_only(jobs):
+            return "it doesn't hold its models alone, in their order"
+        same = [_comparable(row) for row in archive.rows(jobs)]
+    except DAMAGE as error:
+        return _reason(error)
+    if same != [_comparable(rows[job]) for job in jobs]:
+        return "its rows are not those of its models"
+    return None
+
+
+def _comparable(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return sorted((name, repr(value)) for name, value in row.items())  # NaN equals NaN
+
+
+def _checked(results: Results, job: Job, content: bytes, judge: Judge) -> dict[str, Any]:
+    row = results.verified_row(job, content)
+    tensors = tensors_of(content)
+    wanted = {
+        STATE_KEYS[0]: (2 * job.d_hidden, 2 * results.config.p),
+        STATE_KEYS[1]: (results.config.p, job.d_hidden),
+    }
+    for name, shape in wanted.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise Damaged(f"expected {name} of shape {shape}")
+    judge(job, row, tensors)
+    return row
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"damaged ({text})"
+
+
+def set_aside(folder: Folder, findings: list[Finding]) -> None:
+    """Move files out of the way, where nothing reads them; they are never removed."""
+    for finding in findings:
+        where = f"{ASIDE}/{finding.name}"
+        number = 1
+        while folder.exists(where):
+            number += 1
+            where = f"{ASIDE}/{finding.name}.{number}"
+        folder.move(finding.name, where)
+
+
+def check(results: Results) -> Verified:
+    """Verify a folder as `verify` does, its table and summary, and what its models' rows say.
+
+    Of each sound model the accuracies are computed from its weights once more.
+    """
+    wrong: list[Finding] = []
+    found = verify(results, lambda *model: wrong.extend(_recomputed(results.config, *model)))
+    found.findings.extend(wrong)
+    if len(found.rows) == results.plan.models:
+        found.findings.extend(_derived(results, table_of(list(found.rows.values()))))
+    return found
+
+
+def _derived(results: Results, table: "pd.DataFrame") -> Iterator[Finding]:
+    """Compare the files that are made of the models with the models."""
+    import pandas as pd
+
+    for name in ("table.parquet", "summary.json"):
+        try:
+            content = results.folder.read(name)
+        except FileNotFoundError:
+            yield Finding(name, "it is gone; resuming the sweep makes it anew")
+            continue
+        try:
+            if name == "summary.json":
+                same = json.loads(content) == json.loads(encode_json(frontier(table)))
+            else:
+                same = table.equals(pd.read_parquet(io.BytesIO(content)))
+        except DAMAGE as error:
+            yield Finding(name, _reason(error))
+            continue
+        if not same or not results.has_digest_of(name, content):
+            yield Finding(name, "it is not of these models; resuming the sweep makes it anew")
+
+
+def _recomputed(
+    config: SweepConfig, job: Job, row: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> Iterator[Finding]:
+    """Compare what a sound model's row says with what its weights do.
+
+    Each of the p² pairs is judged in float64; one whose margin is within rounding of 0 may be
+    counted either way.
+    """
+    margin, scale = margins(config.p, state[STATE_KEYS[0]], state[STATE_KEYS[1]])
+    train = split_pairs(config.p, config.train_frac, job.seed).train_mask
+    parts = {"full_acc": torch.ones_like(train), "train_acc": train, "val_acc": ~train}
+    open_to_rounding = margin.abs() <= 1e-5 * scale
+    for column, mask in parts.items():
+        said = row[column]
+        if said != said:  # the notebook's loop does not look at the training pairs
+            continue
+        right, n = int((margin[mask] > 0).sum()), int(mask.sum())
+        if abs(right - said * n) > int(open_to_rounding[mask].sum()) + 0.5:
+            reason = f"{column} is {said} in its row; its weights are right on {right} of {n} pairs"
+            yield Finding(f"models/{model_file(job)}", reason)
+
+
+def margins(p: int, weight: Tensor, w_p: Tensor) -> tuple[Tensor, float]:
+    """Return every pair's margin (p, p) in float64, and the largest logit there is."""
+    w_l, w_r = weight.double().chunk(2)
+    preact_l = w_l[:, :p, None] + w_l[:, None, p:]
+    preact_r = w_r[:, :p, None] + w_r[:, None, p:]
+    logits = torch.einsum("cd,dab->abc", w_p.double(), preact_l * preact_r)
+    a = torch.arange(p)
+    label = ((a[:, None] + a) % p)[..., None]
+    right = logits.gather(2, label)[..., 0]
+    others = logits.scatter(2, label, -torch.inf).amax(2)
+    return right - others, float(logits.abs().max())

@@ -1,0 +1,98 @@
+"""Whose a folder is: what is refused untouched, and what the same command mends."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from folders import files, flip, run, same
+
+import bilinear
+from bilinear.errors import ResultsError
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def harm(copy: Path, name: str, how: str) -> None:
+    if how == "lost":
+        (copy / name).unlink()
+    elif how == "cut":
+        (copy / name).write_bytes((copy / name).read_bytes()[:40])
+    elif how == "flipped":
+        flip(copy / name, 60)
+    else:
+        (copy / name).write_text(how)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+NO_CONFIG = ["lost", "cut", "flipped", "", "[1]", "null", '{"p": {}}', DEEP, '{"p": 5}']
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "SHA256SUMS"])
+@pytest.mark.parametrize("how", NO_CONFIG, ids=lambda how: how[:8])
+def test_what_says_whose_it_is_is_mended_by_the_same_command_alone(
+    copy: Path, whole: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(copy, name, how)
+    unknown = name == "SHA256SUMS" and how == "lost"
+    if not unknown:
+        with pytest.raises(ResultsError, match=r"mends it|not a results folder|expected at most"):
+            bilinear.load_results(copy)
+    before = {file: (copy / file).read_bytes() for file in files(copy)}
+    assert run(copy, "--lr", "0.07") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert len(error) < 1000
+    assert {file: (copy / file).read_bytes() for file in files(copy)} == before
+    assert run(copy) == 0
+    assert "mended: " in capsys.readouterr().out or unknown
+    assert same(copy, whole)
+
+
+def test_a_damaged_config_without_models_is_begun_again(copy: Path, whole: Path) -> None:
+    shutil.rmtree(copy / "models")
+    (copy / "config.json").write_text("{")
+    assert run(copy) == 0
+    assert same(copy, whole)
+
+
+def test_somebody_elses_config_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert run(tmp_path) == 2
+    assert "model.safetensors" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "llama"}'
+    assert len(files(tmp_path)) == 2
+
+
+def test_models_of_a_lost_config_are_not_taken_for_anothers(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "config.json").unlink()
+    assert run(copy, "--widths", "4..2") == 2
+    assert "these are other settings" in capsys.readouterr().err
+
+
+def test_an_earlier_versions_models_get_their_digests(
+    copy: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files had the row alone; sealed they are those of today."""
+    for file in (copy / "models").iterdir():
+        with safetensors.safe_open(file, framework="pt") as opened:
+            row = json.loads(opened.metadata()["sealed"])["row"]
+        tensors = safetensors.torch.load_file(file)
+        safetensors.torch.save_file(tensors, file, metadata={"row": json.dumps(row)})
+    (copy / "SHA256SUMS").unlink()
+    results = bilinear.load_results(copy)
+    assert isinstance(results, bilinear.Results)
+    assert not results.has_digests
+    assert results.table.equals(bilinear.load_results(whole).table)
+    assert run(copy) == 0
+    assert "12 models had no digest and have one now" in capsys.readouterr().out
+    assert same(copy, whole)

@@ -1,0 +1,38 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bilinear.errors import ResultsError
+from bilinear.results.folder import LocalFolder
+from bilinear.results.sums import SUMS, digest, encode_sums, read_sums, verified, write_summed
+
+
+def test_the_usual_tool_agrees(whole: Path) -> None:
+    subprocess.run(["sha256sum", "-c", SUMS], cwd=whole, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_files_and_their_digests(tmp_path: Path) -> None:
+    folder = LocalFolder(tmp_path)
+    assert read_sums(folder) is None
+    write_summed(folder, {"a.json": b"one", "b.json": b"two"}, last="a.json")
+    write_summed(folder, {"a.json": b"uno"})
+    sums = read_sums(folder)
+    assert sums == {"a.json": digest(b"uno"), "b.json": digest(b"two")}
+    assert verified(sums, "a.json", b"uno")
+    assert not verified(sums, "a.json", b"one")
+    assert not verified(sums, "c.json", b"uno")
+    assert not verified(None, "a.json", b"uno")
+
+
+@pytest.mark.parametrize("content", [b"x", b"\xff" * 64, b"0" * 63 + b"  a\n", b"0" * 2**17])
+def test_damaged_digests_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / SUMS).write_bytes(content)
+    with pytest.raises(ResultsError, match=SUMS):
+        read_sums(LocalFolder(tmp_path))
+    write_summed(LocalFolder(tmp_path), {"a": b"one"})
+    assert read_sums(LocalFolder(tmp_path)) == {"a": digest(b"one")}
+
+
+def test_the_order_of_names_is_no_matter() -> None:
+    assert encode_sums({"b": "1", "a": "2"}) == encode_sums({"a": "2", "b": "1"})
