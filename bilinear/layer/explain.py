@@ -9,10 +9,11 @@ from torch import nn
 
 from bilinear.layer.call import PLAIN, TRACED, Call
 from bilinear.layer.context import autocast_dtype, context_of
-from bilinear.layer.fused_modules import Fused, FusedBilinear, w_l_of, w_p_of
+from bilinear.layer.fused_modules import Fused, FusedBilinear, FusedMLP, w_l_of, w_p_of
 from bilinear.layer.gates import gate_name
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.select import IMPLEMENTATIONS, precision, select
+from bilinear.layer.two_weights import detail, is_packed
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ def explain(
         m, d_in, d, *last = what
         d_out = last[0] if last else None
         call = Call(m, d_in, d, d_out, dtype, torch.device(device))
-        calls = [("", call._replace(recompute=recompute, gate=gate_name(gate)))]
+        calls = [("", call._replace(recompute=recompute, gate=gate_name(gate)), False)]
     else:
         raise ValueError(
             f"what: expected a module, (m, d_in, d) or (m, d_in, d, d_out), got {what!r}"
         )
     chosen = [
-        _choice(name, _here(call, compiled), direction)
-        for name, call in calls
+        _choice(name, _here(call, compiled), direction, two_weights)
+        for name, call, two_weights in calls
         for direction in ("forward", "backward")
     ]
     return Explanation((*chosen, *(_own_forwards(what) if isinstance(what, nn.Module) else ())))
@@ -112,15 +113,19 @@ def _own_forwards(model: nn.Module) -> list[Choice]:
     return [Choice(name, "forward", "own forward", "", None, why) for name, why in broken if why]
 
 
-def _choice(name: str, call: Call, direction: str) -> Choice:
+def _choice(name: str, call: Call, direction: str, two_weights: bool) -> Choice:
     chosen = select(call)
     refusals = [i.refusal(call) for i in IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]]
     kernel, tile, reason = chosen.detail(call, direction)
+    if two_weights:
+        packed = is_packed(call.device, call.context == TRACED)
+        reason = f"{reason}; {detail(call)}" if packed else detail(call)
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
     return Choice(name, op, chosen.NAME, kernel, tile, "; ".join([*refusals, reason]))
 
 
-def _calls(model: nn.Module, m: int) -> list[tuple[str, Call]]:
+def _calls(model: nn.Module, m: int) -> list[tuple[str, Call, bool]]:
+    """Name and call of each layer of a model, and whether it keeps W_l and W_r apart."""
     calls = []
     inner: set[int] = set()
     for name, module in model.named_modules():
@@ -129,7 +134,7 @@ def _calls(model: nn.Module, m: int) -> list[tuple[str, Call]]:
         call = _call(module, m)
         if call is not None:
             inner.update(id(child) for child in module.modules())
-            calls.append((name or type(module).__name__, call))
+            calls.append((name or type(module).__name__, call, isinstance(module, FusedMLP)))
     return calls
 
 

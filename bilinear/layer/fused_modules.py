@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from bilinear.layer.activation import LOOKED_UP, NONE, Activation, hold
 from bilinear.layer.functional import bilinear, bilinear_mlp
+from bilinear.layer.two_weights import gated_mlp
 from bilinear.reading.interactions import interaction_matrices
 
 PLAIN = (Tensor, nn.Parameter)
@@ -231,22 +231,17 @@ class FusedPair(Fused):
 
 
 class FusedMLP(Fused):
-    """Left, right and down linears, run as one op. The parts are (left, right, down).
-
-    Left and right stay two Parameters: they are packed on every call, which costs one copy of them.
-    """
+    """Left, right and down linears, run as one op. The parts are (left, right, down)."""
 
     def _run(self, x: Tensor) -> Tensor:
         left, right, down = self._linears()
-        weight = torch.cat((left.weight, right.weight))
         # Both are read, for a compiled graph guards what it reads.
         biases = left.bias, right.bias
-        bias = None if biases[0] is None else torch.cat(biases)
-        return bilinear_mlp(
+        return gated_mlp(
             x,
-            weight,
+            (left.weight, right.weight),
+            None if biases[0] is None else biases,
             down.weight,
-            bias,
             down.bias,
             recompute=self.recompute,
             gate=self.proof.activation.gate,

@@ -1,0 +1,155 @@
+"""The MLP of two separate weights against the composition, its gradients, and what it saves."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilinear.layer.gates import GATES
+from bilinear.layer.two_weights import gated_mlp
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+G: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "relu2": lambda x: F.relu(x) ** 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    """Memory that nobody wrote reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def arguments(
+    *leading: int, bias: bool = True, dtype: torch.dtype = torch.float64
+) -> list[Tensor | None]:
+    """x, w_l, w_r, b_l, b_r, w_p, b_p, all requiring gradients."""
+    d_in, d, d_out = 6, 5, 4
+    shapes = [(*leading, d_in), (d, d_in), (d, d_in), (d,), (d,), (d_out, d), (d_out,)]
+    return [
+        None if i in (3, 4, 6) and not bias else torch.randn(s, dtype=dtype).requires_grad_()
+        for i, s in enumerate(shapes)
+    ]
+
+
+def ours(*given: Tensor | None, gate: str = "silu", recompute: bool = False) -> Tensor:
+    x, w_l, w_r, b_l, b_r, w_p, b_p = given
+    assert x is not None
+    assert w_l is not None
+    assert w_r is not None
+    assert w_p is not None
+    biases = None if b_l is None or b_r is None else (b_l, b_r)
+    return gated_mlp(x, (w_l, w_r), biases, w_p, b_p, recompute=recompute, gate=gate)
+
+
+def plain(*given: Tensor | None, gate: str = "silu") -> Tensor:
+    x, w_l, w_r, b_l, b_r, w_p, b_p = given
+    return F.linear(G[gate](F.linear(x, w_l, b_l)) * F.linear(x, w_r, b_r), w_p, b_p)
+
+
+def gradients(out: Tensor, given: list[Tensor | None], dout: Tensor) -> list[Tensor]:
+    wanted = [t for t in given if t is not None and t.requires_grad]
+    return [out, *torch.autograd.grad(out, wanted, dout)]
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("leading", [(), (7,), (0,), (2, 3)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_it_is_the_composition(
+    gate: str, bias: bool, leading: tuple[int, ...], recompute: bool
+) -> None:
+    given = arguments(*leading, bias=bias)
+    want = plain(*given, gate=gate)
+    dout = torch.randn_like(want)
+    got = ours(*given, gate=gate, recompute=recompute)
+    assert type(got.grad_fn).__name__ == "TwoWeightsBackward"
+    before = [None if t is None else t.detach().clone() for t in given]
+    for a, b in zip(gradients(got, given, dout), gradients(want, given, dout), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*given, gate=gate), want)
+    assert all(a is None or torch.equal(a, b) for a, b in zip(given, before, strict=True))  # type: ignore[arg-type]
+
+
+def test_gradients_nobody_asked_for() -> None:
+    everything = arguments(5)
+    dout = torch.randn(5, 4, dtype=torch.float64)
+    for subset in itertools.product([False, True], repeat=7):
+        given = [
+            None if t is None else t.detach().requires_grad_(need)
+            for t, need in zip(everything, subset, strict=True)
+        ]
+        if any(subset):
+            got, want = (gradients(f(*given), given, dout) for f in (ours, plain))
+            for a, b in zip(got, want, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_second_derivatives_and_transforms(gate: str) -> None:
+    given = arguments(3)
+    present = tuple(t for t in given if t is not None)
+    assert torch.autograd.gradcheck(
+        lambda *a: ours(*a, gate=gate), present, check_forward_ad=True, check_batched_grad=True
+    )
+    assert torch.autograd.gradgradcheck(lambda *a: ours(*a, gate=gate), present)
+    x, *rest = (t.detach() for t in present)
+    for transformed in (
+        lambda f: torch.func.vmap(torch.func.grad(lambda x: f(x, *rest, gate=gate).sum()))(x),
+        lambda f: torch.func.hessian(lambda x: f(x, *rest, gate=gate).sum())(x),
+    ):
+        torch.testing.assert_close(transformed(ours), transformed(plain))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_saved(recompute: bool) -> None:
+    """x, L and R; x alone with `recompute`; no packed copy of the weights."""
+    given = arguments(64, dtype=torch.float32)
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = ours(*given, recompute=recompute)
+    assert out.requires_grad
+    parameters = {t.untyped_storage().data_ptr() for t in given[1:] if t is not None}
+    saved = sum(size for at, size in sizes.items() if at not in parameters)
+    assert saved == 4 * 64 * (6 + (0 if recompute else 2 * 5))
+
+
+def test_autocast_and_half_precision() -> None:
+    given = arguments(40, dtype=torch.float32)
+    dout = torch.randn(40, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = (gradients(f(*given), given, dout.bfloat16()) for f in (ours, plain))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).norm() <= 2e-2 * b.norm()
+    halves = [None if t is None else t.detach().bfloat16().requires_grad_() for t in given]
+    wide = [None if t is None else t.detach().double().requires_grad_() for t in halves]
+    exact = gradients(plain(*wide), wide, dout.bfloat16().double())
+    got, want = (gradients(f(*halves), halves, dout.bfloat16()) for f in (ours, plain))
+    for a, b, c in zip(got, want, exact, strict=True):
+        spacing = torch.finfo(torch.bfloat16).eps * c.norm()
+        assert (a.double() - c).norm() <= 1.1 * (b.double() - c).norm() + 0.5 * spacing
+
+
+def test_a_retained_graph_gives_the_same_bits() -> None:
+    given = arguments(9)
+    loss = ours(*given).square().sum()
+    first, second = (torch.autograd.grad(loss, given, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
