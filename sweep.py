@@ -2,7 +2,7 @@
 
 import sys
 
-from bilinear.cli.commands import main
+from bilinear.cli.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,6 @@
 
 import sys
 
-from bilinear.cli.commands import main
+from bilinear.cli.start import main
 
 sys.exit(main())

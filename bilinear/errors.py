@@ -16,6 +16,12 @@ class ResultsError(ValueError):
     """A results folder that is missing, damaged, or belongs to another configuration."""
 
 
+def shown(value: object) -> str:
+    """Write a value in a message: whole if it is short, else its two ends."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:60]} … {text[-40:]}"
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """Say which extra to install where an import inside fails for want of it."""

@@ -91,6 +91,7 @@ TESTED_ELSEWHERE = {
     "bilinear/cli/commands.py": "tests/test_command.py",
     "bilinear/cli/session.py": "tests/cli/test_runs.py",
     "bilinear/cli/durations.py": "tests/training/forecast/test_estimate.py",
+    "bilinear/cli/start.py": "tests/cli/test_signals.py",
     "bilinear/errors.py": "tests/test_command.py",
     "bilinear/experiment/cost.py": "tests/bench/test_least_work.py",
     "bilinear/experiment/presets.py": "tests/test_command.py",

@@ -138,14 +138,14 @@ def test_unfinished_folder_can_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--p", "1"], "p: expected an integer ≥ 2, got 1"),
-        (["--widths", "0"], "widths: expected an integer ≥ 1, got 0"),
+        (["--p", "1"], "--p: expected an integer from 2 to 16,384, got 1"),
+        (["--widths", "0"], "widths: expected an integer from 1 to 16,384, got 0"),
         (["--widths", "8,x"], "--widths: expected integers such as 64,32 or 1..64, got '8,x'"),
         (["--train-frac", "1"], "--train-frac: expected 0 < fraction < 1, got 1.0"),
         (["--train-frac", "0"], "--train-frac"),
         (["--device", "tpu"], "device: expected auto, cpu, cuda, got 'tpu'"),
         (["--batch-size", "0"], "--batch-size: expected full or a number"),
-        (["--steps", "x"], "argument --steps: invalid int value: 'x'"),
+        (["--steps", "x"], "argument --steps: expected an integer, got 'x'"),
         (["--steps", "5", "--epochs", "5"], "--steps and --epochs"),
         (["--precision", "tf32", "--device", "cpu"], "precision: a CPU trains in true float32"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),

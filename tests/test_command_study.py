@@ -113,11 +113,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path: Path) -> 
         (["--lr", "0.1,0.10"], "--lr: expected each once, got 0.1 again"),
         (["--train-frac", "0.5,x"], "--train-frac: expected numbers such as 0.3,0.5, got '0.5,x'"),
         (["--weight-decay", "1,,2"], "--weight-decay: expected numbers such as 0.3,0.5"),
-        (["--seeds", "1,1"], "seeds: expected each once, got [1] again"),
+        (["--seeds", "1,1"], "seeds: expected each once, got 1 again"),
         (["--p", "5,7", "--train-frac", "0.5,1"], "expected 0 < fraction < 1, got 1.0"),
         (
             ["--p", "2..1001", "--widths", "1..1000", "--seeds", "1000"],
-            "study: expected at most 10,000,000 models, got 1,000,000,000",
+            "study: expected at most 1,000,000 models, got 1,000,000,000",
         ),
     ],
 )

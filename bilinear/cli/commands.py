@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -12,16 +13,17 @@ import webbrowser
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import bilinear
+from bilinear.cli.numbers import PATH, REAL, WHOLE, integer, integers, named, numbers
 from bilinear.cli.parser import Parser, naming_options, program
-from bilinear.errors import ConfigError, EngineError, ResultsError
-from bilinear.experiment.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig
+from bilinear.cli.signals import Stopped, stoppable
+from bilinear.errors import ConfigError, EngineError, ResultsError, shown
+from bilinear.experiment.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig, check_modulus
 from bilinear.experiment.presets import PRESETS
 from bilinear.experiment.schedule import SHAPES, Schedule
-from bilinear.experiment.study import Study, check_size
+from bilinear.experiment.study import MAX_MODELS, Study, check_size
 
 if TYPE_CHECKING:
     from bilinear.results.sweep_results import Results
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 _Number = TypeVar("_Number", int, float)
 
 _NEEDED = "the command needs pip install 'bilinear[sweep]'"
+
+# A message longer than this loses its middle: what was typed can be of any length.
+_LONGEST = 2000
 
 # Options that say where to train, which may differ from one run in a folder to the next.
 _WHERE = {"device", "engine", "ray_address"}
@@ -50,8 +55,14 @@ Results go to a folder of their own. Stop at any time: the same command with the
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command; returns its exit code.
+
+    0; 1 if `check` finds harm; 2 for bad input; 130 or 143 when stopped by SIGINT or SIGTERM.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold what no encoding does
+            stream.reconfigure(errors="backslashreplace")
     try:
         if argv and argv[0] in _COMMANDS:
             return _COMMANDS[argv[0]][0](argv[1:])
@@ -65,50 +76,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         hint = "; --out names another folder" if isinstance(error, PermissionError) else ""
         return _fail(f"{error.strerror or error}{where}{hint}")
+    except MemoryError:
+        return _fail("not enough memory; fewer or narrower models, or a smaller P, need less")
 
 
 def _fail(message: str) -> int:
-    print(f"{program().split()[-1]}: {message}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    print(f"{program().split()[-1]}: {line}", file=sys.stderr)
     return 2
-
-
-def integers(text: str) -> tuple[int, ...]:
-    """Parse `64,32,16`, `1..64` or `64..1`; raises ConfigError."""
-    values: list[int] = []
-    for part in text.split(","):
-        first, dots, last = part.partition("..")
-        try:
-            a, b = int(first), int(last if dots else first)
-        except ValueError:
-            raise ConfigError(f"expected integers such as 64,32 or 1..64, got {text!r}") from None
-        if abs(b - a) >= 10_000_000:
-            raise ConfigError(f"expected a range of at most 10,000,000 integers, got {text!r}")
-        values.extend(range(a, b + 1) if a <= b else range(a, b - 1, -1))
-    return tuple(values)
-
-
-def _named(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return integers(text)
-    except ConfigError as error:
-        raise ConfigError(f"--{name}: {error}") from None
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     """A single number is how many; anything else lists them."""
-    if text.isdigit():
-        if int(text) > 10_000_000:
-            raise ConfigError(f"--seeds: expected at most 10,000,000, got {text}")
-        return tuple(range(int(text)))
-    return _named("seeds", text)
+    if "," in text or ".." in text:
+        return named("seeds", integers, text)
+    count = named("seeds", integer, text)
+    if not 0 < count <= MAX_MODELS:
+        raise ConfigError(f"--seeds: expected 1 to {MAX_MODELS:,} of them, got {shown(text)}")
+    return tuple(range(count))
 
 
 def _batch_size(text: str) -> int:
     if text == "full":
         return 0
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(f"--batch-size: expected full or a number ≥ 1, got {text!r}")
-    return int(text)
+    try:
+        size = integer(text)
+    except ConfigError:
+        size = 0
+    if size < 1:
+        raise ConfigError(f"--batch-size: expected full or a number ≥ 1, got {shown(text)}")
+    return size
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,12 +138,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=sorted(PRESETS),
         help="all of the following at once: default (with --fused) or notebook (without)",
     )
-    how.add_argument("--steps", type=int, help="steps a model at most (6000)")
-    how.add_argument("--epochs", type=int, help="the same, counted in epochs (notebook: 600)")
+    how.add_argument("--steps", type=WHOLE, help="steps a model at most (6000)")
+    how.add_argument("--epochs", type=WHOLE, help="the same, counted in epochs (notebook: 600)")
     how.add_argument(
         "--lr", metavar="LIST", help="AdamW's learning rate at the first step (0.05; 0.003)"
     )
-    how.add_argument("--lr-end", type=float, help="… and at the last (0.0005; 0.003)")
+    how.add_argument("--lr-end", type=REAL, help="… and at the last (0.0005; 0.003)")
     how.add_argument(
         "--schedule", choices=SHAPES, help="how the learning rate gets there (linear; constant)"
     )
@@ -153,22 +152,24 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="decoupled weight decay at the first step (0.4; 0.0003)",
     )
-    how.add_argument("--weight-decay-end", type=float, help="… and at the last (0.004; 0.0003)")
+    how.add_argument("--weight-decay-end", type=REAL, help="… and at the last (0.004; 0.0003)")
     how.add_argument(
         "--decay-schedule",
         choices=SHAPES,
         help="how the weight decay gets there (cosine; constant)",
     )
-    how.add_argument("--beta1", type=float, help="AdamW's β₁ (0.95; 0.9)")
-    how.add_argument("--beta2", type=float, help="AdamW's β₂ (0.99; 0.999)")
+    how.add_argument("--beta1", type=REAL, help="AdamW's β₁ (0.95; 0.9)")
+    how.add_argument("--beta2", type=REAL, help="AdamW's β₂ (0.99; 0.999)")
     how.add_argument("--batch-size", metavar="full|N", help="pairs a step (full; 64)")
-    how.add_argument("--init-scale", type=float, help="factor on nn.Linear's initial bounds (1)")
-    how.add_argument("--eval-every", type=int, help="steps between evaluations (10; an epoch)")
+    how.add_argument("--init-scale", type=REAL, help="factor on nn.Linear's initial bounds (1)")
+    how.add_argument("--eval-every", type=WHOLE, help="steps between evaluations (10; an epoch)")
     how.add_argument(
         "--goal", choices=["full", "val"], help="pairs that must all be right to stop (full; val)"
     )
     how.add_argument(
-        "--hold", type=int, help="evaluations in a row at 100 %% before stopping (10; 1)"
+        "--hold",
+        type=WHOLE,
+        help="evaluations in a row at 100 %% before stopping (10; 1)",
     )
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")
@@ -226,20 +227,22 @@ def study_from(args: argparse.Namespace) -> Study:
 
     Its size is checked before any cell is made. Raises ConfigError.
     """
-    lists = {
-        "p": _each_once("p", _named("p", args.p)),
+    moduli = _each_once("p", named("p", integers, args.p))
+    lists: dict[str, Sequence[float | None]] = {
+        "p": moduli,
         "train_frac": _numbers("train-frac", args.train_frac),
         "lr": _numbers("lr", args.lr),
         "weight_decay": _numbers("weight-decay", args.weight_decay),
     }
-    per_cell = (len(_named("widths", args.widths)) if args.widths else 1) * len(_seeds(args.seeds))
-    check_size(per_cell * math.prod(map(len, lists.values())))
-    cells = itertools.product(*lists.values())
-    names = tuple(lists)
+    for p in moduli:
+        check_modulus(p)
+    widths = None if args.widths is None else len(named("widths", integers, args.widths))
+    models = sum(p if widths is None else widths for p in moduli) * len(_seeds(args.seeds))
+    check_size(models * math.prod(map(len, lists.values())) // len(moduli))
     return Study(
         tuple(
-            _cell(argparse.Namespace(**(vars(args) | dict(zip(names, values, strict=True)))))
-            for values in cells
+            _cell(argparse.Namespace(**(vars(args) | dict(zip(lists, values, strict=True)))))
+            for values in itertools.product(*lists.values())
         )
     )
 
@@ -248,11 +251,7 @@ def _numbers(name: str, text: str | None) -> Sequence[float | None]:
     """Parse `0.03,0.05`; None, for the preset's own, if the option was not given."""
     if text is None:
         return (None,)
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--{name}: expected numbers such as 0.3,0.5, got {text!r}") from None
-    return _each_once(name, values)
+    return _each_once(name, named(name, numbers, text))
 
 
 def _each_once(name: str, values: Sequence[_Number]) -> Sequence[_Number]:
@@ -268,7 +267,9 @@ def _cell(args: argparse.Namespace) -> SweepConfig:
     preset = {f.name: f.default for f in dataclasses.fields(SweepConfig)} | preset
     given = {
         "p": args.p,
-        "widths": _named("widths", args.widths) if args.widths else tuple(range(args.p, 0, -1)),
+        "widths": tuple(range(args.p, 0, -1))
+        if args.widths is None
+        else named("widths", integers, args.widths),
         "seeds": _seeds(args.seeds),
         "remainders": _remainders(args.remainders, args.p),
         "precision": args.precision,
@@ -332,7 +333,7 @@ def _remainders(text: str | None, p: int) -> tuple[int, ...]:
         return tuple(r for r in NOTEBOOK_REMAINDERS if r < p)
     if text in ("all", "none"):
         return tuple(range(p)) if text == "all" else ()
-    return _named("remainders", text)
+    return named("remainders", integers, text)
 
 
 def _sweep(argv: Sequence[str]) -> int:
@@ -365,12 +366,14 @@ def _sweep(argv: Sequence[str]) -> int:
     check_space(study, out)
     try:
         return _run(args, study, backend, out, console)
-    except KeyboardInterrupt:
-        return _stopped(out)
+    except Stopped as stopped:
+        return _stopped(out, stopped)
 
 
 def _study_to_go_on(args: argparse.Namespace) -> Study | None:
     """Read the study of `--resume FOLDER`, unless settings are given beside it."""
+    if args.resume == "":
+        raise ConfigError("--resume: expected a folder, got an empty one")
     if not isinstance(args.resume, str):
         return None
     if args.out is not None:
@@ -396,7 +399,9 @@ def _out_folder(args: argparse.Namespace, study: Study) -> str:
     from bilinear.results.folder import open_folder
     from bilinear.training.run import fresh_folder, latest_folder
 
-    out = str(args.out or (latest_folder(study) if args.resume else fresh_folder(study)))
+    out = args.out
+    if out is None:
+        out = str(latest_folder(study) if args.resume else fresh_folder(study))
     begun = "study.json" if len(study) > 1 else "config.json"
     path = open_folder(out).path
     if path is not None and path.exists() and not path.is_dir():
@@ -417,7 +422,7 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
     started = time.monotonic()
     rate = remembered(backend, study.cells)
     report.print_expectation(console, study, rate)
-    with Display(study.cells, console, rate) as display:
+    with stoppable(), Display(study.cells, console, rate) as display:
         on_event = recording(display, out, backend)
         results: Any
         if len(study) > 1:
@@ -437,13 +442,13 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
     return 0
 
 
-def _stopped(out: str) -> int:
+def _stopped(out: str, stopped: Stopped) -> int:
     print(
         f"{program().split()[-1]}: stopped; models that ended are in {out}; "
         f"{program()} --resume {out} goes on",
         file=sys.stderr,
     )
-    return 130
+    return stopped.exit_code
 
 
 def _one_sweep(path: str) -> "Results":
@@ -497,7 +502,7 @@ def _show(argv: Sequence[str]) -> int:
 
 def _runs(argv: Sequence[str]) -> int:
     parser = Parser(prog=f"{program()} runs", description="List results folders, the last first.")
-    parser.add_argument("parent", nargs="?", type=Path, help="where they are (runs)")
+    parser.add_argument("parent", nargs="?", type=PATH, help="where they are (runs)")
     args = parser.parse_args(argv)
 
     from rich.console import Console
@@ -546,8 +551,8 @@ def _export(argv: Sequence[str]) -> int:
     parser = Parser(prog=f"{program()} export", description="Write results for other code to read.")
     parser.add_argument("results", help="a results folder or URL")
     parser.add_argument("--format", choices=["notebook"], required=True)
-    parser.add_argument("--file", type=Path, required=True, help="the file to write")
-    parser.add_argument("--seed", type=int, help="which seed (the first of the sweep)")
+    parser.add_argument("--file", type=PATH, required=True, help="the file to write")
+    parser.add_argument("--seed", type=WHOLE, help="which seed (the first of the sweep)")
     args = parser.parse_args(argv)
 
     from bilinear.results.export_notebook import write_notebook_pickle
@@ -562,7 +567,7 @@ def _view(argv: Sequence[str]) -> int:
         prog=f"{program()} view", description="Write one HTML page with a slider over the widths."
     )
     _folder_argument(parser)
-    parser.add_argument("--out", type=Path, help="the page (view.html in the results folder)")
+    parser.add_argument("--out", type=PATH, help="the page (view.html in the results folder)")
     parser.add_argument("--seeds", metavar="LIST", help="which seeds: 0,5,7 (the first that fit)")
     parser.add_argument("--remainders", metavar="LIST", help="which outputs (those the sweep kept)")
     parser.add_argument("--no-open", action="store_true", help="only write the page")
@@ -575,8 +580,10 @@ def _view(argv: Sequence[str]) -> int:
     page = write_page(
         results,
         args.out or results.path / "view.html",
-        seeds=_named("seeds", args.seeds) if args.seeds else None,
-        remainders=_named("remainders", args.remainders) if args.remainders else None,
+        seeds=None if args.seeds is None else named("seeds", integers, args.seeds),
+        remainders=None
+        if args.remainders is None
+        else named("remainders", integers, args.remainders),
     )
     if page.seeds_left_out:
         left = ", ".join(map(str, page.seeds_left_out))

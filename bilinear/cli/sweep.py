@@ -3,14 +3,16 @@
 import os
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
 
 from bilinear.cli.progress import Display
 from bilinear.cli.session import recording
-from bilinear.experiment.config import NOTEBOOK_REMAINDERS, SweepConfig
-from bilinear.experiment.study import Study
+from bilinear.errors import ConfigError, shown
+from bilinear.experiment.config import NOTEBOOK_REMAINDERS, SweepConfig, check_modulus
+from bilinear.experiment.study import MAX_MODELS, Study
 from bilinear.results.sweep_results import Results
 from bilinear.training.choose import choose
 from bilinear.training.forecast.calibration import remembered
@@ -50,11 +52,12 @@ def sweep(
         >>> len(results.table)
         2
     """
+    check_modulus(p)
     settings.setdefault("remainders", tuple(r for r in NOTEBOOK_REMAINDERS if r < p))
     config = SweepConfig(
         p=p,
-        widths=tuple(range(p, 0, -1) if widths is None else widths),
-        seeds=tuple(range(seeds) if isinstance(seeds, int) else seeds),
+        widths=tuple(range(p, 0, -1)) if widths is None else _integers("widths", widths),
+        seeds=_integers("seeds", _first(seeds)),
         **settings,
     )
     out = fresh_folder(Study((config,))) if out is None else out
@@ -63,3 +66,14 @@ def sweep(
     with Display([config], console, remembered(backend, [config])) as display:
         on_event = recording(display, os.fspath(out), backend)
         return run_sweep(config, backend, out, partial(on_event, 0))
+
+
+def _first(seeds: int | Iterable[int]) -> Iterable[int]:
+    return range(seeds) if isinstance(seeds, int) else seeds
+
+
+def _integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: expected integers, got {shown(values)}")
+    # One more than there can be is enough to be refused.
+    return tuple(islice(values, MAX_MODELS + 1))

@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
-import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from bilinear.errors import ConfigError
-from bilinear.experiment.schedule import Schedule
+from bilinear.errors import ConfigError, shown
+from bilinear.experiment.schedule import LEAST, MOST, Schedule, is_number
 from bilinear.experiment.task import n_train_pairs
 
 NOTEBOOK_REMAINDERS = (0, 5, 22, 42, 63)
 GOALS = ("full", "val")
+# Sizes beyond which nothing here was made for; a table's columns hold 64 bits.
+MOST_UNITS = 2**14
+MOST_SEED = 2**63 - 1
+MOST_STEPS = 10**8
 PRECISIONS = ("highest", "high", "tf32")
 
 # The default recipe; docs/decisions.md has the measurements behind it.
@@ -50,31 +54,38 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, naming the setting."""
-        _check_integer("p", self.p, 2)
-        _check_distinct("widths", self.widths, 1)
-        _check_distinct("seeds", self.seeds, 0)
+        check_modulus(self.p)
+        _check_distinct("widths", self.widths, 1, MOST_UNITS)
+        _check_distinct("seeds", self.seeds, 0, MOST_SEED)
         _check_distinct("remainders", self.remainders, 0, self.p - 1, may_be_empty=True)
         for name in ("steps", "eval_every", "hold"):
-            _check_integer(name, getattr(self, name), 1)
+            _check_integer(name, getattr(self, name), 1, MOST_STEPS)
         _check_fraction(self.train_frac, self.p)
         n_train = n_train_pairs(self.p, self.train_frac)
-        if not (self.batch_size == 0 or 1 <= self.batch_size <= n_train):
+        if type(self.batch_size) is not int or not 0 <= self.batch_size <= n_train:
             raise ConfigError(
                 f"batch size: expected full, or 1 to {n_train} (the training pairs), "
-                f"got {self.batch_size}"
+                f"got {shown(self.batch_size)}"
             )
+        for name in ("lr", "weight_decay"):
+            if not isinstance(getattr(self, name), Schedule):
+                raise ConfigError(f"{name}: expected a Schedule, got {shown(getattr(self, name))}")
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            raise ConfigError(f"betas: expected two numbers, got {shown(self.betas)}")
         for name, beta in zip(("beta1", "beta2"), self.betas, strict=True):
-            if not 0 <= beta < 1:
-                raise ConfigError(f"{name}: expected 0 ≤ {name} < 1, got {beta}")
+            if not (is_number(beta) and 0 <= beta < 1):
+                raise ConfigError(f"{name}: expected 0 ≤ {name} < 1, got {shown(beta)}")
         for name in ("eps", "init_scale"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name}: expected a number > 0, got {value}")
+            if not (is_number(value) and LEAST <= value <= MOST):
+                raise ConfigError(
+                    f"{name}: expected a number from {LEAST:g} to {MOST:g}, got {shown(value)}"
+                )
         if self.goal not in GOALS:
-            raise ConfigError(f"goal: expected {' or '.join(GOALS)}, got {self.goal!r}")
+            raise ConfigError(f"goal: expected {' or '.join(GOALS)}, got {shown(self.goal)}")
         if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"precision: expected {', '.join(PRECISIONS)}, got {self.precision!r}"
+                f"precision: expected {', '.join(PRECISIONS)}, got {shown(self.precision)}"
             )
 
     @property
@@ -106,45 +117,47 @@ class SweepConfig:
             for name in ("lr", "weight_decay"):
                 fields[name] = Schedule(**fields[name])
             return cls(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(f"not a sweep's config: {error}") from error
 
     def differences(self, other: "SweepConfig") -> list[str]:
         """Name the settings in which two configs differ, with both values."""
         return [
-            f"{f.name}: {getattr(self, f.name)} here, {getattr(other, f.name)} there"
+            f"{f.name}: {shown(getattr(self, f.name))} here, {shown(getattr(other, f.name))} there"
             for f in dataclasses.fields(self)
             if getattr(self, f.name) != getattr(other, f.name)
         ]
 
 
-def _check_integer(name: str, value: int, least: int, most: int | None = None) -> None:
-    good = isinstance(value, int) and value >= least and (most is None or value <= most)
-    if not good:
-        wanted = f"an integer ≥ {least}" if most is None else f"an integer from {least} to {most}"
-        raise ConfigError(f"{name}: expected {wanted}, got {value}")
+def check_modulus(p: int) -> None:
+    """Raise ConfigError for a p that no config takes."""
+    _check_integer("p", p, 2, MOST_UNITS)
+
+
+def _check_integer(name: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(
+            f"{name}: expected an integer from {least:,} to {most:,}, got {shown(value)}"
+        )
 
 
 def _check_distinct(
-    name: str,
-    values: tuple[int, ...],
-    least: int,
-    most: int | None = None,
-    *,
-    may_be_empty: bool = False,
+    name: str, values: tuple[int, ...], least: int, most: int, *, may_be_empty: bool = False
 ) -> None:
+    if not isinstance(values, tuple):
+        raise ConfigError(f"{name}: expected a tuple of integers, got {shown(values)}")
     if not values and not may_be_empty:
         raise ConfigError(f"{name}: expected at least one, got none")
     for value in values:
         _check_integer(name, value, least, most)
-    duplicates = sorted({v for v in values if values.count(v) > 1}) if len(values) < 10_000 else []
     if len(set(values)) != len(values):
-        raise ConfigError(f"{name}: expected each once, got {duplicates or 'duplicates'} again")
+        twice = next(value for value, n in Counter(values).items() if n > 1)
+        raise ConfigError(f"{name}: expected each once, got {twice} again")
 
 
 def _check_fraction(train_frac: float, p: int) -> None:
-    if not 0 < train_frac < 1:
-        raise ConfigError(f"train fraction: expected 0 < fraction < 1, got {train_frac}")
+    if not (is_number(train_frac) and 0 < train_frac < 1):
+        raise ConfigError(f"train fraction: expected 0 < fraction < 1, got {shown(train_frac)}")
     n_train = n_train_pairs(p, train_frac)
     if n_train == 0:
         raise ConfigError(

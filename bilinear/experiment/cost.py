@@ -49,9 +49,10 @@ def model_disk_bytes(config: SweepConfig, d_hidden: int) -> int:
 
 def sweep_cost(config: SweepConfig) -> Cost:
     """Count a sweep whose models all use up their steps; memory is that of the widest model."""
+    seeds = len(config.seeds)
     return Cost(
-        steps=config.steps * len(config.jobs),
-        flop=sum(model_flop(config, d) for d, _ in config.jobs),
+        steps=config.steps * len(config.widths) * seeds,
+        flop=seeds * sum(model_flop(config, d) for d in config.widths),
         memory_bytes=4 * 4 * 5 * config.p * max(config.widths) + 8 * config.p**2,
-        disk_bytes=sum(model_disk_bytes(config, d) for d, _ in config.jobs),
+        disk_bytes=seeds * sum(model_disk_bytes(config, d) for d in config.widths),
     )

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, shown
 
+# float32 holds what is in between, its square and its inverse.
+LEAST, MOST = 1e-18, 1e18
 SHAPES = ("constant", "linear", "cosine", "exponential")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite int or float, and no bool."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,14 @@ class Schedule:
     def __post_init__(self) -> None:
         """Refuse what has no values."""
         if self.shape not in SHAPES:
-            raise ConfigError(f"schedule: expected one of {', '.join(SHAPES)}, got {self.shape!r}")
+            names = ", ".join(SHAPES)
+            raise ConfigError(f"schedule: expected one of {names}, got {shown(self.shape)}")
         for name, value in (("start", self.start), ("end", self.end)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"schedule {name}: expected a number ≥ 0, got {value}")
+            if not (is_number(value) and (value == 0 or LEAST <= value <= MOST)):
+                raise ConfigError(
+                    f"schedule {name}: expected 0 or a number from {LEAST:g} to {MOST:g}, "
+                    f"got {shown(value)}"
+                )
         if self.shape == "constant" and self.start != self.end:
             raise ConfigError(
                 f"schedule: a constant one cannot go from {self.start} to {self.end}; "

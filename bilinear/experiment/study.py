@@ -9,7 +9,7 @@ from bilinear.errors import ConfigError
 from bilinear.experiment.config import SweepConfig
 
 AXES = ("p", "train_frac", "lr", "weight_decay")
-MAX_MODELS = 10_000_000
+MAX_MODELS = 1_000_000
 
 
 def settings(config: SweepConfig) -> dict[str, int | float]:
@@ -68,7 +68,7 @@ class Study:
         try:
             cells = json.loads(text)["cells"]
             return cls(tuple(SweepConfig.from_json(json.dumps(cell)) for cell in cells))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(f"not a study: {error}") from error
 
 

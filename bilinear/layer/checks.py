@@ -59,7 +59,7 @@ def check(
 def check_sizes(**sizes: int) -> None:
     """Raise ValueError for a size of a layer that is no integer ≥ 1."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if type(size) is not int or size < 1:
             raise ValueError(f"{name}: expected an integer ≥ 1, got {size!r}")
 
 

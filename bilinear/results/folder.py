@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from bilinear.errors import ConfigError, ResultsError, extra
+from bilinear.errors import ConfigError, ResultsError, extra, shown
 
 # Random access reads a little of a large object: fsspec would fetch megabytes at a time.
 _BLOCK_BYTES = 2**18
@@ -102,9 +102,12 @@ def open_folder(where: "str | os.PathLike[str] | Folder") -> Folder:
     """
     if isinstance(where, LocalFolder | UrlFolder):
         return where
-    text = os.fspath(cast("str | os.PathLike[str]", where))
-    if not text:
-        raise ConfigError("results folder: expected a path or a URL, got an empty one")
+    try:
+        text = os.fspath(cast("str | os.PathLike[str]", where))
+    except TypeError:
+        raise TypeError(f"results folder: expected a path or a URL, got {shown(where)}") from None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"results folder: expected a path or a URL, got {shown(text)}")
     for scheme in _OF_THIS_MACHINE:
         # fsspec's own local files are neither forced to disk nor renamed.
         if text.startswith(scheme):

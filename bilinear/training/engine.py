@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, shown
 from bilinear.experiment.config import SweepConfig
 from bilinear.training.backend import Backend
-from bilinear.training.choose import choose_for
+from bilinear.training.choose import DEVICES, choose_for
 
 ENGINES = ("local", "ray")
 
@@ -20,7 +20,9 @@ def choose_engine(
 ) -> Backend:
     """As `choose_for`, on this machine (engine "local") or on a Ray cluster ("ray")."""
     if engine not in ENGINES:
-        raise ConfigError(f"engine: expected {', '.join(ENGINES)}, got {engine!r}")
+        raise ConfigError(f"engine: expected {', '.join(ENGINES)}, got {shown(engine)}")
+    if device not in DEVICES:  # before a cluster is looked for
+        raise ConfigError(f"device: expected {', '.join(DEVICES)}, got {shown(device)}")
     if engine == "local":
         if ray_address is not None:
             raise ConfigError("ray address: expected with --engine ray alone, got --engine local")

@@ -86,4 +86,4 @@ def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([*QUICK, "7", "--out", str(tmp_path / "notes.md")]) == 2
     assert "--out: expected a folder" in capsys.readouterr().err
     assert main([*QUICK, "7", "--lr", "-1"]) == 2
-    assert "--lr: expected a number ≥ 0, got -1.0" in capsys.readouterr().err
+    assert "--lr: expected 0 or a number from 1e-18 to 1e+18, got -1.0" in capsys.readouterr().err

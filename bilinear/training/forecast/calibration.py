@@ -30,7 +30,7 @@ _TIMINGS = 3
 _MODULI = 4
 # A single step with its evaluation must fit the budget on any machine.
 _LARGEST_STEP_FLOP = 2e9
-_NEVER = 10**9
+_NEVER = 10**8
 
 
 @dataclass(frozen=True)
