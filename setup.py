@@ -2,7 +2,7 @@
 
 from setuptools import Extension, find_packages, setup
 
-SWEEP = ["pandas", "pyarrow", "fsspec", "matplotlib", "rich", "plotly"]
+SWEEP = ["pandas", "pyarrow", "fsspec", "matplotlib", "rich"]
 
 # `kernels/` is a top-level folder of the repository but never a top-level package of an
 # installation: transformers users have a package of that name, which it would overwrite.

@@ -46,7 +46,6 @@ _WANTED = {
     "hypothesis": "tests that draw their cases are left out",
     "liger_kernel": "no Liger-Kernel among the peers",
     "quack": "no quack among the peers",
-    "plotly": "tests of plots are left out",
     "ray": "tests of Ray are left out",
     "moto": "tests of object stores are left out",
     "selenium": "tests of the page in a browser are left out",

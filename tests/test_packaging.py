@@ -90,7 +90,7 @@ def test_library_and_sweep_work_without_triton(tmp_path: Path) -> None:
 
 def test_the_layer_needs_the_core_alone(tmp_path: Path) -> None:
     """The rest says which extra has it."""
-    extra = ("pandas", "pyarrow", "matplotlib", "plotly", "rich", "triton")
+    extra = ("pandas", "pyarrow", "matplotlib", "rich", "triton")
     code = (
         "import runpy, sys\n"
         f"sys.modules.update(dict.fromkeys({extra}))\n"

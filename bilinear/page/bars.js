@@ -34,7 +34,7 @@ class Bars {
       element(xticks, "span", "", text).style.left = `${100 * at / spec.n}%`;
     }
     element(root, "div", "xlabel", spec.xlabel);
-    this.hover = element(root, "div", "hover idle", HINT);
+    this.hover = element(root, "div", "hover");
     const point = (e) => {
       const box = this.svg.getBoundingClientRect();
       this.at = Math.min(spec.n - 1, Math.max(0, Math.floor((e.clientX - box.left) / box.width * spec.n)));
@@ -68,6 +68,6 @@ class Bars {
   }
 
   speak() {
-    say(this.hover, this.at === null ? "" : this.spec.say(this.at));
+    this.hover.textContent = this.at === null ? "" : this.spec.say(this.at);
   }
 }

@@ -55,17 +55,9 @@ function format(value) {
   return text.replaceAll("-", "−");
 }
 
-const HINT = "point at it to read values";
-
-function say(node, text) {
-  const words = text || HINT;
-  if (node.textContent === words) return;
-  node.textContent = words;
-  node.classList.toggle("idle", !text);
-}
-
 class Heat {
   // spec: {kind, unit, say(i, j, value) → text, click(i, j)?}
+  // fit(n, room) → CSS pixels there are for n cells; the width of the picture's place if left out
   constructor(id, spec) {
     this.root = document.getElementById(id);
     this.spec = spec;
@@ -74,7 +66,7 @@ class Heat {
     this.frame = element(this.root, "div", "frame");
     this.canvas = element(this.frame, "canvas", "");
     this.marks = element(this.frame, "div", "");
-    const bar = element(this.root, "div", "bar");
+    const bar = this.scaleBar = element(this.root, "div", "bar");
     this.barCanvas = element(element(bar, "div", "ramp"), "canvas", "");
     this.ends = element(bar, "div", "ends");
     element(bar, "div", "unit", spec.unit);
@@ -85,6 +77,7 @@ class Heat {
     this.canvas.addEventListener("pointermove", (e) => this.point(e));
     this.canvas.addEventListener("pointerdown", (e) => this.point(e));
     this.canvas.addEventListener("pointerleave", () => { this.at = null; this.speak(); });
+    new ResizeObserver(() => this.fit()).observe(this.root);
     if (spec.click) {
       this.canvas.addEventListener("click", (e) => spec.click(...this.entry(e)));
     }
@@ -101,7 +94,7 @@ class Heat {
     this.image = new ImageData(columns, rows);
     this.pixels = new Uint32Array(this.image.data.buffer);
     this.xlabel.textContent = axes.x.label;
-    this.ylabel.textContent = axes.y.label;
+    this.halves(axes.y.label);
     this.canvas.setAttribute("aria-label", axes.name);
     this.place(this.xticks, axes.x.ticks, columns, "left");
     this.place(this.yticks, axes.y.ticks, rows, "top");
@@ -116,14 +109,57 @@ class Heat {
     }
   }
 
+  // A label, or one for each half of the axis.
+  halves(label) {
+    const parts = Array.isArray(label) ? label : [label];
+    this.ylabel.classList.toggle("halves", parts.length > 1);
+    this.ylabel.replaceChildren(...parts.toReversed().map((text) => {
+      const span = document.createElement("span");
+      span.textContent = text;
+      return span;
+    }));
+  }
+
+  // Cells are whole numbers of the screen's pixels, so that all are alike.
+  fit() {
+    if (!this.columns || !this.root.offsetParent) return;
+    const dense = devicePixelRatio || 1, { aspect = 0, room } = this.spec;
+    const wide = room?.() ?? parseFloat(getComputedStyle(this.root).gridTemplateColumns.split(" ")[2]);
+    const whole = (space, n) => Math.max(1, Math.floor(space * dense / n)) / dense;
+    const cell = Math.min(whole(wide, this.columns), wide / this.columns);
+    const width = cell * this.columns;
+    const height = aspect ? whole(wide / aspect, this.rows) * this.rows : cell * this.rows;
+    for (const [node, w, h] of [[this.frame, width, height], [this.xticks, width], [this.xlabel, width],
+      [this.scaleBar, 0, height], [this.ylabel, 0, height], [this.yticks, 0, height]]) {
+      if (w) node.style.width = `${w}px`;
+      if (h) node.style.height = `${h}px`;
+    }
+    this.thin(this.xticks, width / this.columns, 26);
+    this.thin(this.yticks, height / this.rows, 13);
+  }
+
+  // Leave out labels that would run into one another.
+  thin(parent, cell, least) {
+    const places = parent.at ?? [];
+    const gap = places.length > 1 ? (places[1] - places[0]) * cell : least;
+    const step = Math.max(1, Math.ceil(least / gap));
+    [...parent.children].forEach((span, i) => { span.hidden = i % step > 0; });
+  }
+
   place(parent, ticks, n, side) {
     parent.replaceChildren();
+    parent.at = ticks.map(([at]) => at);
     for (const [at, text] of ticks) {
       element(parent, "span", "", text).style[side] = `${100 * at / n}%`;
     }
   }
 
   draw(values, limit, theme) {
+    if (this.fitted !== this.axesKey) {
+      this.fitted = this.axesKey;
+      this.fit();
+    }
+    this.limit = limit;
     const { kind } = this.spec, table = LOOKUPS[theme][kind];
     this.values = values;
     for (let i = 0; i < values.length; i++) this.pixels[i] = table[levelOf(values[i], limit, kind)];
@@ -168,6 +204,6 @@ class Heat {
   speak() {
     const text = this.at && this.values
       ? this.spec.say(...this.at, this.values[this.at[0] * this.columns + this.at[1]]) : "";
-    say(this.hover, text);
+    if (this.hover.textContent !== text) this.hover.textContent = text;
   }
 }

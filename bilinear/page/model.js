@@ -3,10 +3,20 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  return new Float32Array(bytes.buffer);
+const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const unpack = (text) => new Float32Array(bytesOf(text).buffer);
+
+// The upper 24 bits of float32 numbers.
+function unpack24(text) {
+  const bytes = bytesOf(text), bits = new Uint32Array(bytes.length / 3);
+  for (let i = 0; i < bits.length; i++) {
+    bits[i] = bytes[3 * i] << 8 | bytes[3 * i + 1] << 16 | bytes[3 * i + 2] << 24;
+  }
+  return new Float32Array(bits.buffer);
 }
+
+// Numbers from -1 to 1 in 16 bits.
+const unpackUnit = (text) => Float32Array.from(new Int16Array(bytesOf(text).buffer), (x) => x / 32767);
 
 const models = new Map();
 
@@ -16,12 +26,13 @@ function model(d, seed) {
   if (!models.has(key)) {
     const raw = DATA.models[key];
     if (!raw) return null;
-    const w = unpack(raw.weights), n = d * 2 * DATA.p;
+    const w = unpack24(raw.weights), n = d * 2 * DATA.p;
     models.set(key, {
       d, l: w.subarray(0, n), r: w.subarray(n, 2 * n), w_p: w.subarray(2 * n),
-      eigenvalues: unpack(raw.eigenvalues), eigenvectors: unpack(raw.eigenvectors),
+      eigenvalues: unpack(raw.eigenvalues), eigenvectors: unpackUnit(raw.eigenvectors),
       nVectors: raw.n_vectors, shares: unpack(raw.shares), amplitudes: unpack(raw.amplitudes),
-      units: raw.units, coefficients: null,
+      units: raw.units, coefficients: null, guesses: null,
+      history: unpack(raw.history),
     });
   }
   return models.get(key);
@@ -53,6 +64,20 @@ function logitTable(m, c) {
     }
   }
   return table;
+}
+
+// The class of the largest logit on every pair, (p, p); made once a model.
+function guesses(m) {
+  if (m.guesses) return m.guesses;
+  const { p } = DATA, best = new Float32Array(p * p).fill(-Infinity);
+  m.guesses = new Uint16Array(p * p);
+  for (let c = 0; c < p; c++) {
+    const table = logitTable(m, c);
+    for (let i = 0; i < table.length; i++) {
+      if (table[i] > best[i]) [best[i], m.guesses[i]] = [table[i], c];
+    }
+  }
+  return m.guesses;
 }
 
 const turns = (() => {

@@ -4,13 +4,13 @@
 const { p, widths, seeds, remainders } = DATA;
 const $ = (id) => document.getElementById(id);
 const rowOf = new Map(DATA.rows.map((row) => [`${row.d_hidden}-${row.seed}`, row]));
-const VIEWS = ["full", "functional"], SCALES = ["all", "own"];
+const VIEWS = ["functional", "full"], SCALES = ["all", "own"];
 const media = matchMedia("(prefers-color-scheme: dark)");
+// `beside` is a width that is shown to the right of the chosen one, 0 for none.
 const state = {
-  d: widths[0], c: remainders[0], seed: seeds[0], view: "full", scale: "all",
+  d: widths[0], c: remainders[0], seed: seeds[0], view: "functional", scale: "all", beside: 0,
   theme: media.matches ? "dark" : "light",
 };
-const listeners = []; // charts.js adds itself once plotly.js is there
 
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -24,14 +24,16 @@ function readAddress() {
   take("seed", seeds);
   take("view", VIEWS, String);
   take("scale", SCALES, String);
+  take("beside", [0, ...widths]);
 }
 
 let addressTimer = 0;
 function writeAddress() { // browsers limit how often, and playing is often
   clearTimeout(addressTimer);
   addressTimer = setTimeout(() => {
-    const { d, c, seed, view, scale } = state;
-    history.replaceState(null, "", "#" + new URLSearchParams({ d, c, seed, view, scale }));
+    const { d, c, seed, view, scale, beside } = state;
+    const kept = { d, c, seed, view, scale, ...(beside ? { beside } : {}) };
+    history.replaceState(null, "", "#" + new URLSearchParams(kept));
   }, 150);
 }
 
@@ -42,16 +44,33 @@ const numberTicks = (n, offset = 0, step = tickStep(n)) =>
   every(n, step).map((t) => [t + 0.5 + offset, t]);
 const halfTicks = [...numberTicks(p, 0, 2 * tickStep(p)), ...numberTicks(p, p, 2 * tickStep(p))];
 
-const matrix = new Heat("matrix", {
-  kind: "diverging", unit: "logits",
-  say: (i, j, value) => state.view === "full"
+// Pixels for the matrix: as much as the screen has beside the labels and what stands to the right.
+function heroRoom() {
+  const wide = document.documentElement.clientWidth, phone = innerWidth <= 600;
+  if (phone) return wide - 124;
+  const labels = 145, cards = 75, beside = innerWidth > 1000 && !state.beside ? 560 : 0;
+  const across = state.beside ? (wide - cards) / 2 - labels : wide - cards - labels - beside;
+  return Math.max(128, Math.min(across, Math.max(300, innerHeight - 275)));
+}
+const matrixSpec = (d) => ({
+  kind: "diverging", unit: "logits", room: heroRoom,
+  say: (i, j, value) => (state.beside ? `d = ${d()}: ` : "") + (state.view === "full"
     ? `Q[${half(i)}, ${half(j)}] = ${format(value)}`
     : `logit of ${state.c} at a = ${i}, b = ${j}: ${format(value)}` +
-      ((i + j) % p === state.c ? " (the right answer here)" : ""),
+      ((i + j) % p === state.c ? " (the right answer here)" : "")),
+});
+const matrix = new Heat("matrix", matrixSpec(() => state.d));
+const other = new Heat("other", matrixSpec(() => state.beside));
+const wrong = new Heat("wrong", {
+  kind: "sequential", unit: "",
+  say: (i, j, value) => {
+    const right = (i + j) % p, said = guesses(current())[i * p + j];
+    return `${i} + ${j}: says ${said}` + (said === right ? ", right" : value ? `, right is ${right}` : " in a tie");
+  },
 });
 const half = (i) => (i < p ? `a=${i}` : `b=${i - p}`);
 const eigenvectors = new Heat("eigenvectors", {
-  kind: "diverging", unit: "entry",
+  kind: "diverging", unit: "entry", aspect: 3,
   say: (i, j, value) => `v${i + 1}[${half(j)}] = ${format(value)}`,
 });
 const dft = new Heat("dft", {
@@ -59,7 +78,7 @@ const dft = new Heat("dft", {
   say: (i, j, value) => `frequency ${i - mid} in a, ${j - mid} in b: ${format(value)}`,
 });
 const map = new Heat("map", {
-  kind: "sequential", unit: "share",
+  kind: "sequential", unit: "share", aspect: 1.6,
   say: (i, j, value) => `d = ${widths[j]}, frequency ${n_k - i}: ${(100 * value).toFixed(1)} %`,
   click: (i, j) => choose({ d: widths[j] }),
 });
@@ -73,19 +92,19 @@ const mid = Math.floor(p / 2), n_k = Math.floor(p / 2);
 const MATRIX_AXES = {
   full: {
     name: "interaction matrix", columnRules: [p], rowRules: [p],
-    x: { label: `input j:  a = 0 … ${p - 1}  |  b = 0 … ${p - 1}`, ticks: halfTicks },
-    y: { label: "input i:  b  |  a", ticks: halfTicks },
+    x: { label: "a, then b", ticks: halfTicks },
+    y: { label: ["a", "b"], ticks: halfTicks },
   },
   functional: {
     name: "logits on all pairs",
     x: { label: "b", ticks: numberTicks(p) }, y: { label: "a", ticks: numberTicks(p) },
   },
 };
-const vectorAxes = (n) => ({
+const vectorAxes = (strengths) => ({
   name: "top eigenvectors", columnRules: [p],
-  x: MATRIX_AXES.full.x, y: { label: "", ticks: every(n, 1).map((k) => [k + 0.5, `v${k + 1}`]) },
+  x: MATRIX_AXES.full.x, y: { label: "λ", ticks: strengths.map((value, k) => [k + 0.5, format(value)]) },
 });
-const signed = every(p, tickStep(p), mid % tickStep(p)).map((t) => [t + 0.5, t - mid]);
+const signed = every(p, tickStep(p), mid % tickStep(p)).map((t) => [t + 0.5, format(t - mid)]);
 const DFT_AXES = {
   name: "2-D DFT of the cross block",
   x: { label: "frequency in b", ticks: signed }, y: { label: "frequency in a", ticks: signed },
@@ -111,21 +130,37 @@ function largest(values) {
 
 const dText = () => `d\u00a0=\u00a0${state.d}`;
 
+const matrixOf = (m) => state.view === "full" ? interactionMatrix(m, state.c) : logitTable(m, state.c);
+
 function drawMatrix(m) {
-  const full = state.view === "full";
-  const values = full ? interactionMatrix(m, state.c) : logitTable(m, state.c);
-  const size = full ? 2 * p : p, at = remainders.indexOf(state.c);
-  matrix.setAxes(size, size, MATRIX_AXES[state.view]);
-  matrix.draw(values, state.scale === "all" ? DATA.limits[state.view][at] || 1 : largest(values),
-    state.theme);
-  $("matrix-title").textContent = full
+  const full = state.view === "full", left = state.beside && model(state.beside, state.seed);
+  const size = full ? 2 * p : p, values = matrixOf(m);
+  const common = DATA.limits[state.view][remainders.indexOf(state.c)] || 1;
+  const limit = (v) => state.scale === "all" ? common : largest(v);
+  $("other").hidden = !left;
+  $("top").classList.toggle("two", Boolean(left));
+  const named = (d) => ({ ...MATRIX_AXES[state.view], name: `${MATRIX_AXES[state.view].name}, d = ${d}` });
+  matrix.setAxes(size, size, left ? { ...named(state.d), x: { ...MATRIX_AXES[state.view].x, label: `d = ${state.d}` } } : MATRIX_AXES[state.view]);
+  matrix.draw(values, limit(values), state.theme);
+  if (left) {
+    const theirs = matrixOf(left);
+    other.setAxes(size, size, { ...named(state.beside), x: { ...MATRIX_AXES[state.view].x, label: `d = ${state.beside}` } });
+    other.draw(theirs, limit(theirs), state.theme);
+  }
+  $("matrix-title").textContent = (full
     ? `Full interaction matrix Q of remainder ${state.c}, ${dText()}`
-    : `Functional table: logit of remainder ${state.c} on all pairs, ${dText()}`;
+    : `Functional table: logit of remainder ${state.c} on all pairs, ${dText()}`) +
+    (left ? `, and d\u00a0=\u00a0${state.beside}` : "");
+  let beyond = 0;
+  for (const value of values) beyond += Math.abs(value) > common;
+  const share = beyond / values.length;
+  $("own").hidden = state.scale === "own" || share < 0.05;
   $("matrix-note").textContent = (full
-    ? "xᵀQx is the logit. Entries off the diagonal of the aa and bb blocks never meet a pair (a, b)."
-    : "What the pairs see of Q: Q_aa[a,a] + Q_bb[b,b] + 2 Q_ab[a,b].") +
-    (state.scale === "all" ? " One scale for all widths; the narrowest grow beyond its ends."
-      : " Full colour at this width's largest entry.");
+    ? "xᵀQx is the logit. Off the diagonals of aa and bb, entries never meet a pair: they are free."
+    : "What pairs see of Q: Q_aa[a,a] + Q_bb[b,b] + 2 Q_ab[a,b]. A stripe a + b = c is the answer.") +
+    (state.scale === "own" ? " Full colour at this width's largest entry."
+      : share < 0.05 ? " One colour scale for all widths."
+        : ` ${Math.round(100 * share)} % of the entries are beyond the scale of all widths.`);
 }
 
 const VECTOR_LIMIT = 2 / Math.sqrt(2 * p); // a flat sinusoid's entries reach √2 of 1/√(2p)
@@ -133,11 +168,11 @@ const VECTOR_LIMIT = 2 / Math.sqrt(2 * p); // a flat sinusoid's entries reach �
 function drawVectors(m) {
   const n = 2 * p, at = remainders.indexOf(state.c) * m.nVectors * n;
   const values = m.eigenvectors.subarray(at, at + m.nVectors * n);
-  eigenvectors.setAxes(m.nVectors, n, vectorAxes(m.nVectors));
-  eigenvectors.draw(values, state.scale === "all" ? VECTOR_LIMIT : largest(values), state.theme);
   const first = remainders.indexOf(state.c) * m.eigenvalues.length / remainders.length;
-  const strengths = m.eigenvalues.subarray(first, first + m.nVectors);
-  $("vectors-title").textContent = `Top eigenvectors, λ = ${[...strengths].map(format).join(", ")}`;
+  const strengths = [...m.eigenvalues.subarray(first, first + m.nVectors)];
+  eigenvectors.setAxes(m.nVectors, n, vectorAxes(strengths));
+  eigenvectors.draw(values, state.scale === "all" ? VECTOR_LIMIT : largest(values), state.theme);
+  $("vectors-title").textContent = `Top eigenvectors of remainder ${state.c}, ${dText()}`;
 }
 
 function drawSpectrum(m) {
@@ -194,12 +229,73 @@ function drawBars(m) {
   valuesTotal = shownValues.reduce((sum, v) => sum + Math.abs(v), 0) || 1;
   const most = Math.abs(shownValues[0]), limit = 1.08 * ((own ? most : usualEigenvalue(at)) || 1);
   eigenvalueBars.draw(shownValues.slice(0, MOST_BARS), -limit, limit);
-  $("spectrum-title").textContent = `Eigenspectrum of remainder ${state.c}, ${dText()}` +
-    (r > MOST_BARS ? `: strongest ${MOST_BARS} of ${r}` : `: ${r} eigenvalues`);
-  $("spectrum-cut").textContent = most > limit ? ` Cut at the axis; the largest is ${format(most)}.` : "";
+  $("spectrum-title").textContent = `Eigenvalues of remainder ${state.c}, ${dText()}`;
+  $("spectrum-cut").textContent = (r > MOST_BARS ? ` The strongest ${MOST_BARS} of ${r}.` : ` ${r} of them.`) +
+    (most > limit ? ` Cut at the axis; the largest is ${format(most)}.` : "");
   shareBars.draw(Array.from(m.shares), 0, 1.08 * (own ? Math.max(0.01, ...m.shares) : largestShare()));
-  $("shares-title").textContent = `Frequencies of the model, ${dText()}: ` +
+  $("shares-title").textContent = `Frequencies, ${dText()}: ` +
     `${m.shares.filter((s) => s >= 0.01).length} hold ≥\u00a01\u00a0%`;
+}
+
+function drawWrong(m) {
+  const values = new Float32Array(p * p), row = rowOf.get(`${state.d}-${state.seed}`);
+  let n = 0;
+  if (row.full_acc < 1) {
+    guesses(m).forEach((said, i) => { n += values[i] = +(said !== (Math.floor(i / p) + i % p) % p); });
+  }
+  wrong.setAxes(p, p, WRONG_AXES);
+  wrong.draw(values, 1, state.theme);
+  $("wrong-title").textContent = row.full_acc === 1 ? `Wrong pairs, ${dText()}: none`
+    : `Wrong pairs, ${dText()}: ${n.toLocaleString("en")}`;
+}
+const WRONG_AXES = { ...MATRIX_AXES.functional, name: "pairs that are wrong" };
+
+const floor = 0.25 / (p * p); // where "none wrong" is drawn on a logarithmic axis
+const wrongShare = (accuracy) => Math.log10(Math.max(1 - accuracy, floor));
+const accuracy = new Chart("accuracy", {
+  xlabel: "hidden width d", ylabel: "share of pairs wrong", name: "pairs wrong against width",
+  click: (i) => {
+    const [d, seed] = DATA.all_rows[i];
+    if (widths.includes(d)) choose({ d, seed: seeds.includes(seed) ? seed : state.seed });
+  },
+});
+const ring = element(accuracy.frame, "div", "ring");
+function startAccuracy() {
+  const all = DATA.all_rows.map((r) => r[0]), [most, least] = [Math.max(...all), Math.min(...all)];
+  const marks = [1, 0.1, 0.01, 0.001, 0.0001].filter((t) => t > 2 * floor);
+  accuracy.setAxes(
+    { low: most + 1.5, high: least - 1.5, ticks: every(most + 1, tickStep(most)).filter((t) => t >= least).map((t) => [t, t]) },
+    { low: Math.log10(floor) - 0.25, high: 0.15, ticks: [...marks.map((t) => [Math.log10(t), t]), [Math.log10(floor), "none"]] },
+  );
+  accuracy.dots(DATA.all_rows.map(([d, seed, acc]) => [d, wrongShare(acc),
+    `d = ${d}, seed ${seed}: ${Math.round((1 - acc) * p * p).toLocaleString("en")} pairs wrong`]));
+}
+function moveRing() {
+  const row = rowOf.get(`${state.d}-${state.seed}`);
+  ring.hidden = !row;
+  if (!row) return;
+  ring.style.left = `${100 * accuracy.x(state.d)}%`;
+  ring.style.top = `${100 * accuracy.y(wrongShare(row.full_acc))}%`;
+}
+
+// Steps and both losses on logarithmic axes that hold every width of the page.
+const curve = new Chart("curve", { xlabel: "step", ylabel: "loss [nats]", name: "learning curve" });
+const LEAST_LOSS = 1e-5;
+const logLoss = (loss) => Math.log10(Math.max(loss, LEAST_LOSS));
+function startCurve() {
+  const steps = Math.max(...DATA.rows.map((row) => row.steps)), first = Math.log10(DATA.eval_every);
+  const last = Math.max(Math.log10(steps), first + 0.1);
+  curve.setAxes({ low: first, high: last, ticks: decades(first, last).map((k) => [k, power(k)]) },
+    { low: Math.log10(LEAST_LOSS), high: 1.5, ticks: [-5, -3, -1, 1].map((k) => [k, power(k)]) });
+}
+function drawCurve(m) {
+  const n = m.history.length / 3, at = (i) => Math.log10(m.history[i]);
+  for (const [k, name] of [[1, "train"], [2, "val"]]) {
+    const points = every(n, 1).filter((i) => isFinite(m.history[k * n + i])).map((i) => [at(i), logLoss(m.history[k * n + i])]);
+    curve.line(name, points);
+  }
+  curve.points = every(n, 1).map((i) => [at(i), logLoss(m.history[n + i]),
+    `step ${m.history[i].toLocaleString("en")}: ${format(m.history[n + i])}, others ${format(m.history[2 * n + i])}`]);
 }
 
 let mapKey = "";
@@ -230,7 +326,7 @@ function drawWords() {
   $("width").textContent = `d = ${state.d}`;
   $("slider").value = widths.indexOf(state.d);
   $("slider").setAttribute("aria-valuetext", `width ${state.d}`);
-  for (const [id, name] of [["remainder", "c"], ["seed", "seed"], ["view", "view"], ["scale", "scale"]]) {
+  for (const [id, name] of [["remainder", "c"], ["seed", "seed"], ["view", "view"], ["scale", "scale"], ["beside", "beside"]]) {
     $(id).value = state[name];
   }
   const verdict = $("verdict");
@@ -256,86 +352,10 @@ function draw() {
     drawSpectrum(m);
     drawVectors(m);
     drawBars(m);
+    drawWrong(m);
+    drawCurve(m);
   }
   drawMaps();
-  for (const listener of listeners) listener();
+  moveRing();
 }
 
-function choose(change) {
-  const [seed, theme] = [state.seed, state.theme];
-  Object.assign(state, change);
-  draw();
-  if (theme === state.theme) writeAddress();
-  return seed;
-}
-
-const move = (name, list, by) =>
-  choose({ [name]: list[Math.min(list.length - 1, Math.max(0, list.indexOf(state[name]) + by))] });
-
-let playing = 0;
-function play(on) {
-  clearInterval(playing);
-  playing = 0;
-  $("play").textContent = on ? "❚❚" : "▶";
-  $("play").setAttribute("aria-label", on ? "stop" : "play the widths");
-  if (!on) return;
-  if (state.d === widths.at(-1)) choose({ d: widths[0] });
-  playing = setInterval(() => {
-    if (state.d === widths.at(-1)) play(false);
-    else move("d", widths, 1);
-  }, 180);
-}
-
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  $("theme").textContent = theme === "dark" ? "☀ light" : "☾ dark";
-  state.theme = theme;
-}
-
-const KEYS = {
-  ArrowRight: () => move("d", widths, 1),
-  ArrowLeft: () => move("d", widths, -1),
-  ArrowDown: () => move("c", remainders, 1),
-  ArrowUp: () => move("c", remainders, -1),
-  Home: () => choose({ d: widths[0] }),
-  End: () => choose({ d: widths.at(-1) }),
-  " ": () => play(!playing),
-  m: () => choose({ view: VIEWS[1 - VIEWS.indexOf(state.view)] }),
-  c: () => choose({ scale: SCALES[1 - SCALES.indexOf(state.scale)] }),
-};
-
-function start() {
-  for (const r of remainders) $("remainder").add(new Option(r, r));
-  for (const s of seeds) $("seed").add(new Option(s, s));
-  $("slider").max = widths.length - 1;
-  $("title").textContent = `(a + b) mod ${p}: what each hidden width computes`;
-  document.title = $("title").textContent;
-  $("lead").textContent = `Bilinear models with ${widths[0]} down to ${widths.at(-1)} hidden units, ` +
-    `trained on ${Math.round(100 * DATA.train_frac)} % of all ${(p * p).toLocaleString("en")} pairs. ` +
-    "Each logit is an exact quadratic form of the input, so the weights can be read.";
-  $("slider").addEventListener("input", (e) => { play(false); choose({ d: widths[+e.target.value] }); });
-  $("remainder").addEventListener("change", (e) => choose({ c: +e.target.value }));
-  $("seed").addEventListener("change", (e) => choose({ seed: +e.target.value }));
-  $("view").addEventListener("change", (e) => choose({ view: e.target.value }));
-  $("scale").addEventListener("change", (e) => choose({ scale: e.target.value }));
-  $("play").addEventListener("click", () => play(!playing));
-  $("theme").addEventListener("click", () => {
-    setTheme(state.theme === "dark" ? "light" : "dark");
-    draw();
-  });
-  media.addEventListener("change", () => { setTheme(media.matches ? "dark" : "light"); draw(); });
-  addEventListener("hashchange", () => { readAddress(); draw(); });
-  addEventListener("keydown", (e) => {
-    if (e.ctrlKey || e.metaKey || e.altKey || e.target.tagName === "SELECT") return;
-    if (e.key === " " && e.target.tagName === "BUTTON") return;
-    if (!KEYS[e.key]) return;
-    e.preventDefault();
-    if (e.key !== " ") play(false);
-    KEYS[e.key]();
-  });
-  readAddress();
-  setTheme(state.theme);
-  draw();
-}
-
-start();

@@ -1,21 +1,23 @@
 """One self-contained HTML page with a slider over the widths of a sweep.
 
-The page carries every shown model's weights as float32 and computes interaction matrices, logit
+The page carries weights as 24-bit floats and computes interaction matrices, logit
 tables and Fourier pictures from them in the browser; eigenpairs and shares of frequencies come
 computed. It reads nothing from a network. Layout, style and script live in `bilinear/page/`; the
-accuracy curve is drawn by plotly.js, what follows the slider by canvas and SVG: a redraw by plotly
-took 18 ms a chart.
+pictures are drawn by canvas and SVG: a redraw by plotly.js took 18 ms a chart, and its code made
+half of the page.
 """
 
 import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +39,7 @@ from bilinear.results.sweep_results import Results
 
 SIZE_LIMIT = 15_000_000  # bytes
 N_VECTORS = 4  # top eigenvectors a matrix that the page carries
+N_EVALUATIONS = 120  # points of a learning curve
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,24 @@ def write_page(
         raise ConfigError(f"seeds: expected some of {there}, got {wanted}")
     if seeds is None:
         wanted = wanted[: _affordable(results, wanted, len(remainders))]
-    content = page_data(results, wanted, remainders)
+    with _one_thread():
+        content = page_data(results, wanted, remainders)
     html = _fill(content)
     path = Path(path)
     write_whole(path, html)
     left_out = tuple(seed for seed in there if seed not in wanted)
     return Page(path, len(html), tuple(wanted), left_out, tuple(remainders))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The matrices are small: threads that wait for one another took ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chosen_remainders(results: Results, remainders: Sequence[int] | None) -> list[int]:
@@ -98,11 +113,11 @@ def _affordable(results: Results, seeds: Sequence[int], n_remainders: int) -> in
     size = len(_fill({}))
     for n, seed in enumerate(seeds):
         widths = [job.d_hidden for job in results.jobs if job.seed == seed]
-        numbers = sum(
-            d * 5 * p + n_remainders * (min(2 * d, 2 * p) + N_VECTORS * 2 * p) + p for d in widths
-        )
-        numbers += len(widths) ** 2
-        size += numbers * 16 // 3 + 600 * len(widths)
+        values = sum(n_remainders * min(2 * d, 2 * p) + p + 3 * N_EVALUATIONS for d in widths)
+        vectors = len(widths) * n_remainders * N_VECTORS * 2 * p
+        weights = sum(widths) * 5 * p
+        size += (16 * (values + len(widths) ** 2) + 8 * vectors) // 3 + 4 * weights
+        size += 600 * len(widths)
         if n and size > SIZE_LIMIT:
             return n
     return len(seeds)
@@ -111,7 +126,7 @@ def _affordable(results: Results, seeds: Sequence[int], n_remainders: int) -> in
 def page_data(
     results: Results, seeds: Sequence[int], remainders: Sequence[int]
 ) -> dict[str, object]:
-    """Everything the page shows, as JSON with float32 arrays in base64."""
+    """Everything the page shows, as JSON with arrays in base64."""
     p = results.config.p
     jobs = [job for job in results.jobs if job.seed in set(seeds)]
     rows = json.loads(results.table.to_json(orient="records"))
@@ -129,10 +144,14 @@ def page_data(
         "rows": [row for row in rows if row["seed"] in set(seeds)],
         "all_rows": [[row["d_hidden"], row["seed"], row["full_acc"]] for row in rows],
         "train_frac": results.config.train_frac,
+        "eval_every": results.config.eval_every,
         "limits": _limits([weights[job] for job in _setting_the_scale(rows, jobs)], remainders),
         "similarity": similarity,
         "models": {
-            f"{job.d_hidden}-{job.seed}": _model_data(weights[job], remainders) for job in jobs
+            f"{job.d_hidden}-{job.seed}": _model_data(
+                weights[job], _history(results, job), remainders
+            )
+            for job in jobs
         },
     }
 
@@ -143,19 +162,20 @@ def _setting_the_scale(rows: list[dict[str, Any]], jobs: Sequence[Job]) -> list[
     return [job for job in jobs if job in good] or list(jobs)
 
 
-def _model_data(weights: Weights, remainders: Sequence[int]) -> dict[str, object]:
+def _model_data(weights: Weights, history: Tensor, remainders: Sequence[int]) -> dict[str, object]:
     pairs = eigenpairs(weights, remainders, dtype=torch.float64)
     top = pairs.vectors[..., :N_VECTORS].mT
     # A sign is arbitrary: the entry of largest magnitude is shown positive.
     peak = top.gather(-1, top.abs().argmax(dim=-1, keepdim=True))
     return {
-        "weights": _pack(torch.cat([w.flatten() for w in weights])),
+        "weights": pack24(torch.cat([w.flatten() for w in weights])),
         "eigenvalues": _pack(pairs.values),
-        "eigenvectors": _pack(top * peak.sign()),
+        "eigenvectors": _pack_unit(top * peak.sign()),
         "n_vectors": top.shape[-2],
         "shares": _pack(frequency_shares(weights)[1:]),
         "amplitudes": _pack(amplitudes(weights)[1:].abs()),
         "units": units_per_frequency(weights)[1:].tolist(),
+        "history": _pack(history),
     }
 
 
@@ -180,16 +200,36 @@ def _limits(models: Sequence[Weights], remainders: Sequence[int]) -> dict[str, l
     return limits
 
 
+def _history(results: Results, job: Job) -> Tensor:
+    """Steps, loss on the training pairs, on the others: (3, n), n at most N_EVALUATIONS."""
+    table = results.histories[job][["step", "train_loss", "val_loss"]]
+    rows = np.geomspace(1, len(table), min(len(table), N_EVALUATIONS)).round().astype(int)
+    return torch.tensor(table.to_numpy(dtype=float)[np.unique(rows) - 1].T)
+
+
+def _numbers(tensor: Tensor, dtype: str) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().double().numpy().astype(dtype))
+
+
 def _pack(tensor: Tensor) -> str:
     """Little-endian float32 in base64."""
-    numbers = tensor.detach().cpu().float().contiguous().numpy().astype("<f4")
-    return base64.b64encode(numbers.tobytes()).decode()
+    return base64.b64encode(_numbers(tensor, "<f4").tobytes()).decode()
+
+
+def pack24(tensor: Tensor) -> str:
+    """The upper three bytes of little-endian float32, rounded, in base64: relative error 2⁻¹⁶."""
+    bits = _numbers(tensor, "<f4").view("<u4").astype(np.uint64) + 0x80
+    upper = (bits >> 8).astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3]
+    return base64.b64encode(upper.tobytes()).decode()
+
+
+def _pack_unit(tensor: Tensor) -> str:
+    """Numbers from −1 to 1 in steps of 1 / 32767, in base64."""
+    return base64.b64encode(_numbers((tensor * 32767).round(), "<i2").tobytes()).decode()
 
 
 def _fill(content: dict[str, Any]) -> bytes:
     """Put style, scripts and data into the page; each marker stands alone in the template."""
-    from plotly.offline import get_plotlyjs
-
     folder = files("bilinear") / "page"
     html = (folder / "page.html").read_text(encoding="utf-8")
     parts = {
@@ -198,9 +238,9 @@ def _fill(content: dict[str, Any]) -> bytes:
         "/*MODEL*/": (folder / "model.js").read_text(encoding="utf-8"),
         "/*HEAT*/": (folder / "heat.js").read_text(encoding="utf-8"),
         "/*BARS*/": (folder / "bars.js").read_text(encoding="utf-8"),
+        "/*CURVES*/": (folder / "curves.js").read_text(encoding="utf-8"),
         "/*PAGE*/": (folder / "page.js").read_text(encoding="utf-8"),
-        "/*CHARTS*/": (folder / "charts.js").read_text(encoding="utf-8"),
-        "/*PLOTLY*/": get_plotlyjs(),
+        "/*CONTROLS*/": (folder / "controls.js").read_text(encoding="utf-8"),
     }
     for marker, part in parts.items():
         before, found, after = html.partition(marker)

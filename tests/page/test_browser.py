@@ -161,7 +161,7 @@ def test_the_matrix_on_the_screen_is_the_stored_one(
 ) -> None:
     for d, seed, at in ((8, 0, 0), (4, 1, 1), (1, 1, 0)):
         c = results.config.remainders[at]
-        open_page(browser, page, f"#d={d}&seed={seed}&c={c}")
+        open_page(browser, page, f"#d={d}&seed={seed}&c={c}&view=full")
         stored = results.interactions[d, seed].numpy()
         assert_shows(browser, stored[at], limits(browser, "full")[at])
         if d > 1:  # one unit's matrices differ by a factor alone
@@ -175,7 +175,7 @@ def test_the_matrix_on_the_screen_is_the_stored_one(
 
 
 def test_each_width_may_have_its_own_scale(browser: Any, page: Path, results: Results) -> None:
-    open_page(browser, page, "#d=2&seed=0&c=3")
+    open_page(browser, page, "#d=2&seed=0&c=3&view=full")
     stored = results.interactions[2, 0][0].numpy()
     press(browser, "c")
     assert_shows(browser, stored, np.abs(stored).max())
@@ -222,7 +222,7 @@ def test_play_goes_down_to_the_last_width(browser: Any, page: Path) -> None:
 def test_hover_says_the_value(browser: Any, page: Path, results: Results) -> None:
     from selenium.webdriver import ActionChains
 
-    open_page(browser, page, "#d=8&seed=0&c=3")
+    open_page(browser, page, "#d=8&seed=0&c=3&view=full")
     canvas = browser.find_element("css selector", "#matrix canvas")
     ActionChains(browser).move_to_element_with_offset(canvas, 4, 4).perform()
     said = browser.find_element("css selector", "#matrix .hover").text
@@ -256,3 +256,89 @@ def test_it_is_silent_and_fits_a_phone(browser: Any, page: Path) -> None:
     ]
     assert page.as_uri() in asked
     assert all(url.startswith(("file:", "data:", "about:")) for url in asked)
+
+
+def test_nothing_moves_while_the_slider_does(browser: Any, page: Path) -> None:
+    for hash_part in ("", "#view=full", "#beside=6", "#scale=own"):
+        open_page(browser, page, hash_part)
+        places = browser.execute_script(
+            "return widths.map((d) => { choose({ d });"
+            " const b = matrix.canvas.getBoundingClientRect();"
+            " return [b.left, b.top, b.width, b.height, document.documentElement.scrollHeight]; })"
+        )
+        assert len({tuple(place) for place in places}) == 1
+
+
+def test_cells_are_whole_pixels_and_the_matrix_is_the_largest_picture(
+    browser: Any, page: Path
+) -> None:
+    for view, columns in (("functional", P), ("full", 2 * P)):
+        open_page(browser, page, f"#view={view}")
+        sizes = browser.execute_script(
+            "return [...document.querySelectorAll('.frame')]"
+            ".map((f) => [f.clientWidth, f.clientHeight])"
+        )
+        hero, others = sizes[0], sizes[1:]
+        assert hero[0] % columns == 0
+        assert hero[0] == hero[1] >= 500
+        assert all(hero[0] * hero[1] > 2 * w * h for w, h in others)
+
+
+def test_two_widths_stand_side_by_side(browser: Any, page: Path, results: Results) -> None:
+    open_page(browser, page, "#d=4&seed=1&c=0&view=full")
+    press(browser, "b")
+    browser.execute_script("choose({ d: 8 })")
+    scale = limits(browser, "full")[1]
+    for heat, d in (("matrix", 8), ("other", 4)):
+        expected = coloured(results.interactions[d, 1][1].numpy(), scale)
+        assert np.abs(pixels(browser, heat) - expected).max() <= 2
+    boxes = browser.execute_script(
+        "return [matrix, other].map((h) => h.canvas.getBoundingClientRect().toJSON())"
+    )
+    assert boxes[0]["top"] == boxes[1]["top"]
+    assert boxes[0]["right"] < boxes[1]["left"]
+    wait_for(browser, lambda b: b.current_url.endswith("&beside=4"))
+
+
+def test_wrong_pairs_are_those_of_the_model(browser: Any, page: Path, results: Results) -> None:
+    table = results.table.set_index(["d_hidden", "seed"])["full_acc"]
+    for d in (8, 2, 1):
+        open_page(browser, page, f"#d={d}&seed=1")
+        shown = browser.execute_script("return Array.from(wrong.values)")
+        said = logit_table(results.model(d, 1)).argmax(dim=0).numpy()
+        a = np.arange(P)
+        expected = said != (a[:, None] + a) % P
+        np.testing.assert_array_equal(np.reshape(shown, (P, P)), expected)
+        assert expected.sum() == round((1 - table[d, 1]) * P * P)
+
+
+def test_what_is_saved_is_what_is_shown(browser: Any, page: Path, results: Results) -> None:
+    open_page(browser, page, "#d=6&seed=0&c=3")
+    rows = browser.execute_script("return table()").strip().split("\n")
+    saved = np.array([[float(value) for value in row.split(",")] for row in rows])
+    np.testing.assert_allclose(
+        saved, logit_table(results.model(6), 3).numpy(), rtol=2e-4, atol=1e-4
+    )
+    width, height = browser.execute_script("const c = picture(); return [c.width, c.height]")
+    assert width > 1000
+    assert height > width
+
+
+def test_the_learning_curve_is_the_recorded_one(browser: Any, page: Path, results: Results) -> None:
+    open_page(browser, page, "#d=4&seed=1")
+    steps, train, val = np.reshape(
+        browser.execute_script("return Array.from(current().history)"), (3, -1)
+    )
+    history = results.histories[4, 1].set_index("step").loc[steps.astype(int)]
+    np.testing.assert_allclose(train, history["train_loss"], rtol=1e-6)
+    np.testing.assert_allclose(val, history["val_loss"], rtol=1e-6)
+    assert steps[-1] == results.histories[4, 1]["step"].iloc[-1]
+
+
+def test_what_stays_on_a_phones_screen_is_a_tenth_of_it(browser: Any, page: Path) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    open_page(browser, page)
+    height = browser.execute_script("return document.querySelector('.bar-on-top').offsetHeight")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert height <= 84

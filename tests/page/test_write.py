@@ -4,11 +4,13 @@ import base64
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import bilinear
 from bilinear.cli.commands import main
+from bilinear.page.write import pack24, write_page
 
 
 def test_page_holds_the_weights_and_loads_nothing(tmp_path: Path) -> None:
@@ -21,8 +23,24 @@ def test_page_holds_the_weights_and_loads_nothing(tmp_path: Path) -> None:
     assert not re.search(r"<(script|link|img)[^>]*\b(src|href)=[\"']?(https?:)?//", html)
     models = bilinear.load_results(out).models
     for state in models.values():
-        numbers = torch.cat([tensor.flatten() for tensor in state.values()]).numpy()
-        assert base64.b64encode(numbers.astype("<f4").tobytes()).decode() in html
+        assert pack24(torch.cat([tensor.flatten() for tensor in state.values()])) in html
+
+
+def test_24_bits_are_the_upper_ones_of_float32_rounded() -> None:
+    numbers = torch.randn(1000) * torch.logspace(-20, 20, 1000)
+    packed = np.frombuffer(base64.b64decode(pack24(numbers)), np.uint8).reshape(-1, 3)
+    bits = np.concatenate([np.zeros((1000, 1), np.uint8), packed], axis=1).view("<u4")
+    found = torch.from_numpy(bits.view("<f4")[:, 0].copy())
+    assert ((found - numbers) / numbers).abs().max() <= 2**-16
+    assert found.abs().min() > 0
+
+
+def test_a_page_of_64_widths_is_at_most_4_mb(tmp_path: Path) -> None:
+    """As many numbers as the default sweep's: they don't depend on how long it trained."""
+    results = bilinear.sweep(64, steps=10, out=tmp_path / "run", progress=False)
+    page = write_page(results, tmp_path / "page.html")
+    assert len(page.remainders) == 5
+    assert page.size < 3.6e6  # a learning curve of 120 points a model is 0.12 MB more
 
 
 def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

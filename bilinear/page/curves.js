@@ -1,0 +1,78 @@
+"use strict";
+// Charts of points and lines on logarithmic axes, in SVG.
+
+const decades = (low, high) => every(Math.floor(high) - Math.ceil(low) + 1, 1).map((i) => Math.ceil(low) + i);
+const power = (k) => k >= 0 && k <= 4 ? (10 ** k).toLocaleString("en")
+  : k >= -4 && k < 0 ? String(+(10 ** k).toFixed(4)) : `10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`;
+
+class Chart {
+  // spec: {xlabel, ylabel, name, click(i)?}; axes by setAxes; points are [x, y, text]
+  constructor(id, spec) {
+    const root = document.getElementById(id);
+    this.spec = spec;
+    element(root, "div", "ylabel", spec.ylabel);
+    this.yticks = element(root, "div", "yticks");
+    this.frame = element(root, "div", "frame");
+    this.svg = this.frame.appendChild(document.createElementNS(SVG, "svg"));
+    for (const [name, value] of [["preserveAspectRatio", "none"], ["viewBox", "0 0 1 1"], ["role", "img"],
+      ["aria-label", spec.name]]) this.svg.setAttribute(name, value);
+    this.paths = {};
+    this.path("grid");
+    this.xticks = element(root, "div", "xticks");
+    element(root, "div", "xlabel", spec.xlabel);
+    this.hover = element(root, "div", "hover");
+    this.points = [];
+    this.svg.addEventListener("pointermove", (e) => { this.at = this.nearest(e); this.speak(); });
+    this.svg.addEventListener("pointerleave", () => { this.at = -1; this.speak(); });
+    if (spec.click) {
+      this.svg.addEventListener("click", (e) => {
+        const at = this.nearest(e);
+        if (at >= 0) spec.click(at);
+      });
+    }
+  }
+
+  path(name) {
+    if (!this.paths[name]) {
+      this.paths[name] = this.svg.appendChild(document.createElementNS(SVG, "path"));
+      this.paths[name].setAttribute("class", name);
+    }
+    return this.paths[name];
+  }
+
+  // x, y: {low, high, ticks: [[value, text]]}
+  setAxes(x, y) {
+    this.x = (value) => (value - x.low) / (x.high - x.low);
+    this.y = (value) => 1 - (value - y.low) / (y.high - y.low);
+    this.path("grid").setAttribute("d", [...x.ticks.map(([t]) => `M${this.x(t)} 0V1`),
+      ...y.ticks.map(([t]) => `M0 ${this.y(t)}H1`)].join(""));
+    for (const [parent, ticks, side, at] of [[this.xticks, x.ticks, "left", this.x], [this.yticks, y.ticks, "top", this.y]]) {
+      parent.replaceChildren();
+      for (const [value, text] of ticks) element(parent, "span", "", text).style[side] = `${100 * at(value)}%`;
+    }
+  }
+
+  dots(points) {
+    this.points = points;
+    this.path("dots").setAttribute("d", points.map(([x, y]) => `M${this.x(x)} ${this.y(y)}h0`).join(""));
+  }
+
+  line(name, points) {
+    this.path(`line ${name}`).setAttribute("d", points.map(([x, y], i) => `${i ? "L" : "M"}${this.x(x)} ${this.y(y)}`).join(""));
+  }
+
+  nearest(event) {
+    const box = this.svg.getBoundingClientRect();
+    let best = -1, least = 30 ** 2;
+    this.points.forEach(([x, y], i) => {
+      const far = (box.left + this.x(x) * box.width - event.clientX) ** 2 +
+        (box.top + this.y(y) * box.height - event.clientY) ** 2;
+      if (far < least) [best, least] = [i, far];
+    });
+    return best;
+  }
+
+  speak() {
+    this.hover.textContent = this.points[this.at]?.[2] ?? "";
+  }
+}
