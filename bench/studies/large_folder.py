@@ -22,7 +22,7 @@ import torch
 
 from bench.measure.environment import write_result
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Finished, Job, Record
+from bilinear.experiment.record import Finished, Job, Record, Weights
 from bilinear.results.folder import open_folder
 from bilinear.results.open import load_results
 from bilinear.results.writer import ResultsWriter
@@ -62,7 +62,7 @@ def make(folder: Path, config: SweepConfig) -> dict[str, float]:
             right = config.n_train, rows.randint(700, config.p**2 - config.n_train)
             record.add(config.steps, rows.random(), rows.random(), *right, -rows.random())
             start = time.perf_counter()
-            writer.write_model(Finished(Job(d, seed), record, *weights))
+            writer.write_model(Finished(Job(d, seed), record, Weights(*weights)))
             spent += time.perf_counter() - start
     peak = peak_bytes()
     start = time.perf_counter()

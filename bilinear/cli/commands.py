@@ -21,6 +21,7 @@ from bilinear.cli.parser import Parser, naming_options, program
 from bilinear.cli.signals import Stopped, stoppable
 from bilinear.errors import ConfigError, EngineError, ResultsError, shown
 from bilinear.experiment.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepConfig, check_modulus
+from bilinear.experiment.narrowing import DROPS, Narrowing
 from bilinear.experiment.presets import PRESETS
 from bilinear.experiment.schedule import SHAPES, Schedule
 from bilinear.experiment.study import MAX_MODELS, Study, check_size
@@ -45,6 +46,7 @@ examples:
                                                    how often do narrow ones succeed?
   python sweep.py --fused --p 59,64 --train-frac 0.5,0.75
                                                    a study: every combination, in one folder
+  python sweep.py --fused --narrow                 one model, narrowed a unit at a time
   python sweep.py --fused --preset notebook        the notebook's protocol, on the fused path
   python sweep.py                                  the notebook's own loop (slow: the reference)
   python sweep.py --fused --dry-run                FLOP, bytes and time of what would run
@@ -129,6 +131,11 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--p", default="64", metavar="LIST", help="the modulus, or several (64)")
     what.add_argument("--widths", metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (P..1)")
     what.add_argument("--seeds", default="1", help="how many seeds a width, or a list: 0,5,7 (1)")
+    what.add_argument(
+        "--narrow",
+        action="store_true",
+        help="start each width from the next wider one's weights less a unit",
+    )
     what.add_argument("--train-frac", metavar="LIST", help="share of pairs trained on (0.75)")
     how = parser.add_argument_group(
         "how to train it (in brackets: the default preset's; the notebook's, if it differs)"
@@ -171,6 +178,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=WHOLE,
         help="evaluations in a row at 100 %% before stopping (10; 1)",
     )
+    narrow = parser.add_argument_group("how to narrow (with --narrow)")
+    narrow.add_argument(
+        "--drop",
+        choices=DROPS,
+        help="the unit that goes: the one whose loss, or norm, is least, or a random one (loss)",
+    )
+    narrow.add_argument("--tries", type=WHOLE, help="units tried in turn at narrow widths")
+    narrow.add_argument("--repeats", type=WHOLE, help="times more the recipe is run at a width")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")
     where.add_argument(
@@ -292,10 +307,19 @@ def _cell(args: argparse.Namespace) -> SweepConfig:
         args.weight_decay_end,
         args.decay_schedule,
     )
+    given["narrow"] = _narrowing(args)
     settings = _with_steps(preset | given, args.steps, args.epochs)
     if settings["batch_size"] and args.eval_every is None:  # the notebook looks once an epoch
         settings["eval_every"] = SweepConfig(**settings).steps_per_epoch
     return SweepConfig(**settings)
+
+
+def _narrowing(args: argparse.Namespace) -> Narrowing | None:
+    given = {name: getattr(args, name) for name in ("drop", "tries", "repeats")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not args.narrow:
+        raise ConfigError(f"--{next(iter(given))}: expected with --narrow alone")
+    return Narrowing(**given) if args.narrow else None
 
 
 def _with_steps(settings: dict[str, Any], steps: int | None, epochs: int | None) -> dict[str, Any]:

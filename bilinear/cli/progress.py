@@ -48,7 +48,7 @@ class SweepState:
                 self._end(index, Job(row["d_hidden"], row["seed"]), row, here=False)
         elif isinstance(event, Finished):
             self.training.pop((index, event.job), None)
-            self._end(index, event.job, event.record.row(event.job), here=True)
+            self._end(index, event.job, event.row, here=True)
         else:
             self.training[index, event.job] = event.evaluation.step
             self._see(event.job.d_hidden, event.evaluation.full_acc)

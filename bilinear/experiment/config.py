@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bilinear.errors import ConfigError, shown
-from bilinear.experiment.schedule import LEAST, MOST, Schedule, is_number
+from bilinear.experiment.narrowing import Narrowing
+from bilinear.experiment.schedule import LEAST, MOST, Phase, Schedule, is_number
 from bilinear.experiment.task import n_train_pairs
 
 NOTEBOOK_REMAINDERS = (0, 5, 22, 42, 63)
@@ -32,7 +33,8 @@ class SweepConfig:
     on the `goal` pairs ("full": all p², "val": those not trained on) was 100 % at `hold`
     evaluations in a row. `init_scale` multiplies `nn.Linear`'s bounds. `remainders` are the outputs
     whose interaction matrices are stored. `precision` is that of a GPU's matrix products: as
-    float32 ("highest"), 16 bits ("high") or tf32's 11.
+    float32 ("highest"), 16 bits ("high") or tf32's 11. With `narrow` each width but the largest
+    starts from the weights of the next wider one; without, from initial weights of its own.
     """
 
     p: int = 64
@@ -51,6 +53,7 @@ class SweepConfig:
     hold: int = 10
     remainders: tuple[int, ...] = NOTEBOOK_REMAINDERS
     precision: str = "highest"
+    narrow: Narrowing | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, naming the setting."""
@@ -103,9 +106,37 @@ class SweepConfig:
         """Every (d_hidden, seed) of the study."""
         return [(d, seed) for d in self.widths for seed in self.seeds]
 
+    def parent(self, d_hidden: int) -> int | None:
+        """The width whose weights a model of width d_hidden starts from; None for initial ones."""
+        if self.narrow is None:
+            return None
+        return min((wider for wider in self.widths if wider > d_hidden), default=None)
+
+    def phases(self, d_hidden: int) -> tuple[Phase, ...]:
+        """What a model is trained by, one after another, until it reaches the goal."""
+        recipe = Phase(self.steps, self.lr, self.weight_decay)
+        narrow = self.narrow
+        if narrow is None or self.parent(d_hidden) is None:
+            return (recipe,)
+        again = (recipe,) * (1 + narrow.repeats)
+        # No model of one unit can be perfect: nothing is gained by a long run.
+        if not 1 < d_hidden <= narrow.last_up_to:
+            return again
+        return *again, Phase(narrow.last_steps, narrow.last_lr, narrow.last_weight_decay)
+
+    def most_steps(self, d_hidden: int) -> int:
+        """Steps that a width of one seed takes at most, those of tries that are not kept too."""
+        first, *more = self.phases(d_hidden)
+        wider = self.parent(d_hidden)
+        tries = self.narrow.tries_at(d_hidden, wider) if self.narrow and wider else 1
+        return tries * first.steps + sum(phase.steps for phase in more)
+
     def to_json(self) -> str:
         """Write as JSON, with the same text for equal configs."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        if self.narrow is None:
+            del fields["narrow"]
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "SweepConfig":
@@ -116,6 +147,8 @@ class SweepConfig:
                 fields[name] = tuple(fields[name])
             for name in ("lr", "weight_decay"):
                 fields[name] = Schedule(**fields[name])
+            if fields.get("narrow") is not None:
+                fields["narrow"] = Narrowing.from_fields(fields["narrow"])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(f"not a sweep's config: {error}") from error

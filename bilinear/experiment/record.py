@@ -1,5 +1,6 @@
 """What is known of a model in training: its evaluations, how success is told from luck, its end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,12 +69,8 @@ class Record:
         return acc == 1.0
 
     @property
-    def finished(self) -> bool:
-        """Whether the goal was reached at the last `hold` evaluations, or the steps are used up."""
-        if not self.evaluations:
-            return False
-        if self.evaluations[-1].step >= self.config.steps:
-            return True
+    def at_goal(self) -> bool:
+        """Whether the goal was reached at the last `hold` evaluations."""
         last = self.evaluations[-self.config.hold :]
         return len(last) == self.config.hold and all(map(self._reached, last))
 
@@ -112,25 +109,67 @@ class Progress:
     evaluation: Evaluation
 
 
+class Weights(NamedTuple):
+    """w_l, w_r (d, 2p) and w_p (p, d) of a model, float32."""
+
+    w_l: Tensor
+    w_r: Tensor
+    w_p: Tensor
+
+    def of_units(self, units: Sequence[int]) -> "Weights":
+        """The model of these hidden units alone, in this order."""
+        kept = list(units)
+        return Weights(self.w_l[kept], self.w_r[kept], self.w_p[:, kept].contiguous())
+
+
+class Parent(NamedTuple):
+    """A model that narrower ones start from; `units` as in `Lineage`."""
+
+    weights: Weights
+    units: tuple[int, ...]
+
+
+class Lineage(NamedTuple):
+    """Where the weights of a narrowed model come from.
+
+    `units` (d,) names each hidden unit by its place in the chain's widest model; the model began
+    with those of width `parent` less `dropped`, after `tries` ways to leave units out.
+    """
+
+    units: tuple[int, ...]
+    parent: int | None = None
+    dropped: tuple[int, ...] = ()
+    tries: int = 1
+
+    def row(self) -> dict[str, int | None]:
+        """Return its columns of the table; None for the one unit where there were more or none."""
+        one = self.dropped[0] if len(self.dropped) == 1 else None
+        return {"parent": self.parent, "dropped_unit": one, "tries": self.tries}
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A model at the end of its run: w_l, w_r (d, 2p), w_p (p, d), float32 on the CPU.
+    """A model at the end of its run, its weights on the CPU.
 
     `interactions` (n_remainders, 2p, 2p) are those of the config's remainders, if the backend has
-    made them already.
+    made them already; `lineage` is that of a narrowed model.
     """
 
     job: Job
     record: Record
-    w_l: Tensor
-    w_r: Tensor
-    w_p: Tensor
+    weights: Weights
     interactions: Tensor | None = None
+    lineage: Lineage | None = None
+
+    @property
+    def row(self) -> dict[str, int | float | bool | None]:
+        """The model's row of the results' table."""
+        return self.record.row(self.job) | (self.lineage.row() if self.lineage else {})
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
         """As `bilinear.reference.Model` loads it."""
         return {
-            "bi_linear.weight": torch.cat([self.w_l, self.w_r]),
-            "projection.weight": self.w_p,
+            "bi_linear.weight": torch.cat([self.weights.w_l, self.weights.w_r]),
+            "projection.weight": self.weights.w_p,
         }

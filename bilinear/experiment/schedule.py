@@ -53,3 +53,12 @@ class Schedule:
         if self.shape == "cosine":
             t = (1 - torch.cos(math.pi * t)) / 2
         return self.start + (self.end - self.start) * t
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps taken by one pass of the schedules, from moments of zero."""
+
+    steps: int
+    lr: Schedule
+    weight_decay: Schedule

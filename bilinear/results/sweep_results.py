@@ -32,7 +32,7 @@ from torch import Tensor
 
 from bilinear.errors import ConfigError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Evaluation, Job, Record
+from bilinear.experiment.record import Evaluation, Job, Parent, Record, Weights
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reference import Model, ModelConfig
 from bilinear.results.folder import Folder, open_folder
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _T = TypeVar("_T")
-_INTEGER_COLUMNS = ("step",)
+_OPTIONAL_INTEGERS = {"first_perfect_step", "parent", "dropped_unit"}
 _ROW_GROUP = 2**16
 # Files read at a time: a store with many round trips at once, a disk without filling the memory.
 _AT_ONCE = 256
@@ -299,6 +299,13 @@ class PerModel(Mapping[tuple[int, int], _T]):
         return len(self._jobs)
 
 
+def parent_of(file: dict[str, Tensor]) -> Parent:
+    """A narrowed model's file as narrower models start from it."""
+    w_l, w_r = file["bi_linear.weight"].chunk(2)
+    weights = Weights(w_l.clone(), w_r.clone(), file["projection.weight"].clone())
+    return Parent(weights, tuple(file["units"].tolist()))
+
+
 def _history(file: dict[str, Tensor]) -> "pd.DataFrame":
     with extra("sweep"):
         import pandas as pd
@@ -312,7 +319,8 @@ def table_of(rows: list[dict[str, Any]]) -> "pd.DataFrame":
         import pandas as pd
 
     table = pd.DataFrame(rows) if rows else pd.DataFrame([_any_row()])[:0]
-    table["first_perfect_step"] = table["first_perfect_step"].astype("Int64")
+    for name in _OPTIONAL_INTEGERS.intersection(table.columns):
+        table[name] = table[name].astype("Int64")
     order = table.sort_values(["d_hidden", "seed"], ascending=[False, True])
     return order.reset_index(drop=True)
 

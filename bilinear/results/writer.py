@@ -177,6 +177,8 @@ def encode_model(model: Finished, remainders: Sequence[int], origin: str) -> byt
         tensors[f"history.{name}"] = torch.tensor(column, dtype=dtype)
     interactions = model.interactions
     if interactions is None:
-        interactions = interaction_matrices(model, remainders)
+        interactions = interaction_matrices(model.weights, remainders)
     tensors["interactions"] = interactions.contiguous()
-    return encode_sealed(tensors, model.record.row(model.job), origin)
+    if model.lineage is not None:
+        tensors["units"] = torch.tensor(model.lineage.units)
+    return encode_sealed(tensors, model.row, origin)

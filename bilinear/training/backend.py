@@ -1,24 +1,29 @@
 """The seam between a sweep and the machine it runs on: what every training backend does."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
 
 import bilinear
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Finished, Job, Progress
+from bilinear.experiment.record import Finished, Job, Parent, Progress
 
 
 class Work(NamedTuple):
-    """Models of one config to be trained; in the folder `scratch` a backend may keep its state."""
+    """Models of one config to be trained; in the folder `scratch` a backend may keep its state.
+
+    `parents` are models that ended before and that jobs of a narrowed config start from.
+    """
 
     config: SweepConfig
     jobs: Sequence[Job]
     scratch: Path | None = None
+    parents: Mapping[Job, Parent] = MappingProxyType({})
 
 
 class Backend(Protocol):

@@ -39,6 +39,8 @@ def choose_for(
 
 
 def _reference(config: SweepConfig, device: str) -> Backend:
+    if config.narrow is not None:
+        raise ConfigError("narrow: the reference loop trains each width by itself; add --fused")
     if config.batch_size == 0:
         raise ConfigError(
             "batch size: the reference loop is the notebook's minibatch one, got full; "

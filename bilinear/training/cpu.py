@@ -4,16 +4,16 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Lock
 
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.initial_weights import initial_weights
-from bilinear.experiment.record import Finished, Job, Progress, Record
+from bilinear.experiment.record import Evaluation, Finished, Job, Progress, Weights
 from bilinear.experiment.streams import stream_key
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_cpu import CpuGridModel
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.training.backend import Work
+from bilinear.training.chains import Chains, Run
 
 _REPORT_SECONDS = 0.2
 
@@ -35,35 +35,25 @@ class CpuBackend:
         return self.workers
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
-        """See `training.backend.Backend`; progress comes a few times a second for each model.
-
-        Narrow models of a config go first: they seldom reach their goal before the last step, so
-        they take longest, and a long one started last would leave the other threads idle.
-        """
+        """See `training.backend.Backend`; progress comes a few times a second for each model."""
+        chains = Chains(work, self._train_loss)
         events: _Events = queue.SimpleQueue()
-        stop = Event()
-        queued = iter([(i, w.config, job) for i, w in enumerate(work) for job in sorted(w.jobs)])
-        taking = Lock()
 
-        def train_queued() -> None:
+        def train_runs() -> None:
             try:
-                while not stop.is_set():
-                    with taking:
-                        task = next(queued, None)
-                    if task is None:
-                        return
-                    index, config, job = task
-                    model = make_model(self.model_type, config, job)
-                    for event in _train_one(config, job, model, stop):
-                        events.put((index, event))
+                while (run := chains.take()) is not None:
+                    for evaluation in _evaluations(self.model_type, run, chains):
+                        events.put((run.index, Progress(run.job, evaluation)))
+                    for model in chains.bring_back(run):
+                        events.put((run.index, model))
             except BaseException as error:  # reaches the caller's thread
                 events.put(error)
 
         left = sum(len(w.jobs) for w in work)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="bilinear")
         try:
-            for _ in range(min(self.workers, left)):
-                pool.submit(train_queued)
+            for _ in range(self.workers if left else 0):
+                pool.submit(train_runs)
             while left:
                 found = events.get()
                 if isinstance(found, BaseException):
@@ -71,38 +61,48 @@ class CpuBackend:
                 left -= isinstance(found[1], Finished)
                 yield found
         finally:
-            stop.set()
+            chains.stop()
             pool.shutdown(wait=True)
 
+    def _train_loss(self, config: SweepConfig, seed: int, weights: Weights) -> float:
+        return (
+            make_model(self.model_type, config, Job(len(weights.w_l), seed), weights)
+            .evaluate()
+            .train_loss
+        )
 
-def make_model(model_type: type[GridModel], config: SweepConfig, job: Job) -> GridModel:
-    """Return the job's model at step 0."""
+
+def make_model(
+    model_type: type[GridModel], config: SweepConfig, job: Job, weights: Weights | None = None
+) -> GridModel:
+    """Return the job's model at step 0, with its initial weights unless others are given."""
     split = split_pairs(config.p, config.train_frac, job.seed)
+    if weights is None:
+        weights = Weights(*initial_weights(config.p, *job, config.init_scale))
     return model_type(
-        *initial_weights(config.p, job.d_hidden, job.seed, config.init_scale),
+        *weights,
         split.pairs,
         split.n_train,
         betas=config.betas,
         eps=config.eps,
         batch=config.batch_size,
-        shuffle_key=stream_key("shuffle", config.p, job.d_hidden, job.seed),
+        shuffle_key=stream_key("shuffle", config.p, *job),
     )
 
 
-def _train_one(
-    config: SweepConfig, job: Job, model: GridModel, stop: Event
-) -> Iterator[Progress | Finished]:
-    lr, weight_decay = config.lr.values(config.steps), config.weight_decay.values(config.steps)
-    record = Record(config)
+def _evaluations(model_type: type[GridModel], run: Run, chains: Chains) -> Iterator[Evaluation]:
+    """Train a run to its end, or until it is not wanted; some of its evaluations, for display."""
+    config, record, steps = run.config, run.record, run.phase.steps
+    lr, weight_decay = run.phase.lr.values(steps), run.phase.weight_decay.values(steps)
+    model = make_model(model_type, config, run.job, run.weights)
+    before = record.evaluations[-1].step if record.evaluations else 0
     step, reported = 0, time.monotonic()
-    while not record.finished:
-        if stop.is_set():
-            return
-        to = min(step + config.eval_every, config.steps)
+    while step < steps and not (step and record.at_goal) and chains.wanted(run):
+        to = min(step + config.eval_every, steps)
         model.steps(lr[step:to], weight_decay[step:to])
         step = to
-        evaluation = record.add(step, *model.evaluate())
+        evaluation = record.add(before + step, *model.evaluate())
         if time.monotonic() - reported > _REPORT_SECONDS:
             reported = time.monotonic()
-            yield Progress(job, evaluation)
-    yield Finished(job, record, *model.weights())
+            yield evaluation
+    run.weights = Weights(*model.weights())

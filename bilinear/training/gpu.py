@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.initial_weights import initial_weights
-from bilinear.experiment.record import Finished, Job, Progress, Record
+from bilinear.experiment.record import Finished, Job, Progress, Record, Weights
 from bilinear.experiment.streams import stream_key
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_triton import TILE, Recipe, TritonGrid, bytes_a_model, padded
@@ -51,8 +51,8 @@ class GpuBackend:
         Models in training are kept in `scratch` every few seconds. Configs train one after another:
         models of another p or batch size run another compiled kernel.
         """
-        for index, (config, jobs, scratch) in enumerate(work):
-            for event in self._train(config, jobs, scratch):
+        for index, w in enumerate(work):
+            for event in self._train(w.config, w.jobs, w.scratch):
                 yield index, event
 
     def _train(
@@ -248,9 +248,7 @@ class _Lane:
             yield Finished(
                 self._jobs[i],
                 self._records[i],
-                w_l[n, :d].contiguous(),
-                w_r[n, :d].contiguous(),
-                w_p[n, :, :d].contiguous(),
+                Weights(*(w.contiguous() for w in (w_l[n, :d], w_r[n, :d], w_p[n, :, :d]))),
                 interactions[0][n].clone() if interactions else None,
             )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import nan
 
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Finished, Job, Progress, Record
+from bilinear.experiment.record import Finished, Job, Progress, Record, Weights
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.reference import ModelConfig
@@ -25,9 +25,9 @@ class ReferenceBackend:
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `training.backend.Backend`; widths from the largest down, as the notebook goes."""
-        for index, (config, jobs, _) in enumerate(work):
-            for job in sorted(jobs, reverse=True):
-                yield index, self._train_one(config, job)
+        for index, w in enumerate(work):
+            for job in sorted(w.jobs, reverse=True):
+                yield index, self._train_one(w.config, job)
 
     def _train_one(self, config: SweepConfig, job: Job) -> Finished:
         result = train_notebook(
@@ -46,9 +46,9 @@ class ReferenceBackend:
 def _finished(config: SweepConfig, job: Job, result: NotebookResult) -> Finished:
     """The notebook looks at the validation set alone: all else is known at the end only."""
     model = result.model.cpu()
-    w_l, w_r, w_p = (w.detach().clone() for w in (model.w_l, model.w_r, model.w_p))
+    weights = Weights(*(w.detach().clone() for w in (model.w_l, model.w_r, model.w_p)))
     split = split_pairs(config.p, config.train_frac, job.seed)
-    last = TorchGridModel(w_l, w_r, w_p, split.pairs, split.n_train).evaluate()
+    last = TorchGridModel(*weights, split.pairs, split.n_train).evaluate()
     record = Record(config)
     for epoch, (loss, acc) in enumerate(zip(result.train_loss, result.val_acc, strict=True), 1):
         step = epoch * config.steps_per_epoch
@@ -56,4 +56,4 @@ def _finished(config: SweepConfig, job: Job, result: NotebookResult) -> Finished
             record.add(step, loss, nan, nan, acc * split.n_val, nan)
         else:
             record.add(step, *last)
-    return Finished(job, record, w_l, w_r, w_p)
+    return Finished(job, record, weights)

@@ -12,7 +12,7 @@ from typing import Any
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
-from bilinear.experiment.record import Finished, Job, Progress
+from bilinear.experiment.record import Finished, Job, Parent, Progress
 from bilinear.experiment.study import Study
 from bilinear.results.begin import check_whose
 from bilinear.results.claim import Claim, claim
@@ -25,7 +25,7 @@ from bilinear.results.study_results import (
     finish_study,
     is_study,
 )
-from bilinear.results.sweep_results import Results
+from bilinear.results.sweep_results import Results, parent_of
 from bilinear.results.writer import ResultsWriter
 from bilinear.training.backend import Backend, Work, environment
 
@@ -131,7 +131,8 @@ def _run(
             on_event(index, Resumed(writer.rows, writer.mended))
         jobs = [job for job in map(Job._make, writer.config.jobs) if job not in done]
         here = writer.folder.path
-        work.append(Work(writer.config, jobs, None if here is None else here / "in-training"))
+        scratch = None if here is None else here / "in-training"
+        work.append(Work(writer.config, jobs, scratch, _parents(writer.there, jobs)))
     left = [len(w.jobs) for w in work]
     for index, writer in enumerate(writers):
         if not left[index]:
@@ -154,6 +155,12 @@ def _run(
             for index in holding:
                 writers[index].settle(now=True)
         raise
+
+
+def _parents(there: Results, jobs: Sequence[Job]) -> dict[Job, Parent]:
+    """Of the models that are there, those that narrowed jobs start from."""
+    wider = {Job(d, job.seed) for job in jobs if (d := there.config.parent(job.d_hidden))}
+    return {job: there.read_model(job, parent_of) for job in wider.intersection(there.jobs)}
 
 
 def _settle(writers: Sequence[ResultsWriter], holding: set[int], latest: int) -> None:

@@ -106,8 +106,8 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
     for event in again:
         if isinstance(event, Finished):
             assert event.record.evaluations == whole[event.job].record.evaluations
-            assert torch.equal(event.w_l, whole[event.job].w_l)
-            assert torch.equal(event.w_p, whole[event.job].w_p)
+            assert torch.equal(event.weights.w_l, whole[event.job].weights.w_l)
+            assert torch.equal(event.weights.w_p, whole[event.job].weights.w_p)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import bilinear
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
-from bilinear.experiment.record import Finished, Progress, Record
+from bilinear.experiment.record import Finished, Progress, Record, Weights
 from bilinear.training.backend import Work, train
 from bilinear.training.choose import choose
 from bilinear.training.forecast import calibration
@@ -48,7 +48,7 @@ class Counting:
         for job in one.jobs:
             record = Record(one.config)
             record.add(one.config.steps, 0, 0, 0, 0, 0)
-            yield 0, Finished(job, record, *(torch.zeros(1),) * 3)
+            yield 0, Finished(job, record, Weights(*(torch.zeros(1),) * 3))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,207 @@
+"""Which training run may start next, and what its end leads to.
+
+In a sweep of independent widths every model is a run. With `config.narrow` the models of a seed are
+a chain: runs of a width start from the weights of the next wider model, once that has ended.
+Backends take runs from here and bring them back trained, in any order, on any number of threads;
+which model is kept depends on its config and its seed alone.
+"""
+
+import heapq
+import itertools
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Condition
+
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.initial_weights import initial_weights
+from bilinear.experiment.record import Finished, Job, Lineage, Parent, Record, Weights
+from bilinear.experiment.schedule import Phase
+from bilinear.training.backend import Work
+from bilinear.training.drops import TrainLoss, ways_to_narrow
+
+
+@dataclass(eq=False)
+class Run:
+    """One phase of a model's training; a backend replaces `weights` and adds to `record`.
+
+    `lineage` is what is known of the weights it starts from. Of the runs that try to narrow a model
+    in different ways, `attempt` 0, 1, …, the first that reaches the goal is kept.
+    """
+
+    index: int
+    config: SweepConfig
+    job: Job
+    phase: Phase
+    weights: Weights
+    lineage: Lineage
+    record: Record
+    attempt: int = 0
+    taken: bool = field(default=False, init=False)
+
+    def again(self, phase: Phase) -> "Run":
+        """A run that goes on from this one's weights, with fresh moments."""
+        record = Record(self.config, list(self.record.evaluations))
+        return replace(self, phase=phase, record=record, attempt=0)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss on the training pairs at the end, by which runs short of the goal compare."""
+        loss = self.record.evaluations[-1].train_loss
+        return math.inf if math.isnan(loss) else loss
+
+
+_Stages = Generator[list[Run] | Finished, list[Run], None]
+
+
+class _Chain:
+    """A seed's models, or a single one, with the runs of the stage it is at."""
+
+    def __init__(self, order: int, stages: _Stages) -> None:
+        self.order, self.stages = order, stages
+        self.runs: list[Run] = []
+        self.ended: set[int] = set()
+
+    def decided(self) -> list[Run] | None:
+        """The runs of this stage up to the first that reached the goal; None if not known yet."""
+        for n, run in enumerate(self.runs):
+            if n not in self.ended:
+                return None
+            if run.record.at_goal:
+                return self.runs[: n + 1]
+        return self.runs
+
+
+class Chains:
+    """The runs of all work, handed out one at a time; safe to use from many threads."""
+
+    def __init__(self, work: Sequence[Work], train_loss: TrainLoss) -> None:
+        """Narrow models of independent widths go first, as they seldom stop early.
+
+        A long run started last would leave other threads idle. For the same reason the ways to
+        narrow one model are handed out before the one in front is known to fail, but only where
+        nothing surer waits.
+        """
+        self._changed = Condition()
+        self._serial = itertools.count()
+        self._waiting: list[tuple[int, int, int, Run]] = []
+        self._chain_of: dict[Run, _Chain] = {}
+        self._open = 0
+        self._stopped = False
+        orders = itertools.count()
+        for index, w in enumerate(work):
+            for jobs in _dependent(w):
+                chain = _Chain(next(orders), _models(index, w, jobs, train_loss))
+                self._open += 1
+                self._advance(chain, None)
+
+    def take(self, *, wait: bool = True) -> Run | None:
+        """The next run; None if all have been brought back, or none waits and `wait` is false."""
+        with self._changed:
+            while not self._stopped:
+                while self._waiting:
+                    run = heapq.heappop(self._waiting)[-1]
+                    if not run.taken and run in self._chain_of:
+                        run.taken = True
+                        return run
+                if not (wait and self._open):
+                    return None
+                self._changed.wait()
+            return None
+
+    def wanted(self, run: Run) -> bool:
+        """Whether it still matters how the run ends; if not, it need not be brought back."""
+        return run in self._chain_of and not self._stopped
+
+    def bring_back(self, run: Run) -> list[Finished]:
+        """Take in a trained run; returns the models that ended with it."""
+        with self._changed:
+            chain = self._chain_of.get(run)
+            if chain is None:
+                return []
+            chain.ended.add(run.attempt)
+            found = chain.decided()
+            if found is None:
+                self._queue(chain)
+                return []
+            for other in chain.runs:
+                del self._chain_of[other]
+        return self._advance(chain, found)
+
+    def stop(self) -> None:
+        """Have every `take` return None, and no run be wanted any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _advance(self, chain: _Chain, found: list[Run] | None) -> list[Finished]:
+        """Go to the chain's next runs. Ranking units takes a while, so outside the lock."""
+        events: list[Finished] = []
+        following = next(chain.stages) if found is None else chain.stages.send(found)
+        while isinstance(following, Finished):
+            events.append(following)
+            following = next(chain.stages, [])
+        with self._changed:
+            chain.runs, chain.ended = following, set()
+            self._chain_of.update(dict.fromkeys(following, chain))
+            self._open -= not following
+            self._queue(chain)
+            self._changed.notify_all()
+        return events
+
+    def _queue(self, chain: _Chain) -> None:
+        """Put what is not taken yet behind as many runs as must fail before it matters."""
+        ahead = 0
+        for n, run in enumerate(chain.runs):
+            if not run.taken:
+                entry = (ahead, chain.order, next(self._serial), run)
+                heapq.heappush(self._waiting, entry)
+            ahead += n not in chain.ended
+
+
+def _dependent(work: Work) -> list[list[Job]]:
+    """Jobs that must run one after another: a seed's, from the widest down, or each alone."""
+    if work.config.narrow is None:
+        return [[job] for job in sorted(work.jobs)]
+    seeds: dict[int, list[Job]] = {}
+    for job in sorted(work.jobs, key=lambda job: (job.seed, -job.d_hidden)):
+        seeds.setdefault(job.seed, []).append(job)
+    return list(seeds.values())
+
+
+def _models(index: int, work: Work, jobs: Sequence[Job], train_loss: TrainLoss) -> _Stages:
+    """Give out the runs of one job after another, be sent them trained, give out the model."""
+    config = work.config
+    known = dict(work.parents)
+    for job in jobs:
+        first, *more = config.phases(job.d_hidden)
+        tried = yield [
+            Run(index, config, job, first, weights, lineage, Record(config), attempt)
+            for attempt, (weights, lineage) in enumerate(_starts(config, job, known, train_loss))
+        ]
+        last = kept = tried[-1] if tried[-1].record.at_goal else min(tried, key=lambda r: r.loss)
+        for phase in more:
+            if kept.record.at_goal:
+                break
+            (last,) = yield [last.again(phase)]
+            kept = last if last.record.at_goal else min(kept, last, key=lambda r: r.loss)
+        lineage = kept.lineage._replace(tries=len(tried))
+        known[job] = Parent(kept.weights, lineage.units)
+        yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)
+
+
+def _starts(
+    config: SweepConfig, job: Job, known: dict[Job, Parent], train_loss: TrainLoss
+) -> list[tuple[Weights, Lineage]]:
+    wider = config.parent(job.d_hidden)
+    if wider is None:
+        drawn = initial_weights(config.p, job.d_hidden, job.seed, config.init_scale)
+        return [(Weights(*drawn), Lineage(tuple(range(job.d_hidden))))]
+    parent = known[Job(wider, job.seed)]
+    starts = []
+    for out in ways_to_narrow(config, job, parent.weights, train_loss):
+        kept = [i for i in range(wider) if i not in out]
+        units, dropped = ([parent.units[i] for i in some] for some in (kept, out))
+        lineage = Lineage(tuple(units), wider, tuple(dropped))
+        starts.append((parent.weights.of_units(kept), lineage))
+    return starts

@@ -1,0 +1,53 @@
+"""Which hidden units a model loses when it is narrowed; decided on the training pairs alone."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.record import Job, Weights
+from bilinear.experiment.streams import generator
+
+# Mean loss (nats) on the training pairs of a model of this config and seed.
+TrainLoss = Callable[[SweepConfig, int, Weights], float]
+
+
+def ways_to_narrow(
+    config: SweepConfig, job: Job, wider: Weights, train_loss: TrainLoss
+) -> list[tuple[int, ...]]:
+    """Rows of the wider model's units to leave out for `job`, the most promising way first.
+
+    Several units at once are chosen one after another. See `Narrowing` for the order.
+    """
+    narrow = config.narrow
+    assert narrow is not None
+    d = len(wider.w_l)
+    if d - job.d_hidden == 1:
+        order = _order(config, job, wider, list(range(d)), train_loss)
+        return [(unit,) for unit in order[: narrow.tries_at(job.d_hidden, d)]]
+    left = list(range(d))
+    while len(left) > job.d_hidden:
+        first = _order(config, job, wider.of_units(left), left, train_loss)[0]
+        left.remove(first)
+    return [tuple(sorted(set(range(d)) - set(left)))]
+
+
+def _order(
+    config: SweepConfig, job: Job, wider: Weights, names: Sequence[int], train_loss: TrainLoss
+) -> list[int]:
+    """The names of a model's units, the one to lose first before all others."""
+    d = len(names)
+    if config.narrow and config.narrow.drop == "random":
+        source = generator("drop", config.p, job.d_hidden, job.seed, d)
+        return [names[i] for i in torch.randperm(d, generator=source).tolist()]
+    if config.narrow and config.narrow.drop == "norm":
+        w_l, w_r, w_p = (w.double() for w in wider)
+        scores = (w_l.norm(dim=1) * w_r.norm(dim=1) * w_p.norm(dim=0)).tolist()
+    else:
+        scores = [
+            train_loss(config, job.seed, wider.of_units([i for i in range(d) if i != without]))
+            for without in range(d)
+        ]
+    scores = [math.inf if math.isnan(score) else score for score in scores]
+    return [names[i] for i in sorted(range(d), key=scores.__getitem__)]
