@@ -111,6 +111,7 @@ TESTED_ELSEWHERE = {
     "bilinear/results/writer.py": "tests/test_command.py",
     "bilinear/training/backend.py": "tests/training/test_cpu.py",
     "bilinear/training/choose.py": "tests/test_command.py",
+    "bilinear/training/drops.py": "tests/training/test_chains.py",
     "bilinear/training/engine.py": "tests/training/test_ray_cluster.py",
     "bilinear/training/forecast/expected_steps.py": "tests/training/forecast/test_estimate.py",
     "bilinear/training/forecast/rate_cache.py": "tests/training/forecast/test_calibration.py",

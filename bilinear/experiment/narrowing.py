@@ -46,6 +46,9 @@ class Narrowing:
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ConfigError(f"{name}: expected an integer ≥ {low}, got {value!r}")
+        for name in ("last_lr", "last_weight_decay"):
+            if not isinstance(getattr(self, name), Schedule):
+                raise ConfigError(f"{name}: expected a Schedule, got {getattr(self, name)!r}")
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "Narrowing":

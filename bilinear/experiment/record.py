@@ -71,7 +71,11 @@ class Record:
     @property
     def at_goal(self) -> bool:
         """Whether the goal was reached at the last `hold` evaluations."""
-        last = self.evaluations[-self.config.hold :]
+        return self.at_goal_since(0)
+
+    def at_goal_since(self, seen: int) -> bool:
+        """The same, of the evaluations after the first `seen`."""
+        last = self.evaluations[seen:][-self.config.hold :]
         return len(last) == self.config.hold and all(map(self._reached, last))
 
     def row(self, job: Job) -> dict[str, int | float | bool | None]:

@@ -221,6 +221,16 @@ class Results:
         return PerModel(self, _history)
 
     @property
+    def units(self) -> Mapping[tuple[int, int], Tensor]:
+        """Of a narrowed sweep: the places (d,) of each model's units in its chain's widest model.
+
+        Raises ConfigError for a sweep that isn't narrowed.
+        """
+        if self.config.narrow is None:
+            raise ConfigError("units: expected a narrowed sweep, got one of independent widths")
+        return PerModel(self, lambda file: file["units"])
+
+    @property
     def interactions(self) -> "PerModel[Tensor]":
         """Interaction matrices of `config.remainders`, (n_remainders, 2p, 2p), in that order.
 

@@ -25,6 +25,15 @@ class Work(NamedTuple):
     scratch: Path | None = None
     parents: Mapping[Job, Parent] = MappingProxyType({})
 
+    def dependent(self) -> list[list[Job]]:
+        """Jobs that wait for one another: a narrowed seed's from the widest down, or each alone."""
+        if self.config.narrow is None:
+            return [[job] for job in sorted(self.jobs)]
+        seeds: dict[int, list[Job]] = {}
+        for job in sorted(self.jobs, key=lambda job: (job.seed, -job.d_hidden)):
+            seeds.setdefault(job.seed, []).append(job)
+        return list(seeds.values())
+
 
 class Backend(Protocol):
     """Something that trains models: the seam between the sweep and the machine it runs on.
@@ -65,9 +74,10 @@ def train(
     config: SweepConfig,
     jobs: Sequence[Job] | None = None,
     scratch: Path | None = None,
+    parents: Mapping[Job, Parent] = MappingProxyType({}),
 ) -> Iterator[Progress | Finished]:
     """Train jobs of one config, all of them if none are named; see `Backend.train`."""
     jobs = list(map(Job._make, config.jobs)) if jobs is None else jobs
-    with closing(backend.train([Work(config, jobs, scratch)])) as events:  # type: ignore[type-var]
+    with closing(backend.train([Work(config, jobs, scratch, parents)])) as events:  # type: ignore[type-var]
         for _, event in events:
             yield event

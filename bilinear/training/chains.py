@@ -18,7 +18,7 @@ from bilinear.experiment.initial_weights import initial_weights
 from bilinear.experiment.record import Finished, Job, Lineage, Parent, Record, Weights
 from bilinear.experiment.schedule import Phase
 from bilinear.training.backend import Work
-from bilinear.training.drops import TrainLoss, ways_to_narrow
+from bilinear.training.drops import LossesWithout, ways_to_narrow
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class _Chain:
 class Chains:
     """The runs of all work, handed out one at a time; safe to use from many threads."""
 
-    def __init__(self, work: Sequence[Work], train_loss: TrainLoss) -> None:
+    def __init__(self, work: Sequence[Work], losses_without: LossesWithout) -> None:
         """Narrow models of independent widths go first, as they seldom stop early.
 
         A long run started last would leave other threads idle. For the same reason the ways to
@@ -90,8 +90,8 @@ class Chains:
         self._stopped = False
         orders = itertools.count()
         for index, w in enumerate(work):
-            for jobs in _dependent(w):
-                chain = _Chain(next(orders), _models(index, w, jobs, train_loss))
+            for jobs in w.dependent():
+                chain = _Chain(next(orders), _models(index, w, jobs, losses_without))
                 self._open += 1
                 self._advance(chain, None)
 
@@ -159,17 +159,7 @@ class Chains:
             ahead += n not in chain.ended
 
 
-def _dependent(work: Work) -> list[list[Job]]:
-    """Jobs that must run one after another: a seed's, from the widest down, or each alone."""
-    if work.config.narrow is None:
-        return [[job] for job in sorted(work.jobs)]
-    seeds: dict[int, list[Job]] = {}
-    for job in sorted(work.jobs, key=lambda job: (job.seed, -job.d_hidden)):
-        seeds.setdefault(job.seed, []).append(job)
-    return list(seeds.values())
-
-
-def _models(index: int, work: Work, jobs: Sequence[Job], train_loss: TrainLoss) -> _Stages:
+def _models(index: int, work: Work, jobs: Sequence[Job], losses_without: LossesWithout) -> _Stages:
     """Give out the runs of one job after another, be sent them trained, give out the model."""
     config = work.config
     known = dict(work.parents)
@@ -177,7 +167,9 @@ def _models(index: int, work: Work, jobs: Sequence[Job], train_loss: TrainLoss) 
         first, *more = config.phases(job.d_hidden)
         tried = yield [
             Run(index, config, job, first, weights, lineage, Record(config), attempt)
-            for attempt, (weights, lineage) in enumerate(_starts(config, job, known, train_loss))
+            for attempt, (weights, lineage) in enumerate(
+                _starts(config, job, known, losses_without)
+            )
         ]
         last = kept = tried[-1] if tried[-1].record.at_goal else min(tried, key=lambda r: r.loss)
         for phase in more:
@@ -191,7 +183,7 @@ def _models(index: int, work: Work, jobs: Sequence[Job], train_loss: TrainLoss) 
 
 
 def _starts(
-    config: SweepConfig, job: Job, known: dict[Job, Parent], train_loss: TrainLoss
+    config: SweepConfig, job: Job, known: dict[Job, Parent], losses_without: LossesWithout
 ) -> list[tuple[Weights, Lineage]]:
     wider = config.parent(job.d_hidden)
     if wider is None:
@@ -199,7 +191,7 @@ def _starts(
         return [(Weights(*drawn), Lineage(tuple(range(job.d_hidden))))]
     parent = known[Job(wider, job.seed)]
     starts = []
-    for out in ways_to_narrow(config, job, parent.weights, train_loss):
+    for out in ways_to_narrow(config, job, parent.weights, losses_without):
         kept = [i for i in range(wider) if i not in out]
         units, dropped = ([parent.units[i] for i in some] for some in (kept, out))
         lineage = Lineage(tuple(units), wider, tuple(dropped))

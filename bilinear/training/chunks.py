@@ -1,11 +1,11 @@
 """How a study is cut into pieces that a cluster's devices take one after another."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
-from bilinear.experiment.record import Job
+from bilinear.experiment.record import Job, Parent
 from bilinear.training.backend import Work
 from bilinear.training.forecast.expected_steps import expected_steps
 
@@ -15,11 +15,15 @@ _PIECES_A_DEVICE = 32
 
 @dataclass(frozen=True)
 class Chunk:
-    """Models of one config, trained by one device in one go; `index` is that of their `Work`."""
+    """Models of one config, trained by one device in one go; `index` is that of their `Work`.
+
+    `parents` as in `Work`.
+    """
 
     index: int
     config: SweepConfig
     jobs: tuple[Job, ...]
+    parents: Mapping[Job, Parent] = field(default_factory=dict)
 
 
 def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
@@ -28,15 +32,16 @@ def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
     A chunk holds a small part of a device's share of the work, but at least `at_once` models where
     its config has that many left: what a device trains at the same time. Narrow models of all
     configs go first: they seldom reach their goal before the last step, so they take longest, and
-    what the estimate has wrong of them is made up for by what comes after.
+    what the estimate has wrong of them is made up for by what comes after. Narrowed models of one
+    seed wait for one another, so they share a chunk.
     """
     each = [{d: expected_work(w.config, d) for d in {job.d_hidden for job in w.jobs}} for w in work]
     total = sum(of[job.d_hidden] for w, of in zip(work, each, strict=True) for job in w.jobs)
     share = total / (max(devices, 1) * _PIECES_A_DEVICE)
     chunks = [
-        Chunk(index, w.config, jobs)
+        Chunk(index, w.config, jobs, {job: w.parents[job] for job in _parents_of(w, jobs)})
         for index, (w, of) in enumerate(zip(work, each, strict=True))
-        for jobs in _pieces(w.jobs, of, share, at_once)
+        for jobs in _pieces(w.dependent(), of, share, at_once)
     ]
     return sorted(chunks, key=lambda chunk: chunk.jobs[0].d_hidden / chunk.config.p)
 
@@ -46,17 +51,24 @@ def expected_work(config: SweepConfig, d_hidden: int) -> float:
     return expected_steps(config, d_hidden) * work_of_step(config, d_hidden)
 
 
+def _parents_of(work: Work, jobs: Sequence[Job]) -> set[Job]:
+    """Models there that these jobs start from."""
+    seeds = {job.seed for job in jobs}
+    return {parent for parent in work.parents if parent.seed in seeds}
+
+
 def _pieces(
-    jobs: Sequence[Job], work_of: dict[int, float], share: float, at_once: int
+    groups: Sequence[Sequence[Job]], work_of: dict[int, float], share: float, at_once: int
 ) -> Iterator[tuple[Job, ...]]:
     piece: list[Job] = []
-    holds = 0.0
-    for job in sorted(jobs):
-        more = work_of[job.d_hidden]
-        if len(piece) >= at_once and holds + more > share:
+    holds, together = 0.0, 0
+    for group in groups:
+        more = sum(work_of[job.d_hidden] for job in group)
+        if together >= at_once and holds + more > share:
             yield tuple(piece)
-            piece, holds = [], 0.0
-        piece.append(job)
+            piece, holds, together = [], 0.0, 0
+        piece.extend(group)
         holds += more
+        together += 1
     if piece:
         yield tuple(piece)

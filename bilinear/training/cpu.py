@@ -36,7 +36,7 @@ class CpuBackend:
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `training.backend.Backend`; progress comes a few times a second for each model."""
-        chains = Chains(work, self._train_loss)
+        chains = Chains(work, self._losses_without)
         events: _Events = queue.SimpleQueue()
 
         def train_runs() -> None:
@@ -64,12 +64,14 @@ class CpuBackend:
             chains.stop()
             pool.shutdown(wait=True)
 
-    def _train_loss(self, config: SweepConfig, seed: int, weights: Weights) -> float:
-        return (
-            make_model(self.model_type, config, Job(len(weights.w_l), seed), weights)
-            .evaluate()
-            .train_loss
+    def _losses_without(self, config: SweepConfig, seed: int, weights: Weights) -> list[float]:
+        d = len(weights.w_l)
+        rest = ([i for i in range(d) if i != unit] for unit in range(d))
+        models = (
+            make_model(self.model_type, config, Job(d - 1, seed), weights.of_units(units))
+            for units in rest
         )
+        return [model.evaluate().train_loss for model in models]
 
 
 def make_model(
@@ -95,9 +97,10 @@ def _evaluations(model_type: type[GridModel], run: Run, chains: Chains) -> Itera
     config, record, steps = run.config, run.record, run.phase.steps
     lr, weight_decay = run.phase.lr.values(steps), run.phase.weight_decay.values(steps)
     model = make_model(model_type, config, run.job, run.weights)
-    before = record.evaluations[-1].step if record.evaluations else 0
+    seen = len(record.evaluations)
+    before = record.evaluations[-1].step if seen else 0
     step, reported = 0, time.monotonic()
-    while step < steps and not (step and record.at_goal) and chains.wanted(run):
+    while step < steps and not record.at_goal_since(seen) and chains.wanted(run):
         to = min(step + config.eval_every, steps)
         model.steps(lr[step:to], weight_decay[step:to])
         step = to

@@ -9,12 +9,12 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job, Weights
 from bilinear.experiment.streams import generator
 
-# Mean loss (nats) on the training pairs of a model of this config and seed.
-TrainLoss = Callable[[SweepConfig, int, Weights], float]
+# Of a model of this config and seed: the mean loss (nats) on its training pairs without each unit.
+LossesWithout = Callable[[SweepConfig, int, Weights], list[float]]
 
 
 def ways_to_narrow(
-    config: SweepConfig, job: Job, wider: Weights, train_loss: TrainLoss
+    config: SweepConfig, job: Job, wider: Weights, losses_without: LossesWithout
 ) -> list[tuple[int, ...]]:
     """Rows of the wider model's units to leave out for `job`, the most promising way first.
 
@@ -24,17 +24,21 @@ def ways_to_narrow(
     assert narrow is not None
     d = len(wider.w_l)
     if d - job.d_hidden == 1:
-        order = _order(config, job, wider, list(range(d)), train_loss)
+        order = _order(config, job, wider, list(range(d)), losses_without)
         return [(unit,) for unit in order[: narrow.tries_at(job.d_hidden, d)]]
     left = list(range(d))
     while len(left) > job.d_hidden:
-        first = _order(config, job, wider.of_units(left), left, train_loss)[0]
+        first = _order(config, job, wider.of_units(left), left, losses_without)[0]
         left.remove(first)
     return [tuple(sorted(set(range(d)) - set(left)))]
 
 
 def _order(
-    config: SweepConfig, job: Job, wider: Weights, names: Sequence[int], train_loss: TrainLoss
+    config: SweepConfig,
+    job: Job,
+    wider: Weights,
+    names: Sequence[int],
+    losses_without: LossesWithout,
 ) -> list[int]:
     """The names of a model's units, the one to lose first before all others."""
     d = len(names)
@@ -45,9 +49,6 @@ def _order(
         w_l, w_r, w_p = (w.double() for w in wider)
         scores = (w_l.norm(dim=1) * w_r.norm(dim=1) * w_p.norm(dim=0)).tolist()
     else:
-        scores = [
-            train_loss(config, job.seed, wider.of_units([i for i in range(d) if i != without]))
-            for without in range(d)
-        ]
+        scores = losses_without(config, job.seed, wider)
     scores = [math.inf if math.isnan(score) else score for score in scores]
     return [names[i] for i in sorted(range(d), key=scores.__getitem__)]

@@ -3,15 +3,17 @@
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.initial_weights import initial_weights
-from bilinear.experiment.record import Finished, Job, Progress, Record, Weights
+from bilinear.experiment.record import Finished, Job, Progress, Weights
+from bilinear.experiment.schedule import Phase
 from bilinear.experiment.streams import stream_key
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_triton import TILE, Recipe, TritonGrid, bytes_a_model, padded
@@ -19,6 +21,7 @@ from bilinear.kernels.tiles import Tile
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.results.checkpoint import Checkpoint
 from bilinear.training.backend import Work
+from bilinear.training.chains import Chains, Run
 
 # How long a launch should take: results and progress appear between launches.
 _LAUNCH_SECONDS = 0.25
@@ -47,25 +50,67 @@ class GpuBackend:
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `bilinear.training.backend.Backend`; events come a few times a second.
 
-        The bits of a model do not depend on the wave, the launch or the program it is trained in.
-        Models in training are kept in `scratch` every few seconds. Configs train one after another:
+        The bits of a model do not depend on the launch or the program it is trained in, nor on what
+        is trained beside it. Models in training are kept in `scratch` every few seconds; narrowed
+        ones are not, they begin again from the next wider one. Configs train one after another:
         models of another p or batch size run another compiled kernel.
         """
         for index, w in enumerate(work):
-            for event in self._train(w.config, w.jobs, w.scratch):
+            for event in self._train(w):
                 yield index, event
 
-    def _train(
-        self, config: SweepConfig, jobs: Sequence[Job], scratch: Path | None
-    ) -> Iterator[Progress | Finished]:
-        recipe = recipe_of(config)
-        checkpoint = None if scratch is None else Checkpoint(scratch)
-        states = {} if checkpoint is None else checkpoint.read()
-        for wave in _waves(sorted(jobs), recipe, self._room()):
-            lanes = [
-                _Lane(config, recipe, some, self.device, states) for some in _by_padded_width(wave)
-            ]
-            yield from _train_wave(lanes, checkpoint)
+    def _train(self, work: Work) -> Iterator[Progress | Finished]:
+        """Keep one launch of each lane running while the results of the one before are read.
+
+        Independent models come in waves that fit the memory. Runs of narrowed ones start as soon as
+        they are known, beside those that train.
+        """
+        config, narrowed = work.config, work.config.narrow is not None
+        kept = None if work.scratch is None or narrowed else Checkpoint(work.scratch)
+        states = {} if kept is None else kept.read()
+        chains, room = Chains([work], self._losses_without), self._room()
+        waiting: list[Run] = []
+        lanes: list[_Lane] = []
+        last_kept = time.monotonic()
+        while True:
+            while (run := chains.take(wait=False)) is not None:
+                waiting.append(run)
+            if narrowed or not any(lane.live for lane in lanes):
+                lanes = [lane for lane in lanes if lane.live]
+                used = sum(lane.size for lane in lanes)
+                for runs in _together(_fitting(waiting, room - used, at_least=not lanes)):
+                    lanes.append(_Lane(config, runs, self.device, states))
+                    lanes[-1].launch()
+            live = [lane for lane in lanes if lane.live]
+            if not live:
+                return
+            for lane in live:
+                lane.look()
+                lane.launch()
+            for lane in live:
+                for event in lane.events(chains.wanted):
+                    if isinstance(event, Progress):
+                        yield event
+                    else:
+                        yield from lane.with_interactions(event, chains.bring_back(event))
+            done = not any(lane.live for lane in lanes)
+            if kept is not None and (done or time.monotonic() - last_kept > _CHECKPOINT_SECONDS):
+                for lane in lanes:
+                    lane.keep(kept)
+                last_kept = time.monotonic()
+
+    def _losses_without(self, config: SweepConfig, seed: int, weights: Weights) -> list[float]:
+        split = split_pairs(config.p, config.train_frac, seed)
+        pairs = split.pairs[: split.n_train].long().to(self.device)
+        w_l, w_r, w_p = (w.to(self.device) for w in weights)
+        a, b = pairs[:, 0], pairs[:, 1] + config.p
+        h = (w_l[:, a] + w_l[:, b]) * (w_r[:, a] + w_r[:, b])
+        logits, label = h.T @ w_p.T, pairs.sum(1) % config.p
+        each = [
+            F.cross_entropy(logits - torch.outer(h[unit], w_p[:, unit]), label)
+            for unit in range(len(h))
+        ]
+        return torch.stack(each).tolist()
 
     def _room(self) -> float:
         if self._memory is not None:
@@ -74,13 +119,14 @@ class GpuBackend:
         return free * _SHARE_OF_MEMORY
 
 
-def recipe_of(config: SweepConfig) -> Recipe:
-    """What the kernels need to know of a config."""
+def recipe_of(config: SweepConfig, phase: Phase | None = None) -> Recipe:
+    """What the kernels need to know of a config, and of a phase if it isn't the config's first."""
+    phase = phase or Phase(config.steps, config.lr, config.weight_decay)
     return Recipe(
         p=config.p,
         n_train=config.n_train,
-        lr=config.lr.values(config.steps),
-        weight_decay=config.weight_decay.values(config.steps),
+        lr=phase.lr.values(phase.steps),
+        weight_decay=phase.weight_decay.values(phase.steps),
         betas=config.betas,
         eps=config.eps,
         eval_every=config.eval_every,
@@ -97,13 +143,18 @@ def make_grid(
     device: torch.device,
     chunks: int = 1,
     tile: Tile = TILE,
+    *,
+    weights: Sequence[Weights] | None = None,
+    phase: Phase | None = None,
 ) -> TritonGrid:
-    """Return jobs of one padded width at step 0."""
+    """Return jobs of one padded width at step 0, with initial weights unless others are given."""
+    if weights is None:
+        weights = [Weights(*initial_weights(config.p, *job, config.init_scale)) for job in jobs]
     seeds = sorted({job.seed for job in jobs})
     splits = [split_pairs(config.p, config.train_frac, seed).pairs for seed in seeds]
     return TritonGrid(
-        recipe_of(config),
-        [initial_weights(config.p, *job, config.init_scale) for job in jobs],
+        recipe_of(config, phase),
+        weights,
         splits,
         [seeds.index(job.seed) for job in jobs],
         [stream_key("shuffle", config.p, *job) for job in jobs],
@@ -113,57 +164,68 @@ def make_grid(
     )
 
 
-def _waves(jobs: Sequence[Job], recipe: Recipe, room: float) -> Iterator[list[Job]]:
-    """Runs of jobs that fit into `room` bytes together, each at least one job long."""
-    wave: list[Job] = []
-    used = 0
-    for job in jobs:
-        size = bytes_a_model(recipe, job.d_hidden)
-        if wave and used + size > room:
-            yield wave
-            wave, used = [], 0
-        wave.append(job)
-        used += size
-    if wave:
-        yield wave
+def _fitting(waiting: list[Run], room: float, *, at_least: bool) -> list[Run]:
+    """Take the first of those waiting that fit into `room` bytes together, one `at_least`."""
+    taken: list[Run] = []
+    while waiting:
+        room -= _size(waiting[0])
+        if room < 0 and not (at_least and not taken):
+            break
+        taken.append(waiting.pop(0))
+    return taken
 
 
-def _by_padded_width(jobs: Sequence[Job]) -> list[list[Job]]:
-    groups: defaultdict[int, list[Job]] = defaultdict(list)
-    for job in jobs:
-        groups[padded(job.d_hidden)].append(job)
+def _size(run: Run) -> int:
+    return bytes_a_model(recipe_of(run.config, run.phase), run.job.d_hidden)
+
+
+def _together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that share a lane: of one padded width and one phase."""
+    groups: defaultdict[tuple[int, Phase], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[padded(run.job.d_hidden), run.phase].append(run)
     return list(groups.values())
 
 
 class _Lane:
-    """The models of one padded width, on a stream of their own.
+    """Runs of one padded width, on a stream of their own.
 
-    Jobs are queued narrowest first: those seldom reach their goal early, so they take longest.
+    Narrow models are queued first: those seldom reach their goal early, so they take longest.
     """
 
     def __init__(
         self,
         config: SweepConfig,
-        recipe: Recipe,
-        jobs: list[Job],
+        runs: list[Run],
         device: torch.device,
         states: Mapping[Job, Mapping[str, Tensor]],
     ) -> None:
-        self._config, self._recipe, self._jobs, self._device = config, recipe, jobs, device
+        self._config, self._runs, self._device = config, runs, device
+        self._recipe = recipe_of(config, runs[0].phase)
+        self._jobs = [run.job for run in runs]
+        self.size = sum(map(_size, runs))
         self._on_gpu = device.type == "cuda"
-        self._grid = make_grid(config, jobs, device)
-        for i, job in enumerate(jobs):
+        self._grid = make_grid(
+            config,
+            self._jobs,
+            device,
+            weights=[run.weights for run in runs],
+            phase=runs[0].phase,
+        )
+        for i, job in enumerate(self._jobs):
             if job in states:
                 self._grid.restore(i, states[job])
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copies = torch.cuda.Stream(device) if self._on_gpu else None
         self._seen: torch.cuda.Event | None = None
         self._last = self._shown = _Stopwatch(self._stream)
-        self._live = list(range(len(jobs)))
-        self._records = [Record(config) for _ in jobs]
+        self._live = list(range(len(runs)))
+        self._records = [run.record for run in runs]
+        self._before = [len(record.evaluations) for record in self._records]
         self._counters = self._pinned(self._grid.counters)
         self._history = self._pinned(self._grid.history)
         self._quantum = _FIRST_QUANTUM
+        self._interactions: dict[Job, Tensor] = {}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
@@ -189,20 +251,29 @@ class _Lane:
             if self._stream is not None:
                 self._seen = self._stream.record_event()
 
-    def events(self) -> Iterator[Progress | Finished]:
-        """Wait for what `look` enqueued and yield what it shows."""
+    def events(self, wanted: Callable[[Run], bool]) -> Iterator[Progress | Run]:
+        """Wait for what `look` enqueued; yield what it shows, and runs that have ended."""
         if self._seen is not None:
             self._seen.synchronize()
         self._adapt()
         counters = self._counters.tolist()
         ended = [i for i in self._live if counters[i][2]]
-        for i in self._live:
+        self._live = [i for i in self._live if not counters[i][2] and wanted(self._runs[i])]
+        for i in [*ended, *self._live]:
             self._read(i, counters[i])
-            if i not in ended and self._records[i].evaluations:
+        for i in self._live:
+            if len(self._records[i].evaluations) > self._before[i]:
                 yield Progress(self._jobs[i], self._records[i].evaluations[-1])
-        self._live = [i for i in self._live if not counters[i][2]]
         if ended:
-            yield from self._finished(ended)
+            self._bring_weights(ended)
+            for i in ended:
+                yield self._runs[i]
+
+    def with_interactions(self, run: Run, models: Sequence[Finished]) -> Iterator[Finished]:
+        """Models that ended with a run; with interaction matrices where they are made already."""
+        for model in models:
+            made = self._interactions.pop(run.job, None) if model.job == run.job else None
+            yield replace(model, interactions=made)
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Write the state of all models after what is enqueued, or drop it if none is live."""
@@ -225,15 +296,19 @@ class _Lane:
         A model in training stands before the evaluation of its last step's weights.
         """
         taken, _, done = counters
-        every, record = self._recipe.eval_every, self._records[i]
+        every, record, before = self._recipe.eval_every, self._records[i], self._before[i]
         known = -(-taken // every) if done else max(0, taken - 1) // every
-        seen = len(record.evaluations)
+        seen = len(record.evaluations) - before
+        begin = record.evaluations[before - 1].step if before else 0
         for n, row in enumerate(self._history[i, seen:known].tolist(), seen + 1):
-            record.add(min(n * every, self._recipe.steps), *row)
+            record.add(begin + min(n * every, self._recipe.steps), *row)
 
-    def _finished(self, models: list[int]) -> Iterator[Finished]:
-        """Weights and interaction matrices, made and copied beside the training that goes on."""
-        kept = list(self._config.remainders)
+    def _bring_weights(self, models: list[int]) -> None:
+        """Weights and interaction matrices, made and copied beside the training that goes on.
+
+        Of runs among which one is chosen later, the matrices are made once it is.
+        """
+        kept = [] if self._config.narrow else list(self._config.remainders)
         with self._on(self._copies):
             weights = self._grid.weights(models)
             found = [*weights, *([interaction_matrices(weights, kept)] if kept else [])]
@@ -245,12 +320,11 @@ class _Lane:
         w_l, w_r, w_p, *interactions = host
         for n, i in enumerate(models):
             d = self._jobs[i].d_hidden
-            yield Finished(
-                self._jobs[i],
-                self._records[i],
-                Weights(*(w.contiguous() for w in (w_l[n, :d], w_r[n, :d], w_p[n, :, :d]))),
-                interactions[0][n].clone() if interactions else None,
+            self._runs[i].weights = Weights(
+                *(w.contiguous() for w in (w_l[n, :d], w_r[n, :d], w_p[n, :, :d]))
             )
+            if interactions:
+                self._interactions[self._jobs[i]] = interactions[0][n].clone()
 
     def _pinned(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=self._on_gpu)
@@ -278,24 +352,3 @@ class _Stopwatch:
         if self._events:
             return self._events[0].elapsed_time(self._events[1]) / 1e3
         return self._end - self._start
-
-
-def _train_wave(lanes: list[_Lane], checkpoint: Checkpoint | None) -> Iterator[Progress | Finished]:
-    """Keep one launch running while the results of the one before are read."""
-    kept = time.monotonic()
-    for lane in lanes:
-        lane.launch()
-    while any(lane.live for lane in lanes):
-        live = [lane for lane in lanes if lane.live]
-        for lane in live:
-            lane.look()
-            lane.launch()
-        for lane in live:
-            yield from lane.events()
-        if checkpoint is not None and time.monotonic() - kept > _CHECKPOINT_SECONDS:
-            for lane in live:
-                lane.keep(checkpoint)
-            kept = time.monotonic()
-    if checkpoint is not None:
-        for lane in lanes:
-            lane.keep(checkpoint)

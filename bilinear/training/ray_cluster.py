@@ -19,7 +19,7 @@ import torch
 
 from bilinear.errors import ConfigError, EngineError
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Finished, Job, Progress
+from bilinear.experiment.record import Finished, Job, Parent, Progress
 from bilinear.training.backend import Work, environment, train
 from bilinear.training.choose import choose, choose_for
 from bilinear.training.chunks import Chunk, cut
@@ -55,10 +55,14 @@ class _Site(NamedTuple):
 
 @dataclass
 class _Flight:
-    """A chunk handed to Ray: which of its models have not come back, how often a worker died."""
+    """A chunk handed to Ray: which of its models have not come back, how often a worker died.
+
+    `ended` are narrowed models that have, from which others of the chunk start.
+    """
 
     chunk: Chunk
     left: set[Job] = field(init=False)
+    ended: dict[Job, Parent] = field(default_factory=dict)
     deaths: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +70,11 @@ class _Flight:
 
     @property
     def rest(self) -> Chunk:
-        return replace(self.chunk, jobs=tuple(sorted(self.left)))
+        return replace(
+            self.chunk,
+            jobs=tuple(sorted(self.left)),
+            parents={**self.chunk.parents, **self.ended},
+        )
 
 
 class RayBackend:
@@ -196,6 +204,8 @@ class RayBackend:
             return None
         if isinstance(event, Finished):
             flight.left.discard(event.job)
+            if event.lineage is not None:
+                flight.ended[event.job] = Parent(event.weights, event.lineage.units)
             flight.deaths = 0
         return flight.chunk.index, event
 
@@ -333,7 +343,7 @@ def _train_chunk(
     backend = choose(chunk.config, fused=True, device=device, workers=1)
     _check_same(environment(backend), wanted, platform.node())
     said = 0.0
-    for event in train(backend, chunk.config, chunk.jobs):
+    for event in train(backend, chunk.config, chunk.jobs, parents=chunk.parents):
         if isinstance(event, Finished) or time.monotonic() - said > _PROGRESS_SECONDS:
             said = time.monotonic()
             yield event

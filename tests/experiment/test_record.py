@@ -1,6 +1,5 @@
 """How success is told from luck."""
 
-
 import pytest
 
 from bilinear.experiment.config import SweepConfig

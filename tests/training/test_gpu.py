@@ -15,10 +15,11 @@ from bilinear.reading.interactions import interaction_matrices
 from bilinear.results.checkpoint import Checkpoint
 from bilinear.results.open import load_results
 from bilinear.training import gpu
-from bilinear.training.backend import Backend, train
+from bilinear.training.backend import Backend, Work, train
+from bilinear.training.chains import Chains
 from bilinear.training.choose import choose
 from bilinear.training.cpu import CpuBackend
-from bilinear.training.gpu import GpuBackend, _waves, recipe_of
+from bilinear.training.gpu import GpuBackend, _fitting, recipe_of
 from bilinear.training.run import run_sweep
 
 SMALL = SweepConfig(
@@ -55,7 +56,7 @@ def test_it_trains_what_the_cpu_trains(device: torch.device) -> None:
             assert x.train_loss == pytest.approx(y.train_loss, rel=1e-4, abs=1e-7)
             assert x.val_loss == pytest.approx(y.val_loss, rel=1e-4, abs=1e-7)
         for name in ("w_l", "w_r", "w_p"):
-            mine, other = getattr(model, name), getattr(theirs[job], name)
+            mine, other = getattr(model.weights, name), getattr(theirs[job].weights, name)
             assert mine.shape == other.shape
             assert (mine - other).norm() / other.norm() < 1e-3
 
@@ -67,8 +68,8 @@ def test_bits_do_not_depend_on_waves_or_company(device: torch.device) -> None:
     apart = trained(GpuBackend(device, "test", memory=1), config)
     for job, model in together.items():
         assert model.record.evaluations == apart[job].record.evaluations
-        assert torch.equal(model.w_l, apart[job].w_l)
-        assert torch.equal(model.w_p, apart[job].w_p)
+        assert torch.equal(model.weights.w_l, apart[job].weights.w_l)
+        assert torch.equal(model.weights.w_p, apart[job].weights.w_p)
 
 
 @pytest.mark.parametrize("device", HERE)
@@ -119,14 +120,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wave_fits_its_room() -> None:
-    recipe = recipe_of(SMALL)
-    jobs = [Job(d, seed) for d in (1, 16, 17) for seed in range(5)]
-    room = 4 * bytes_a_model(recipe, 16)
-    waves = list(_waves(jobs, recipe, room))
+    config = SweepConfig(**vars(SMALL) | {"widths": (1, 16, 17), "seeds": tuple(range(5))})
+    size = bytes_a_model(recipe_of(config), 16)
+    chains = Chains([Work(config, list(map(Job._make, config.jobs)))], lambda *_: [])
+    waiting = list(iter(lambda: chains.take(wait=False), None))
+    jobs = [run.job for run in waiting]
+    assert jobs == sorted(map(Job._make, config.jobs))
+    waves = []
+    while waiting:
+        waves.append([run.job for run in _fitting(waiting, 4 * size, at_least=True)])
+        assert sum(bytes_a_model(recipe_of(config), job.d_hidden) for job in waves[-1]) <= 4 * size
     assert [job for wave in waves for job in wave] == jobs
-    for wave in waves:
-        assert sum(bytes_a_model(recipe, job.d_hidden) for job in wave) <= room
-    assert [len(wave) for wave in _waves(jobs, recipe, 1)] == [1] * 15
 
 
 @pytest.mark.gpu

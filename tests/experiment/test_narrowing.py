@@ -1,0 +1,62 @@
+"""The settings of a narrowed sweep, and what they make of a config."""
+
+import json
+from typing import Any
+
+import pytest
+
+from bilinear.errors import ConfigError
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.narrowing import Narrowing
+from bilinear.experiment.schedule import Schedule
+
+NARROW = Narrowing(tries=3, tries_up_to=5, repeats=2, last_up_to=2, last_steps=70)
+CONFIG = SweepConfig(p=8, widths=(8, 6, 5, 2, 1), steps=50, remainders=(), narrow=NARROW)
+
+
+def test_each_width_starts_from_the_next_wider() -> None:
+    assert [CONFIG.parent(d) for d in CONFIG.widths] == [None, 8, 6, 5, 2]
+    alone = SweepConfig(p=8, widths=CONFIG.widths, remainders=())
+    assert [alone.parent(d) for d in alone.widths] == [None] * 5
+
+
+def test_phases_and_the_most_steps() -> None:
+    assert [[phase.steps for phase in CONFIG.phases(d)] for d in CONFIG.widths] == [
+        [50], [50, 50, 50], [50, 50, 50], [50, 50, 50, 70], [50, 50, 50],
+    ]  # fmt: skip
+    # Three tries at 5, which loses one unit; one way at the others, which lose several or are wide.
+    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 250, 220, 200]
+
+
+def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
+    assert SweepConfig.from_json(CONFIG.to_json()) == CONFIG
+    alone = SweepConfig(p=8, remainders=(), widths=(3,))
+    assert "narrow" not in json.loads(alone.to_json())
+    assert SweepConfig.from_json(alone.to_json()) == alone
+    broken = CONFIG.to_json().replace('"repeats"', '"again"')
+    with pytest.raises(ConfigError, match="not a sweep's config"):
+        SweepConfig.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"drop": "first"}, "drop: expected loss, norm, random, got 'first'"),
+        ({"tries": 0}, "tries: expected an integer ≥ 1, got 0"),
+        ({"repeats": -1}, "repeats: expected an integer ≥ 0, got -1"),
+        ({"last_steps": 1.5}, "last_steps: expected an integer ≥ 1, got 1.5"),
+        ({"last_lr": 0.1}, "last_lr: expected a Schedule, got 0.1"),
+    ],
+)
+def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Narrowing(**wrong)
+    assert str(error.value) == message
+
+
+def test_schedules_come_back_as_schedules() -> None:
+    narrow = Narrowing(last_lr=Schedule(0.3, 0.2, "linear"))
+    config = SweepConfig(p=8, widths=(3, 2), remainders=(), narrow=narrow)
+    again = SweepConfig.from_json(config.to_json())
+    assert again.narrow is not None
+    assert again.narrow.last_lr == Schedule(0.3, 0.2, "linear")

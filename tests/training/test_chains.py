@@ -1,0 +1,267 @@
+"""Narrowing: which units go, which runs wait for which, and bits that depend on nothing else."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bilinear.errors import ConfigError
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.initial_weights import initial_weights
+from bilinear.experiment.narrowing import Narrowing
+from bilinear.experiment.record import Finished, Job, Weights
+from bilinear.experiment.schedule import Schedule
+from bilinear.experiment.task import modular_addition, split_pairs
+from bilinear.kernels import grid_cpu
+from bilinear.kernels.grid_cpu import CpuGridModel
+from bilinear.kernels.grid_torch import TorchGridModel
+from bilinear.reference import Model, ModelConfig
+from bilinear.results.open import load_results
+from bilinear.results.sweep_results import Results
+from bilinear.training.backend import Work, train
+from bilinear.training.chains import Chains, Run
+from bilinear.training.choose import choose
+from bilinear.training.cpu import CpuBackend
+from bilinear.training.drops import ways_to_narrow
+from bilinear.training.gpu import GpuBackend
+from bilinear.training.run import run_sweep
+
+needs_compiled = pytest.mark.skipif(
+    grid_cpu.unavailable_because() is not None, reason=str(grid_cpu.unavailable_because())
+)
+NARROW = Narrowing(tries=3, tries_up_to=5, repeats=1, last_up_to=3, last_steps=60)
+# Seven is small enough that some models reach the goal within these steps, and some do not.
+CONFIG = SweepConfig(
+    p=7, widths=(8, 6, 5, 4, 3, 2, 1), seeds=(0, 3), steps=80, hold=3, train_frac=0.8,
+    remainders=(1,), narrow=NARROW,
+)  # fmt: skip
+
+
+def of_cpu(workers: int = 1, model_type: type = TorchGridModel) -> CpuBackend:
+    return CpuBackend(model_type, workers, "torch-cpu", "test")
+
+
+def finished(events: Iterator[object]) -> dict[Job, Finished]:
+    return {event.job: event for event in events if isinstance(event, Finished)}
+
+
+def random_weights(d: int, p: int = 7) -> Weights:
+    return Weights(torch.randn(d, 2 * p), torch.randn(d, 2 * p), torch.randn(p, d))
+
+
+def reference_loss(p: int, weights: Weights, seed: int, train_frac: float) -> float:
+    model = Model(ModelConfig(p, len(weights.w_l))).double()
+    model.load_state_dict(
+        {"bi_linear.weight": torch.cat(weights[:2]), "projection.weight": weights.w_p}
+    )
+    split = split_pairs(p, train_frac, seed)
+    rows = (split.pairs[: split.n_train, 0] * p + split.pairs[: split.n_train, 1]).long()
+    x, label = (t[rows] for t in modular_addition(p).tensors)
+    return F.cross_entropy(model(x.double()), label).item()
+
+
+@pytest.mark.parametrize("backend", [of_cpu(), GpuBackend(torch.device("cpu"), "test", 2**30)])
+def test_losses_without_each_unit(backend: CpuBackend | GpuBackend) -> None:
+    weights = random_weights(6)
+    rest = ([i for i in range(6) if i != unit] for unit in range(6))
+    wanted = [reference_loss(7, weights.of_units(units), 3, 0.8) for units in rest]
+    assert backend._losses_without(CONFIG, 3, weights) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_unit_that_training_misses_least_goes_first() -> None:
+    weights = random_weights(5)
+    losses = [0.3, math.nan, 0.1, 0.2, 0.1]
+    ways = ways_to_narrow(CONFIG, Job(4, 0), weights, lambda *_: losses)
+    assert ways == [(2,), (4,), (3,)]  # NaN last, ties by place, three tries
+
+
+def test_several_units_go_one_after_another() -> None:
+    asked: list[Weights] = []
+
+    def losses(config: SweepConfig, seed: int, weights: Weights) -> list[float]:
+        asked.append(weights)
+        return weights.w_p[0].tolist()  # the unit of the least first coefficient
+
+    weights = random_weights(6)
+    (out,) = ways_to_narrow(CONFIG, Job(3, 0), weights, losses)
+    assert out == tuple(sorted(weights.w_p[0].argsort()[:3].tolist()))
+    assert [len(each.w_l) for each in asked] == [6, 5, 4]
+
+
+def test_norm_and_random_orders() -> None:
+    weights = random_weights(5)
+    size = weights.w_l.norm(dim=1) * weights.w_r.norm(dim=1) * weights.w_p.norm(dim=0)
+    by_norm = replace(CONFIG, narrow=replace(NARROW, drop="norm"))
+    ways = ways_to_narrow(by_norm, Job(4, 0), weights, lambda *_: pytest.fail("asked"))
+    assert [unit for (unit,) in ways] == size.argsort()[:3].tolist()
+    at_random = replace(CONFIG, narrow=replace(NARROW, drop="random", tries=5))
+    drawn = [ways_to_narrow(at_random, Job(4, seed), weights, lambda *_: []) for seed in range(9)]
+    assert all(sorted(unit for (unit,) in ways) == list(range(5)) for ways in drawn)
+    assert len({ways[0] for ways in drawn}) > 2
+    assert drawn[0] == ways_to_narrow(at_random, Job(4, 0), weights, lambda *_: [])
+
+
+def pretend(run: Run, reaches: bool) -> None:
+    """End a run as a backend does, at the goal or with a loss that depends on its attempt."""
+    pairs = run.config.p**2
+    right = pairs if reaches else pairs - 2
+    before = run.record.evaluations[-1].step if run.record.evaluations else 0
+    for n in range(1, run.config.hold + 1):
+        n_train = run.config.n_train
+        loss = 1 / (2 + run.attempt) + run.job.d_hidden
+        run.record.add(before + n, loss, 0.0, n_train, right - n_train, 0.0)
+    run.weights = Weights(*(w + run.attempt + 1 for w in run.weights))
+
+
+@pytest.mark.parametrize("order_seed", range(8))
+def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> None:
+    """Attempts reach the goal or not as drawn from their names; ends come in a random order."""
+
+    def reaches(run: Run) -> bool:
+        phase = len(run.record.evaluations)
+        name = (run.job, run.attempt, phase)
+        return random.Random(str(name)).random() < 0.3
+
+    def descend(rng: random.Random) -> list[tuple[Job, list[int], int]]:
+        work = Work(CONFIG, list(map(Job._make, CONFIG.jobs)))
+        chains = Chains([work], lambda c, s, w: w.w_p.abs().sum(0).tolist())
+        flying: list[Run] = []
+        models: list[Finished] = []
+        while True:
+            while (run := chains.take(wait=False)) is not None:
+                flying.append(run)
+            if not flying:
+                return sorted(
+                    (m.job, list(m.lineage.units), m.lineage.tries) for m in models if m.lineage
+                )
+            run = flying.pop(rng.randrange(len(flying)))
+            if chains.wanted(run):
+                pretend(run, reaches(run))
+                models += chains.bring_back(run)
+
+    one = descend(random.Random(order_seed))
+    assert one == descend(random.Random(order_seed + 100))
+    assert [job for job, *_ in one] == sorted(map(Job._make, CONFIG.jobs))
+
+
+def test_of_tries_the_first_at_the_goal_is_kept_else_the_least_loss() -> None:
+    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, repeats=0))
+
+    def kept(succeeding: set[int]) -> Finished:
+        chains = Chains(
+            [Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [0.0, 1.0, 2.0, 3.0, 4.0]
+        )
+        root = chains.take()
+        assert root is not None
+        pretend(root, True)
+        chains.bring_back(root)
+        tries = [chains.take(wait=False) for _ in range(3)]
+        assert chains.take(wait=False) is None
+        models: list[Finished] = []
+        for run in reversed(tries):
+            assert run is not None
+            if chains.wanted(run):
+                pretend(run, run.attempt in succeeding)
+                models += chains.bring_back(run)
+        (model,) = models
+        return model
+
+    lineages = [kept(those).lineage for those in ({1, 2}, {0}, set())]
+    assert [(x.dropped, x.tries) for x in lineages if x] == [((1,), 2), ((0,), 1), ((2,), 3)]
+    assert kept(set()).lineage == ((0, 1, 3, 4), 5, (2,), 3)
+
+
+@needs_compiled
+def test_bits_for_any_number_of_threads_and_company() -> None:
+    alone = replace(CONFIG, seeds=(3,))
+    together = finished(train(of_cpu(3, CpuGridModel), CONFIG))
+    by_itself = finished(train(of_cpu(1, CpuGridModel), alone))
+    assert set(together) == set(map(Job._make, CONFIG.jobs))
+    for job, model in by_itself.items():
+        assert model.record.evaluations == together[job].record.evaluations
+        assert model.lineage == together[job].lineage
+        assert all(map(torch.equal, model.weights, together[job].weights))
+
+
+def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
+    """No step moves the weights: every narrower model is a part of the widest one's."""
+    still = replace(
+        CONFIG, lr=Schedule(0, 0), weight_decay=Schedule(0, 0),
+        narrow=replace(NARROW, last_lr=Schedule(0, 0), last_weight_decay=Schedule(0, 0)),
+    )  # fmt: skip
+    for job, model in finished(train(of_cpu(), still)).items():
+        root = Weights(*initial_weights(7, 8, job.seed))
+        assert model.lineage is not None
+        assert len(model.lineage.units) == job.d_hidden
+        assert all(map(torch.equal, model.weights, root.of_units(model.lineage.units)))
+
+
+def test_a_gpu_narrows_as_a_cpu_does() -> None:
+    config = replace(CONFIG, seeds=(0,), widths=(4, 3, 1), steps=12)
+    ours = finished(train(GpuBackend(torch.device("cpu"), "test", memory=2**30), config))
+    theirs = finished(train(of_cpu(), config))
+    assert set(ours) == set(theirs)
+    for job, model in ours.items():
+        assert model.lineage == theirs[job].lineage
+        steps = [[e.step for e in m.record.evaluations] for m in (model, theirs[job])]
+        assert steps[0] == steps[1]
+        for mine, other in zip(model.weights, theirs[job].weights, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gone", [(1, 2, 3), (4,), (8,), (5, 2)])
+def test_missing_models_come_back_to_the_bit(gone: tuple[int, ...], tmp_path: Path) -> None:
+    config = replace(CONFIG, seeds=(3,))
+    run_sweep(config, of_cpu(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for d in gone:
+        (tmp_path / "models" / f"d{d:03d}-s0003.safetensors").unlink()
+    (tmp_path / "table.parquet").unlink()
+    run_sweep(config, of_cpu(), tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_stopped_chain_goes_on(tmp_path: Path) -> None:
+    run_sweep(CONFIG, of_cpu(2), tmp_path / "whole")
+    stops = random.Random()
+
+    def stop_at_random(event: object) -> None:
+        if isinstance(event, Finished) and stops.random() < 0.4:
+            raise KeyboardInterrupt
+
+    for _ in range(100):
+        try:
+            run_sweep(CONFIG, of_cpu(2), tmp_path / "stopped", stop_at_random)
+            break
+        except KeyboardInterrupt:
+            continue
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            other = tmp_path / "stopped" / path.relative_to(tmp_path / "whole")
+            assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_the_table_names_parents_and_units(tmp_path: Path) -> None:
+    run_sweep(CONFIG, of_cpu(), tmp_path)
+    results = load_results(tmp_path)
+    assert isinstance(results, Results)
+    chain = results.table[results.table.seed == 0].set_index("d_hidden")
+    assert chain.parent.fillna(0).tolist() == [0, 8, 6, 5, 4, 3, 2]
+    assert chain.dropped_unit.isna().tolist() == [True, True] + [False] * 5
+    for d, wider in zip(CONFIG.widths[1:], CONFIG.widths, strict=False):
+        units, more = (results.units[width, 0].tolist() for width in (d, wider))
+        assert set(units) < set(more) <= set(range(8))
+        if wider - d == 1:
+            assert set(more) - set(units) == {chain.dropped_unit[d]}
+
+
+def test_the_reference_loop_refuses() -> None:
+    config = replace(CONFIG, batch_size=4, lr=Schedule(1e-3, 1e-3), weight_decay=Schedule(0, 0))
+    with pytest.raises(ConfigError, match="narrow: the reference loop trains each width by itself"):
+        choose(config, fused=False)
