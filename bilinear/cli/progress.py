@@ -60,10 +60,12 @@ class SweepState:
         if row["perfect"]:
             self.perfect += 1
             self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
-        self.work.end(index, job.d_hidden, row["steps"], here)
+        # Ways to narrow a model that missed the goal took all steps of the recipe.
+        steps = row["steps"] + (row.get("tries", 1) - 1) * self.cells[index].steps
+        self.work.end(index, job.d_hidden, steps, here)
         if here:
             self.trained[index].append(job.d_hidden)
-            self.steps_ended += row["steps"]
+            self.steps_ended += steps
 
     def _see(self, d_hidden: int, acc: float) -> None:
         if acc == acc:  # the notebook's loop knows no full accuracy before its end

@@ -35,15 +35,18 @@ class Work:
         for index, cell in enumerate(cells):
             for d, unit in self._unit[index].items():
                 self._open += len(cell.seeds) * unit * self._steps[index][d]
-                self._open_most += len(cell.seeds) * unit * cell.steps
+                self._open_most += len(cell.seeds) * unit * cell.most_steps(d)
         self._ended = self._ended_here = self._shown = 0.0
         self._lanes = 1 if rate is None else rate.at_once * rate.devices
 
     def end(self, index: int, d_hidden: int, steps: int, here: bool) -> None:
-        """Take in that a model ended after so many steps, trained by this run or an earlier one."""
+        """Take in that a model ended, with those not kept in its place after so many steps.
+
+        `here` says whether this run trained it, or an earlier one.
+        """
         unit = self._unit[index][d_hidden]
         self._open -= unit * self._steps[index][d_hidden]
-        self._open_most -= unit * self._cells[index].steps
+        self._open_most -= unit * self._cells[index].most_steps(d_hidden)
         self._ended += unit * steps
         self._ended_here += unit * steps if here else 0.0
 
@@ -82,7 +85,7 @@ class Work:
         for index, d, step in training:
             unit, expected = self._unit[index][d], self._steps[index][d]
             # A model that outlives what was expected of it is given half as long again.
-            rest = min(self._cells[index].steps - step, max(expected - step, step / 2))
+            rest = min(self._cells[index].most_steps(d) - step, max(expected - step, step / 2))
             spent += unit * step
             change += unit * (rest - expected)
             longest = max(longest, unit * rest)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bilinear.errors import ConfigError, shown
@@ -110,7 +112,13 @@ class SweepConfig:
         """The width whose weights a model of width d_hidden starts from; None for initial ones."""
         if self.narrow is None:
             return None
-        return min((wider for wider in self.widths if wider > d_hidden), default=None)
+        rising = self._rising
+        place = bisect_right(rising, d_hidden)
+        return rising[place] if place < len(rising) else None
+
+    @cached_property
+    def _rising(self) -> list[int]:
+        return sorted(self.widths)
 
     def phases(self, d_hidden: int) -> tuple[Phase, ...]:
         """What a model is trained by, one after another, until it reaches the goal."""
@@ -129,7 +137,8 @@ class SweepConfig:
         first, *more = self.phases(d_hidden)
         wider = self.parent(d_hidden)
         tries = self.narrow.tries_at(d_hidden, wider) if self.narrow and wider else 1
-        return tries * first.steps + sum(phase.steps for phase in more)
+        after = (phase.steps * (1 if phase == first else tries) for phase in more)
+        return tries * first.steps + sum(after)
 
     def to_json(self) -> str:
         """Write as JSON, with the same text for equal configs."""

@@ -27,11 +27,10 @@ def evaluation_flop(config: SweepConfig, d_hidden: int) -> int:
 
 
 def model_flop(config: SweepConfig, d_hidden: int) -> int:
-    """Those of one model's whole run."""
-    evaluations = -(-config.steps // config.eval_every)
-    return config.steps * step_flop(config, d_hidden) + evaluations * evaluation_flop(
-        config, d_hidden
-    )
+    """Those of one model's whole run, tries that are not kept included."""
+    steps = config.most_steps(d_hidden)
+    evaluations = -(-steps // config.eval_every)
+    return steps * step_flop(config, d_hidden) + evaluations * evaluation_flop(config, d_hidden)
 
 
 def work_of_step(config: SweepConfig, d_hidden: int) -> float:
@@ -42,7 +41,7 @@ def work_of_step(config: SweepConfig, d_hidden: int) -> float:
 
 def model_disk_bytes(config: SweepConfig, d_hidden: int) -> int:
     """Bytes of a model's file at most: weights, learning curve, interaction matrices."""
-    evaluations = -(-config.steps // config.eval_every)
+    evaluations = -(-config.most_steps(d_hidden) // config.eval_every)
     interactions = 4 * len(config.remainders) * (2 * config.p) ** 2
     return 4 * 5 * config.p * d_hidden + 56 * evaluations + interactions
 
@@ -51,7 +50,7 @@ def sweep_cost(config: SweepConfig) -> Cost:
     """Count a sweep whose models all use up their steps; memory is that of the widest model."""
     seeds = len(config.seeds)
     return Cost(
-        steps=config.steps * len(config.widths) * seeds,
+        steps=seeds * sum(config.most_steps(d) for d in config.widths),
         flop=seeds * sum(model_flop(config, d) for d in config.widths),
         memory_bytes=4 * 4 * 5 * config.p * max(config.widths) + 8 * config.p**2,
         disk_bytes=seeds * sum(model_disk_bytes(config, d) for d in config.widths),

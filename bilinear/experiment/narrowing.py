@@ -7,7 +7,7 @@ the training pairs alone; when training stops is decided as in any other sweep.
 from dataclasses import dataclass
 from typing import Any
 
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, shown
 from bilinear.experiment.schedule import Schedule
 
 DROPS = ("loss", "norm", "random")
@@ -22,33 +22,33 @@ class Narrowing:
     `drop` orders the units of the wider model: by the training loss without the unit ("loss"), by
     ‖w_l‖ ‖w_r‖ ‖w_p‖ of the unit ("norm"), least first, or at random ("random"). Up to the width
     `tries_up_to`, up to `tries` of them are left out in turn, each time from the wider model's
-    weights; above it the first alone. If none reaches the goal, the one of the least training loss
-    is trained by the sweep's recipe up to `repeats` more times, each from the weights of the time
-    before; then, up to the width `last_up_to`, once for `last_steps` by the schedules `last_lr` and
-    `last_weight_decay`. Moments are fresh at every start.
+    weights, until one way reaches the goal; above it the first alone. If none does, the first is
+    trained by the sweep's recipe up to `repeats` more times, each from the weights of the time
+    before; then, up to the width `last_up_to`, every way goes on for `last_steps` by the schedules
+    `last_lr` and `last_weight_decay`, in turn. Moments are fresh at every start.
     """
 
     drop: str = "loss"
     tries: int = 8
     tries_up_to: int = 8
     repeats: int = 2
-    last_up_to: int = 4
+    last_up_to: int = 2
     last_steps: int = 40_000
     last_lr: Schedule = _LAST_LR
     last_weight_decay: Schedule = _LAST_WEIGHT_DECAY
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, naming the setting."""
-        if self.drop not in DROPS:
-            raise ConfigError(f"drop: expected {', '.join(DROPS)}, got {self.drop!r}")
+        if not isinstance(self.drop, str) or self.drop not in DROPS:
+            raise ConfigError(f"drop: expected {', '.join(DROPS)}, got {shown(self.drop)}")
         least = {"tries": 1, "tries_up_to": 0, "repeats": 0, "last_up_to": 0, "last_steps": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
-                raise ConfigError(f"{name}: expected an integer ≥ {low}, got {value!r}")
+                raise ConfigError(f"{name}: expected an integer ≥ {low}, got {shown(value)}")
         for name in ("last_lr", "last_weight_decay"):
             if not isinstance(getattr(self, name), Schedule):
-                raise ConfigError(f"{name}: expected a Schedule, got {getattr(self, name)!r}")
+                raise ConfigError(f"{name}: expected a Schedule, got {shown(getattr(self, name))}")
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "Narrowing":

@@ -8,7 +8,6 @@ which model is kept depends on its config and its seed alone.
 
 import heapq
 import itertools
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Condition
@@ -42,13 +41,7 @@ class Run:
     def again(self, phase: Phase) -> "Run":
         """A run that goes on from this one's weights, with fresh moments."""
         record = Record(self.config, list(self.record.evaluations))
-        return replace(self, phase=phase, record=record, attempt=0)
-
-    @property
-    def loss(self) -> float:
-        """Mean loss on the training pairs at the end, by which runs short of the goal compare."""
-        loss = self.record.evaluations[-1].train_loss
-        return math.inf if math.isnan(loss) else loss
+        return replace(self, phase=phase, record=record)
 
 
 _Stages = Generator[list[Run] | Finished, list[Run], None]
@@ -119,7 +112,7 @@ class Chains:
             chain = self._chain_of.get(run)
             if chain is None:
                 return []
-            chain.ended.add(run.attempt)
+            chain.ended.add(chain.runs.index(run))
             found = chain.decided()
             if found is None:
                 self._queue(chain)
@@ -159,7 +152,7 @@ class Chains:
             ahead += n not in chain.ended
 
 
-def _models(index: int, work: Work, jobs: Sequence[Job], losses_without: LossesWithout) -> _Stages:
+def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) -> _Stages:
     """Give out the runs of one job after another, be sent them trained, give out the model."""
     config = work.config
     known = dict(work.parents)
@@ -167,19 +160,29 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses_without: LossesW
         first, *more = config.phases(job.d_hidden)
         tried = yield [
             Run(index, config, job, first, weights, lineage, Record(config), attempt)
-            for attempt, (weights, lineage) in enumerate(
-                _starts(config, job, known, losses_without)
-            )
+            for attempt, (weights, lineage) in enumerate(_starts(config, job, known, losses))
         ]
-        last = kept = tried[-1] if tried[-1].record.at_goal else min(tried, key=lambda r: r.loss)
+        kept, tries = _kept(tried), len(tried)
         for phase in more:
             if kept.record.at_goal:
                 break
-            (last,) = yield [last.again(phase)]
-            kept = last if last.record.at_goal else min(kept, last, key=lambda r: r.loss)
-        lineage = kept.lineage._replace(tries=len(tried))
+            if phase == first:
+                (kept,) = tried[:1] = yield [kept.again(phase)]
+            else:
+                tried = yield [run.again(phase) for run in tried]
+                kept = _kept(tried)
+        lineage = kept.lineage._replace(tries=tries)
         known[job] = Parent(kept.weights, lineage.units)
         yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)
+
+
+def _kept(tried: Sequence[Run]) -> Run:
+    """Of runs up to the first that reached the goal, that one; the first if none did.
+
+    Not the one of the least loss: at narrow widths that one fits the training pairs with more
+    frequencies, each inexactly, and narrower models that start from it seldom reach the goal.
+    """
+    return tried[-1] if tried[-1].record.at_goal else tried[0]
 
 
 def _starts(

@@ -57,7 +57,7 @@ def estimate(
         any_known |= known(config) and bool(widths)
         for d, models in Counter(widths).items():
             step = calibration.step_seconds(config, d)
-            most = most.plus(config.steps * step, models)
+            most = most.plus(config.most_steps(d) * step, models)
             likely = likely.plus(expected_steps(config, d) * step, models)
     return Estimate(calibration.at_once, most, likely if any_known else None)
 

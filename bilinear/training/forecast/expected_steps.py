@@ -30,7 +30,8 @@ def known(config: SweepConfig) -> bool:
     """Whether the models seen say anything of this config: P, fraction and recipe near theirs."""
     default = SweepConfig()
     return (
-        all(getattr(config, name) == getattr(default, name) for name in _RECIPE)
+        config.narrow is None
+        and all(getattr(config, name) == getattr(default, name) for name in _RECIPE)
         and _NEAR_P[0] <= config.p <= _NEAR_P[1]
         and _NEAR_FRACTION[0] <= config.train_frac <= _NEAR_FRACTION[1]
     )
@@ -42,7 +43,7 @@ def expected_steps(config: SweepConfig, d_hidden: int) -> float:
     Between the widths seen by linear interpolation; all steps where nothing near was seen.
     """
     if not known(config):
-        return config.steps
+        return config.most_steps(d_hidden)
     widths, shares, steps = (_SEEN_ODD if config.p % 2 else _SEEN_EVEN).T
     share = float(np.interp(d_hidden, widths, shares, left=0.0))
     stops = float(np.interp(d_hidden, widths, steps)) + (config.hold - 1) * config.eval_every
