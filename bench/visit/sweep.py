@@ -190,7 +190,7 @@ def _configs(visit: Visit) -> dict[str, SweepConfig]:
 
 def replace_seeds(config: SweepConfig, seeds: int) -> SweepConfig:
     """The config with so many seeds, and no interaction matrices kept."""
-    return SweepConfig(**vars(config) | {"seeds": tuple(range(seeds)), "remainders": ()})
+    return replace(config, seeds=tuple(range(seeds)), remainders=())
 
 
 def _cases(visit: Visit) -> dict[str, tuple[int, list[Job]]]:
@@ -237,7 +237,7 @@ def _training(name: str, config: SweepConfig) -> Callable[[Visit], dict[str, Any
 
     def trained(visit: Visit) -> dict[str, Any]:
         backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
-        list(train(backend, SweepConfig(**vars(config) | {"steps": 2})))
+        list(train(backend, replace(config, steps=2)))
         start = time.perf_counter()
         ended = [event for event in train(backend, config) if hasattr(event, "record")]
         seconds = time.perf_counter() - start

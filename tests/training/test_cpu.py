@@ -1,5 +1,7 @@
 """The sweep's training against the reference model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,7 +79,7 @@ def trained(config: SweepConfig, model_type: type, workers: int) -> dict[Job, Fi
 def test_bits_do_not_depend_on_company(model_type: type) -> None:
     together = trained(SMALL, model_type, workers=2 if model_type is CpuGridModel else 1)
     assert set(together) == {Job(*job) for job in SMALL.jobs}
-    alone = SweepConfig(**{**vars(SMALL), "widths": (3,), "seeds": (4,)})
+    alone = replace(SMALL, widths=(3,), seeds=(4,))
     one = trained(alone, model_type, workers=1)[Job(3, 4)]
     same = together[Job(3, 4)]
     assert all(torch.equal(one.state_dict[k], v) for k, v in same.state_dict.items())

@@ -1,5 +1,6 @@
 """The GPU's training backend: here under Triton's interpreter, and the same bodies on a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_it_trains_what_the_cpu_trains(device: torch.device) -> None:
 
 @pytest.mark.parametrize("device", HERE)
 def test_bits_do_not_depend_on_waves_or_company(device: torch.device) -> None:
-    config = SweepConfig(**vars(SMALL) | {"steps": 7, "widths": (3, 17)})
+    config = replace(SMALL, steps=7, widths=(3, 17))
     together = trained(GpuBackend(device, "test", memory=2**30), config)
     apart = trained(GpuBackend(device, "test", memory=1), config)
     for job, model in together.items():
@@ -74,7 +75,7 @@ def test_bits_do_not_depend_on_waves_or_company(device: torch.device) -> None:
 
 @pytest.mark.parametrize("device", HERE)
 def test_a_folder_of_its_results(device: torch.device, tmp_path: Path) -> None:
-    config = SweepConfig(**vars(SMALL) | {"steps": 3, "widths": (4, 2), "seeds": (1,)})
+    config = replace(SMALL, steps=3, widths=(4, 2), seeds=(1,))
     run_sweep(config, GpuBackend(device, "test", memory=2**30), tmp_path / "run")
     results = load_results(tmp_path / "run")
     assert sorted(results.table.d_hidden) == [2, 4]
@@ -87,7 +88,7 @@ def test_a_folder_of_its_results(device: torch.device, tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_from_its_checkpoint(
     device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = SweepConfig(**vars(SMALL) | {"steps": 20, "widths": (3, 17), "seeds": (0,)})
+    config = replace(SMALL, steps=20, widths=(3, 17), seeds=(0,))
     jobs = [Job(*job) for job in config.jobs]
     whole = trained(GpuBackend(device, "test", memory=2**30), config)
     monkeypatch.setattr(gpu, "_CHECKPOINT_SECONDS", 0.0)
@@ -120,7 +121,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wave_fits_its_room() -> None:
-    config = SweepConfig(**vars(SMALL) | {"widths": (1, 16, 17), "seeds": tuple(range(5))})
+    config = replace(SMALL, widths=(1, 16, 17), seeds=tuple(range(5)))
     size = bytes_a_model(recipe_of(config), 16)
     chains = Chains([Work(config, list(map(Job._make, config.jobs)))], lambda *_: [])
     waiting = list(iter(lambda: chains.take(wait=False), None))
@@ -140,9 +141,7 @@ def test_two_hundred_steps_on_a_gpu(p: int, d: int, precision: str, rtol: float)
     config = SweepConfig(
         p=p, widths=(d,), steps=200, eval_every=10, hold=10**6, remainders=(), precision=precision
     )
-    on_cpu = choose(
-        SweepConfig(**vars(config) | {"precision": "highest"}), fused=True, device="cpu"
-    )
+    on_cpu = choose(replace(config, precision="highest"), fused=True, device="cpu")
     ours = trained(choose(config, fused=True, device="cuda"), config)[Job(d, 0)]
     theirs = trained(on_cpu, config)[Job(d, 0)]
     for x, y in zip(ours.record.evaluations, theirs.record.evaluations, strict=True):
