@@ -2,6 +2,7 @@
 
 from setuptools import Extension, find_packages, setup
 
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 SWEEP = ["pandas", "pyarrow", "fsspec", "matplotlib", "rich"]
 
 # `kernels/` is a top-level folder of the repository but never a top-level package of an
@@ -49,6 +50,7 @@ setup(
         "notebook": [*SWEEP, "ipywidgets", "ipykernel"],
         "test": [
             *SWEEP,
+            *DOCS,
             "pytest",
             "pytest-benchmark",
             "hypothesis",
@@ -69,6 +71,7 @@ setup(
             "accelerate",
             "torchao",
         ],
+        "docs": DOCS,
         "dev": ["ruff", "mypy", "pandas-stubs"],
         # What the layer is timed against on a GPU (bench/measure/peers.py), gigabytes of it; each
         # asks for a PyTorch of its own, so install one at a time beside the one to be measured.

@@ -45,7 +45,7 @@ def sweep(
         ConfigError: a setting that cannot be trained, or a folder of another sweep.
         TypeError: a name that is no field of `SweepConfig`.
 
-    Example:
+    Examples:
         >>> import tempfile, bilinear
         >>> out = tempfile.mkdtemp()
         >>> results = bilinear.sweep(p=5, widths=[4, 3], steps=20, out=out, progress=False)

@@ -47,7 +47,7 @@ def fuse(model: nn.Module, *, recompute: bool = False, strict: bool = False) -> 
         TypeError: `model` is no module.
         ValueError: with `strict`, if a candidate would be kept; nothing is replaced then.
 
-    Example:
+    Examples:
         >>> from bilinear import fuse, reference
         >>> model = reference.Model(reference.ModelConfig(p=5, d_hidden=3))
         >>> print(fuse(model))

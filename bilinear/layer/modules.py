@@ -23,6 +23,13 @@ class Bilinear(nn.Linear):
     `bilinear.reference.Bilinear`: same `state_dict`, same initialisation. With `recompute`, only
     the input and the weights are saved for backward, for one more matmul. `gate` is g, the identity
     unless given: a name or torch's function or module, as `bilinear.functional.bilinear` takes it.
+
+    Examples:
+        >>> import torch
+        >>> from bilinear import Bilinear
+        >>> layer = Bilinear(8, 4)
+        >>> layer(torch.randn(3, 5, 8)).shape
+        torch.Size([3, 5, 4])
     """
 
     def __init__(

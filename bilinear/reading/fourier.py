@@ -31,7 +31,7 @@ def frequencies(model: Readable, threshold: float = 0.01) -> Tensor:
         model: a model, a state dict, or (w_l (d, 2p), w_r (d, 2p), w_p (p, d)).
         threshold: least share of the interaction's power, as in `used_frequencies`.
 
-    Example:
+    Examples:
         >>> from bilinear.reading import exact_circuit, fourier
         >>> fourier.frequencies(exact_circuit.exact_circuit(23, frequency=4))
         tensor([4])

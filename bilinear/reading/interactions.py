@@ -27,7 +27,7 @@ def interaction_matrices(model: Readable, output: Outputs = None) -> Tensor:
     Returns:
         (…, n_outputs, d_in, d_in), without n_outputs for a single output.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from bilinear import BilinearMLP
         >>> from bilinear.reading import interactions

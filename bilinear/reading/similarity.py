@@ -20,7 +20,7 @@ def functional_similarity(models: Iterable[Readable]) -> Tensor:
         TypeError: one model instead of several.
         ValueError: models of different p.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from bilinear.reading import exact_circuit, similarity
         >>> circuits = [exact_circuit.exact_circuit(7, k) for k in (1, 2)]

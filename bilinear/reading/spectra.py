@@ -38,7 +38,7 @@ def eigenpairs(
         output: None for all, a list of outputs, or a single one, whose pairs have no n_outputs.
         dtype: float64 computes in double precision; None in the weights' own.
 
-    Example:
+    Examples:
         >>> from bilinear.reading import exact_circuit, spectra
         >>> circuit = exact_circuit.exact_circuit(7)
         >>> values, vectors = spectra.eigenpairs(circuit, output=5)
