@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel of the dispatch table: registers, spills, shared memory.
 
-    python -m bench.compile_report [--only 90:half 80:tf32 ...] [--match dual] [--json]
+    python -m bench.compile_report [--only 90:half 80:tf32 ...] [--match dual] [--gates silu gelu]
 
 Needs no GPU and no driver: launchers run on meta tensors, a recorder notes what they would start,
 and each start is compiled ahead of time for the device asked for.
@@ -9,7 +9,7 @@ and each start is compiled ahead of time for the device asked for.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -28,6 +28,7 @@ from bilinear.kernels.dual import (
     dual_backward_weight,
     dual_forward,
 )
+from bilinear.kernels.gates_device import GATES
 from bilinear.kernels.launch import Launch, recording
 from bilinear.kernels.mlp import mlp_backward, mlp_forward
 from bilinear.kernels.pointwise import product_backward, product_forward
@@ -40,6 +41,8 @@ ROWS = 8192
 GRID_PRECISION = {"tf32": "tf32", "bf16x3": "high", "bf16x6": "highest"}
 # (p, width) of training steps: one and two tiles of classes, one and several blocks of units.
 GRID_SIZES = [(64, 16), (64, 64), (59, 64), (113, 16), (97, 32)]
+# The sweep's kernels, and those that no call with another gate is sent to.
+_IDENTITY_ALONE = ("grid", "dual_backward")
 KINDS = ("half", "tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
 
@@ -49,6 +52,7 @@ class Usage:
     """One compiled variant; `stack` is what spills, in bytes a thread."""
 
     kernel: str
+    gate: str
     kind: str
     rows: int
     capability: int
@@ -59,7 +63,9 @@ class Usage:
     wgmma: bool
 
 
-def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[Launch]:
+def launches(
+    name: str, kind: str, capability: int, rows: int = ROWS, gate: str = "identity"
+) -> list[Launch]:
     """What the launcher of kernel `name` starts for `rows` rows, with the table's tile."""
     if name.startswith("grid"):
         return _grid_launches(name, kind)
@@ -87,9 +93,12 @@ def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[La
         if name != "mlp_backward":
             small = dispatch.Tile(block_m=0, num_warps=0, num_stages=0)
             configs["mlp_backward"] = small
-        mlp_backward(dout, x, weight, bias, w_p, precision=precision, needs=needs, config=configs)
+        mlp_backward(
+            dout, x, weight, bias, w_p,
+            precision=precision, needs=needs, config=configs, gate=gate,
+        )  # fmt: skip
 
-    with_tile = {"precision": precision, "config": tile}
+    with_tile = {"precision": precision, "config": tile, "gate": gate}
     run: dict[str, Callable[[], object]] = {
         "dual_forward": lambda: dual_forward(x, weight, bias, save_preact=True, **with_tile),
         "dual_backward": lambda: dual_backward(dh, x, weight, bias, with_h=True, **with_tile),
@@ -100,7 +109,10 @@ def launches(name: str, kind: str, capability: int, rows: int = ROWS) -> list[La
         "mlp_backward_input": lambda: whole_backward("x"),
         "mlp_backward_weight": lambda: whole_backward("weight", "bias"),
         "mlp_backward_projection": lambda: whole_backward("w_p"),
-        "pointwise": lambda: (product_forward(preact), product_backward(dh, preact, with_h=True)),
+        "pointwise": lambda: (
+            product_forward(preact, gate),
+            product_backward(dh, preact, gate, with_h=True),
+        ),
     }
     found: list[Launch] = []
     with recording(found.append):
@@ -127,10 +139,10 @@ def _grid_launches(name: str, kind: str) -> list[Launch]:
     return found
 
 
-def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
-    name, kind, capability, rows = job
+def _measure(job: tuple[str, str, int, int, str]) -> list[Usage]:
+    name, kind, capability, rows, gate = job
     found = []
-    for start in launches(name, kind, capability, rows):
+    for start in launches(*job):
         made = compile_launch(start, capability)
         blocks = {
             k: v
@@ -140,7 +152,7 @@ def _measure(job: tuple[str, str, int, int]) -> list[Usage]:
         shape = " ".join(f"{key}={size}" for key, size in blocks.items())
         tile = f"{shape} w={start.tile.num_warps} s={start.tile.num_stages}"
         used = (made.registers, made.stack, made.shared, made.wgmma)
-        found.append(Usage(name, kind, rows, capability, tile, *used))
+        found.append(Usage(name, gate, kind, rows, capability, tile, *used))
     return found
 
 
@@ -158,20 +170,30 @@ def jobs(capability: int, kind: str) -> Iterator[tuple[str, str, int, int]]:
         yield "pointwise", kind, capability, ROWS
 
 
-def report(targets: list[tuple[int, str]], match: str = "", processes: int = 2) -> list[Usage]:
+def report(
+    targets: list[tuple[int, str]],
+    match: str = "",
+    gates: Sequence[str] = ("identity",),
+    processes: int = 2,
+) -> list[Usage]:
     """Compile the table's variants of each (capability, arithmetic) that `match` names."""
-    wanted = [job for target in targets for job in jobs(*target) if match in job[0]]
+    wanted = [
+        (*job, gate)
+        for target, gate in product(targets, gates)
+        for job in jobs(*target)
+        if match in job[0] and (gate == "identity" or not job[0].startswith(_IDENTITY_ALONE))
+    ]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return [usage for found in pool.map(_measure, wanted) for usage in found]
 
 
 def _table(usages: list[Usage]) -> str:
     lines = [
-        f"{'kernel':<25}{'kind':<8}{'rows':>5}  {'sm':<4}{'tile':<42}"
+        f"{'kernel':<25}{'gate':<10}{'kind':<8}{'rows':>5}  {'sm':<4}{'tile':<42}"
         f"{'registers':>9}{'stack':>7}{'shared':>9}  wgmma"
     ]
     lines += [
-        f"{u.kernel:<25}{u.kind:<8}{u.rows:>5}  {u.capability:<4}{u.tile:<42}"
+        f"{u.kernel:<25}{u.gate:<10}{u.kind:<8}{u.rows:>5}  {u.capability:<4}{u.tile:<42}"
         f"{u.registers:>9}{u.stack:>7}{u.shared:>9}  {'yes' if u.wgmma else 'no'}"
         for u in usages
     ]
@@ -191,9 +213,10 @@ def main() -> None:
     everything = [(capability, kind) for capability in (80, 89, 90) for kind in KINDS]
     parser.add_argument("--only", type=_target, nargs="+", default=everything, metavar="SM:KIND")
     parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument("--gates", choices=GATES, nargs="+", default=["identity"])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    usages = report(arguments.only, arguments.match)
+    usages = report(arguments.only, arguments.match, arguments.gates)
     if arguments.json:
         json.dump([asdict(usage) for usage in usages], sys.stdout, indent=1)
     else:

@@ -37,6 +37,7 @@ def choose(
     device_capability: tuple[int, int],
     precision: str,
     saved: bool = False,
+    gate: str = "identity",
 ) -> Plan:
     """Plan of one op: "bilinear_forward", "bilinear_backward", "mlp_forward" or "mlp_backward".
 
@@ -48,7 +49,8 @@ def choose(
     Paths of a backward: "mlp" is `mlp.mlp_backward`; "dual" recomputes with `dual.dual_backward`,
     or with [L, R] saved uses `dual.dual_backward_input` and `dual_backward_weight`; "pointwise" is
     a library matmul with w_p, `pointwise.product_backward` for [dL, dR] and h at once, and a
-    library matmul each for dx and dweight.
+    library matmul each for dx and dweight. With another gate than the identity no backward is
+    "dual": g and g′ beside its accumulators spill (`python -m bench.compile_report --gates`).
     d_out is None for the bilinear ops.
     """
     family, _, direction = op.partition("_")
@@ -73,10 +75,13 @@ def choose(
     kernel = f"dual_{direction}"
     limit = kernel if direction == "forward" or saved else "dual_recompute"
     most_in = limits[limit]["d_in"]
-    if d_in <= most_in and not (saved and d_out is not None):
+    spills = direction == "backward" and gate != "identity"
+    if d_in <= most_in and not (saved and d_out is not None) and not spills:
         why = f"d_in = {d_in} is within {most_in}"
         return Plan("dual", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
     why = f"d_in = {d_in} is above {most_in}: a library matmul carries the work"
+    if spills:
+        why = f"{gate} and its gradient would spill in the dual kernels"
     if saved and d_out is not None:
         why = "[dL, dR] and h are elementwise where [L, R] is saved"
     return Plan("pointwise", None, f"{why} ({basis})")

@@ -3,7 +3,7 @@
 Tensors in, tensors out. All floating tensors of one call share one dtype and one device; x and
 gradients may have any strides (zero strides of `expand` too), weights as well; what is returned is
 contiguous. `precision` ("ieee" | "tf32" | "tf32x3") is how float32 products are formed; other
-dtypes ignore it (bfloat16 and float16 accumulate in float32, float64 in float64).
+dtypes ignore it (bfloat16 and float16 accumulate in float32, float64 in float64). `gate` names g.
 """
 
 import torch
@@ -24,15 +24,16 @@ def dual_forward(
     precision: str,
     config: Tile | None = None,
     save_preact: bool = False,
+    gate: str = "identity",
 ) -> tuple[Tensor, Tensor | None]:
-    """h = (x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), (M, d); and [L, R], (M, 2d), if it is to be saved.
+    """h = g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r), (M, d); and [L, R], (M, 2d), if it is to be saved.
 
     x (M, d_in); weight (2d, d_in), left half first; bias (2d,) or None.
     """
     m, d = x.shape[0], weight.shape[0] // 2
     h = torch.empty((m, d), dtype=x.dtype, device=x.device)
     preact = torch.empty((m, 2 * d), dtype=x.dtype, device=x.device) if save_preact else None
-    _launch_dual(x, weight, bias, None, h, preact, precision, config)
+    _launch_dual(x, weight, bias, None, h, preact, precision, config, gate)
     return h, preact
 
 
@@ -45,8 +46,9 @@ def dual_backward(
     precision: str,
     config: Tile | None = None,
     with_h: bool = False,
+    gate: str = "identity",
 ) -> tuple[Tensor, Tensor | None]:
-    """dpreact = [dh ∘ R, dh ∘ L], (M, 2d), with L and R recomputed from x; `with_h` adds h (M, d).
+    """dpreact = [dL, dR], (M, 2d), with L and R recomputed from x; `with_h` adds h (M, d).
 
     dh (M, d). With L and R at hand use `pointwise.product_backward` instead. Then
     dx = dpreact @ weight, dweight = dpreactᵀ @ x, dbias = dpreact.sum(0), and dW_p = doutᵀ @ h.
@@ -54,14 +56,20 @@ def dual_backward(
     m, d = dh.shape
     dpreact = torch.empty((m, 2 * d), dtype=x.dtype, device=x.device)
     h = torch.empty((m, d), dtype=x.dtype, device=x.device) if with_h else None
-    _launch_dual(x, weight, bias, dh, h, dpreact, precision, config)
+    _launch_dual(x, weight, bias, dh, h, dpreact, precision, config, gate)
     return dpreact, h
 
 
 def dual_backward_input(
-    dh: Tensor, preact: Tensor, weight: Tensor, *, precision: str, config: Tile | None = None
+    dh: Tensor,
+    preact: Tensor,
+    weight: Tensor,
+    *,
+    precision: str,
+    config: Tile | None = None,
+    gate: str = "identity",
 ) -> Tensor:
-    """dx = (dh ∘ R) W_l + (dh ∘ L) W_r, (M, d_in); dL and dR never reach memory.
+    """dx = dL W_l + dR W_r, (M, d_in); dL and dR never reach memory.
 
     dh (M, d); preact (M, 2d) as `dual_forward(save_preact=True)` gives it; weight (2d, d_in).
     """
@@ -77,7 +85,7 @@ def dual_backward_input(
     launch(
         dual_input_kernel, grid, args, tile,
         BM=tile.block_m, BN=tile.block_n, BD=tile.block_d,
-        WIDE=is_wide(dh, preact, weight, dx), **arithmetic(dh.dtype, precision),
+        WIDE=is_wide(dh, preact, weight, dx), GATE=gate, **arithmetic(dh.dtype, precision),
     )  # fmt: skip
     return dx
 
@@ -90,8 +98,9 @@ def dual_backward_weight(
     precision: str,
     bias: bool,
     config: Tile | None = None,
+    gate: str = "identity",
 ) -> tuple[Tensor, Tensor | None]:
-    """dweight = [(dh ∘ R)ᵀ x; (dh ∘ L)ᵀ x], (2d, d_in), and with `bias` dbias (2d,).
+    """dweight = [dLᵀ x; dRᵀ x], (2d, d_in), and with `bias` dbias (2d,).
 
     dL and dR never reach memory. Sums over M in two ordered stages: the same bits every run.
     """
@@ -113,7 +122,7 @@ def dual_backward_weight(
     launch(
         dual_weight_kernel, (programs, splits), args, tile,
         BM=tile.block_m, BD=tile.block_d, BN=tile.block_n,
-        WIDE=is_wide(dh, preact, x, partial), **arithmetic(dh.dtype, precision),
+        WIDE=is_wide(dh, preact, x, partial), GATE=gate, **arithmetic(dh.dtype, precision),
     )  # fmt: skip
     dbias = add_shares(bias_partial, x.dtype) if bias_partial is not None else None
     return add_shares(partial, x.dtype), dbias
@@ -128,6 +137,7 @@ def _launch_dual(
     preact: Tensor | None,
     precision: str,
     config: Tile | None,
+    gate: str,
 ) -> None:
     m, d_in = x.shape
     d = weight.shape[0] // 2
@@ -143,5 +153,5 @@ def _launch_dual(
     launch(
         dual_kernel, grid, args, tile,
         BM=tile.block_m, BD=tile.block_d, BK=tile.block_k, EVEN_K=d_in % tile.block_k == 0,
-        WIDE=is_wide(x, weight, dh, h, preact), **arithmetic(x.dtype, precision),
+        WIDE=is_wide(x, weight, dh, h, preact), GATE=gate, **arithmetic(x.dtype, precision),
     )  # fmt: skip

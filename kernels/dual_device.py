@@ -1,9 +1,10 @@
 """Kernels of the dual matmul and of its gradients.
 
-    L = x W_lᵀ + b_l     R = x W_rᵀ + b_r     h = L ∘ R     dL = dh ∘ R     dR = dh ∘ L
+    L = x W_lᵀ + b_l     R = x W_rᵀ + b_r     h = g(L) ∘ R
+    dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)
     dx = dL W_l + dR W_r     dW_l = dLᵀ x     dW_r = dRᵀ x     db = column sums
 
-preact (M, 2d) is [L, R], dpreact [dL, dR], left half first.
+preact (M, 2d) is [L, R], dpreact [dL, dR], left half first; GATE names g (`gates_device.py`).
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -11,6 +12,7 @@ preact (M, 2d) is [L, R], dpreact [dL, dR], left half first.
 import triton
 import triton.language as tl
 
+from .gates_device import gated, left_gradient, right_gradient
 from .products import products, tile_order, widen
 
 
@@ -38,11 +40,12 @@ def dual_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """L, R tiles (BM, BD) from one pass over x (BM, BK) and the two weights (BK, BD).
 
     Reads x, weight, bias and, for gradients, dh. Writes h if h_ptr; at preact_ptr, if there
-    is one, [L, R] without dh, its gradient [dh ∘ R, dh ∘ L] with it.
+    is one, [L, R] without dh, its gradient [dL, dR] with it.
     """
     pid_m, pid_d = tile_order(tl.program_id(0), tl.cdiv(m, BM), tl.cdiv(d, BD), 8)
     rows = pid_m * BM + tl.arange(0, BM)
@@ -56,14 +59,15 @@ def dual_kernel(
     inside = (rows < m)[:, None] & (units < d)[None, :]
     width = widen(d, WIDE)
     if h_ptr is not None:
-        tl.store(h_ptr + rows[:, None] * width + units[None, :], left * right, mask=inside)
+        h_at = h_ptr + rows[:, None] * width + units[None, :]
+        tl.store(h_at, gated(left, GATE) * right, mask=inside)
     if preact_ptr is not None:
         preact_at = preact_ptr + rows[:, None] * (2 * width) + units[None, :]
         if dh_ptr is not None:
             dh_at = dh_ptr + rows[:, None] * widen(stride_gm, WIDE)
             dh = tl.load(dh_at + units[None, :] * widen(stride_gn, WIDE), mask=inside).to(ACC)
-            tl.store(preact_at, dh * right, mask=inside)
-            tl.store(preact_at + d, dh * left, mask=inside)
+            tl.store(preact_at, left_gradient(dh, left, right, GATE), mask=inside)
+            tl.store(preact_at + d, right_gradient(dh, left, GATE), mask=inside)
         else:
             tl.store(preact_at, left, mask=inside)
             tl.store(preact_at + d, right, mask=inside)
@@ -90,6 +94,7 @@ def dual_input_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """dx tile (BM, BN).
 
@@ -116,8 +121,10 @@ def dual_input_kernel(
         right = tl.load(r_at, mask=inside[None, :], other=0.0)
         w_l = tl.load(w_l_at, mask=inside[:, None] & col_inside, other=0.0)
         w_r = tl.load(w_r_at, mask=inside[:, None] & col_inside, other=0.0)
-        dx = tl.dot(dh * right, w_l, dx, input_precision=PRECISION, out_dtype=ACC)
-        dx = tl.dot(dh * left, w_r, dx, input_precision=PRECISION, out_dtype=ACC)
+        d_left = left_gradient(dh, left, right, GATE)
+        dx = tl.dot(d_left, w_l, dx, input_precision=PRECISION, out_dtype=ACC)
+        d_right = right_gradient(dh, left, GATE)
+        dx = tl.dot(d_right, w_r, dx, input_precision=PRECISION, out_dtype=ACC)
         dh_at += BD * gn
         l_at += BD * ln
         r_at += BD * ln
@@ -150,6 +157,7 @@ def dual_weight_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """dW_l, dW_r tiles (BD, BN), summed over `chunk` rows.
 
@@ -180,7 +188,7 @@ def dual_weight_kernel(
         left = tl.load(l_at, mask=inside & unit_inside, other=0.0)
         right = tl.load(r_at, mask=inside & unit_inside, other=0.0)
         x = tl.load(x_at, mask=inside & col_inside, other=0.0)
-        d_left, d_right = dh * right, dh * left
+        d_left, d_right = left_gradient(dh, left, right, GATE), right_gradient(dh, left, GATE)
         acc_l = tl.dot(tl.trans(d_left), x, acc_l, input_precision=PRECISION, out_dtype=ACC)
         acc_r = tl.dot(tl.trans(d_right), x, acc_r, input_precision=PRECISION, out_dtype=ACC)
         if bias_partial_ptr is not None:

@@ -1,9 +1,9 @@
 """Launchers of the whole MLP, for small d and d_out.
 
-    out = ((x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p
+    out = (g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p
 
 h never leaves the chip and the backward recomputes L and R from x: x is all that is saved.
-Conventions (dtypes, strides, `precision`) are those of `dual`.
+Conventions (dtypes, strides, `precision`, `gate`) are those of `dual`.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,6 +38,7 @@ def mlp_forward(
     *,
     precision: str,
     config: Tile | None = None,
+    gate: str = "identity",
 ) -> Tensor:
     """Return out (M, d_out).
 
@@ -59,7 +60,8 @@ def mlp_forward(
     args = (x, weight, bias, w_p, b_p, out, m, d, d_in, d_out, *strides)
     launch(
         mlp_kernel, grid, args, tile,
-        **_blocks(tile, d_in), WIDE=is_wide(x, out), **arithmetic(x.dtype, precision),
+        **_blocks(tile, d_in), WIDE=is_wide(x, out), GATE=gate,
+        **arithmetic(x.dtype, precision),
     )  # fmt: skip
     return out
 
@@ -74,6 +76,7 @@ def mlp_backward(
     precision: str,
     needs: Collection[str] = GRADIENTS,
     config: Mapping[str, Tile] | None = None,
+    gate: str = "identity",
 ) -> dict[str, Tensor]:
     """Gradients of `mlp_forward` for dout (M, d_out): those named in `needs`, no work for others.
 
@@ -86,7 +89,7 @@ def mlp_backward(
         raise ValueError(f"needs: expected names among {GRADIENTS}, got {sorted(unknown)}")
     call = _Backward(
         dout, x, weight, bias.contiguous() if bias is not None else None, w_p, precision,
-        dict(config or {}),
+        dict(config or {}), gate,
     )  # fmt: skip
     if x.shape[0] == 0:
         return {name: _zeros(name, call) for name in needs}
@@ -108,6 +111,7 @@ class _Backward:
     w_p: Tensor
     precision: str
     config: dict[str, Tile]
+    gate: str
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -153,7 +157,8 @@ class _Backward:
         launch(
             mlp_backward_kernel, (splits,), args, tile,
             BM=tile.block_m, BD=tile.block_d, BK=tile.block_k, BN=tile.block_n,
-            WIDE=is_wide(self.dout, self.x, dx), **arithmetic(self.x.dtype, self.precision),
+            WIDE=is_wide(self.dout, self.x, dx), GATE=self.gate,
+            **arithmetic(self.x.dtype, self.precision),
         )  # fmt: skip
         grads = {k: add_shares(v, self.x.dtype) for k, v in sums.items() if k in wanted}
         return grads | ({"x": dx} if "x" in wanted else {})
@@ -220,7 +225,7 @@ class _Backward:
         wide = is_wide(self.dout, self.x) or self.x.numel() >= 2**31
         launch(
             kernel, grid, args, tile,
-            **_blocks(tile, self.x.shape[1]), WIDE=wide,
+            **_blocks(tile, self.x.shape[1]), WIDE=wide, GATE=self.gate,
             **arithmetic(self.x.dtype, self.precision),
         )  # fmt: skip
 

@@ -1,8 +1,10 @@
 """Kernels of the whole MLP; L, R, h and their gradients never leave the chip.
 
-L = x W_lᵀ + b_l     R = x W_rᵀ + b_r     h = L ∘ R     out = h W_pᵀ + b_p
-dh = dout W_p        dL = dh ∘ R          dR = dh ∘ L   dW_p = doutᵀ h
+L = x W_lᵀ + b_l     R = x W_rᵀ + b_r        h = g(L) ∘ R     out = h W_pᵀ + b_p
+dh = dout W_p        dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)   dW_p = doutᵀ h
 dx = dL W_l + dR W_r     dW_l = dLᵀ x     dW_r = dRᵀ x     db = column sums
+
+GATE names g (`gates_device.py`).
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -10,6 +12,7 @@ dx = dL W_l + dR W_r     dW_l = dLᵀ x     dW_r = dRᵀ x     db = column sums
 import triton
 import triton.language as tl
 
+from .gates_device import gated, left_gradient, right_gradient
 from .products import hidden_grad, products, widen
 
 
@@ -39,6 +42,7 @@ def mlp_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """out tile (BM, BN): for each block of units, L and R (BM, BD) over d_in, then h times W_p.
 
@@ -57,7 +61,7 @@ def mlp_kernel(
         )  # fmt: skip
         w_p_at = w_p_ptr + units[:, None] * stride_pd + cols[None, :] * stride_pn
         w_p = tl.load(w_p_at, mask=(units < d)[:, None] & col_inside[None, :], other=0.0)
-        h = (left * right).to(w_p.dtype)
+        h = (gated(left, GATE) * right).to(w_p.dtype)
         out = tl.dot(h, w_p, out, input_precision=PRECISION, out_dtype=ACC)
     if b_p_ptr is not None:
         out += tl.load(b_p_ptr + cols, mask=col_inside, other=0.0)[None, :]
@@ -93,6 +97,7 @@ def mlp_input_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """dx tile (BM, BN).
 
@@ -118,7 +123,8 @@ def mlp_input_kernel(
         w_at = weight_ptr + units[:, None] * stride_wn + cols[None, :] * stride_wk
         w_l = tl.load(w_at, mask=inside, other=0.0)
         w_r = tl.load(w_at + d * stride_wn, mask=inside, other=0.0)
-        d_left, d_right = (dh * right).to(w_l.dtype), (dh * left).to(w_l.dtype)
+        d_left = left_gradient(dh, left, right, GATE).to(w_l.dtype)
+        d_right = right_gradient(dh, left, GATE).to(w_l.dtype)
         dx = tl.dot(d_left, w_l, dx, input_precision=PRECISION, out_dtype=ACC)
         dx = tl.dot(d_right, w_r, dx, input_precision=PRECISION, out_dtype=ACC)
     dx_at = dx_ptr + rows[:, None] * widen(d_in, WIDE) + cols[None, :]
@@ -155,6 +161,7 @@ def mlp_weight_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """dW_l, dW_r tiles (BD, BN), summed over `chunk` rows.
 
@@ -186,7 +193,8 @@ def mlp_weight_kernel(
         )  # fmt: skip
         x_at = x_ptr + rows[:, None] * xm + cols[None, :] * xk
         x = tl.load(x_at, mask=(rows < last)[:, None] & (cols < d_in)[None, :], other=0.0)
-        d_left, d_right = dh * right, dh * left
+        d_left = left_gradient(dh, left, right, GATE)
+        d_right = right_gradient(dh, left, GATE)
         if bias_partial_ptr is not None:
             sum_l += tl.sum(d_left, 0)
             sum_r += tl.sum(d_right, 0)
@@ -231,6 +239,7 @@ def mlp_projection_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """dW_pᵀ tile (BD, BN), summed over `chunk` rows.
 
@@ -254,7 +263,7 @@ def mlp_projection_kernel(
         dout_at = dout_ptr + rows[:, None] * gm + cols[None, :] * gn
         inside = (rows < last)[:, None] & (cols < d_out)[None, :]
         dout = tl.load(dout_at, mask=inside, other=0.0)
-        h = tl.trans((left * right).to(dout.dtype))
+        h = tl.trans((gated(left, GATE) * right).to(dout.dtype))
         acc = tl.dot(h, dout, acc, input_precision=PRECISION, out_dtype=ACC)
     at = partial_ptr + split * (d_out * d) + cols[None, :] * d + units[:, None]
     tl.store(at, acc, mask=(units < d)[:, None] & (cols < d_out)[None, :])
@@ -291,6 +300,7 @@ def mlp_backward_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """Every gradient in one pass over x (BM, BK) and dout (BM, BN).
 
@@ -330,14 +340,15 @@ def mlp_backward_kernel(
             left += b_l
             right += b_r
         if w_p_partial_ptr is not None:
-            h = tl.trans((left * right).to(x.dtype))
+            h = tl.trans((gated(left, GATE) * right).to(x.dtype))
             acc_p = tl.dot(h, dout, acc_p, input_precision=PRECISION, out_dtype=ACC)
         if (dx_ptr is not None) or (partial_ptr is not None):
             w_p_at = w_p_ptr + outs[:, None] * stride_pn + units[None, :] * stride_pd
             w_p_inside = (outs < d_out)[:, None] & (units < d)[None, :]
             w_p = tl.load(w_p_at, mask=w_p_inside, other=0.0)
             dh = tl.dot(dout, w_p, input_precision=PRECISION, out_dtype=ACC)
-            d_left, d_right = dh * right, dh * left
+            d_left = left_gradient(dh, left, right, GATE)
+            d_right = right_gradient(dh, left, GATE)
             if bias_partial_ptr is not None:
                 sum_l += tl.sum(d_left, 0)
                 sum_r += tl.sum(d_right, 0)

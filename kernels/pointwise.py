@@ -1,9 +1,9 @@
 """The elementwise kernels that stand beside a library matmul over the packed weight.
 
-    h = L ∘ R     dL = dh ∘ R     dR = dh ∘ L
+    h = g(L) ∘ R     dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)
 
 preact (M, 2d) is [L, R], dpreact [dL, dR], left half first. Products are formed in float32 (float64
-for float64) and rounded once.
+for float64) and rounded once. `gate` names g (`gates_device.py`).
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .gates_device import gated, left_gradient, right_gradient
 from .launch import is_wide, launch
 from .products import widen
 from .tiles import Tile, blocks
@@ -23,25 +24,27 @@ _BLOCK_D = 1024
 _RUN = Tile(block_m=0, num_warps=4, num_stages=1)
 
 
-def product_forward(preact: Tensor) -> Tensor:
-    """h = L ∘ R, (M, d), of preact = [L, R], (M, 2d); any strides."""
+def product_forward(preact: Tensor, gate: str = "identity") -> Tensor:
+    """h = g(L) ∘ R, (M, d), of preact = [L, R], (M, 2d); any strides."""
     m, d = preact.shape[0], preact.shape[1] // 2
     h = torch.empty((m, d), dtype=preact.dtype, device=preact.device)
-    _launch(preact, None, h, None)
+    _launch(preact, None, h, None, gate)
     return h
 
 
 def product_backward(
-    dh: Tensor, preact: Tensor, *, with_h: bool = False
+    dh: Tensor, preact: Tensor, gate: str = "identity", *, with_h: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """dpreact = [dh ∘ R, dh ∘ L], (M, 2d), of preact (M, 2d) and dh (M, d); `with_h` adds h."""
+    """dpreact = [dL, dR], (M, 2d), of preact (M, 2d) and dh (M, d); `with_h` adds h."""
     dpreact = torch.empty(preact.shape, dtype=preact.dtype, device=preact.device)
     h = torch.empty(dh.shape, dtype=preact.dtype, device=preact.device) if with_h else None
-    _launch(preact, dh, h, dpreact)
+    _launch(preact, dh, h, dpreact, gate)
     return dpreact, h
 
 
-def _launch(preact: Tensor, dh: Tensor | None, h: Tensor | None, dpreact: Tensor | None) -> None:
+def _launch(
+    preact: Tensor, dh: Tensor | None, h: Tensor | None, dpreact: Tensor | None, gate: str
+) -> None:
     m, d = preact.shape[0], preact.shape[1] // 2
     if m == 0:
         return
@@ -51,7 +54,7 @@ def _launch(preact: Tensor, dh: Tensor | None, h: Tensor | None, dpreact: Tensor
     strides = (*preact.stride(), *(dh.stride() if dh is not None else (0, 0)))
     wide = is_wide(preact, dh, dpreact)
     args = (preact, dh, h, dpreact, m, d, *strides)
-    launch(product_kernel, grid, args, _RUN, BM=block_m, BD=block_d, WIDE=wide)
+    launch(product_kernel, grid, args, _RUN, BM=block_m, BD=block_d, WIDE=wide, GATE=gate)
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -69,6 +72,7 @@ def product_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
     WIDE: tl.constexpr,
+    GATE: tl.constexpr,
 ):
     """One (BM, BD) tile of L, R and, for gradients, dh.
 
@@ -85,10 +89,10 @@ def product_kernel(
     if preact_ptr.dtype.element_ty != tl.float64:
         left, right = left.to(tl.float32), right.to(tl.float32)
     if h_ptr is not None:
-        tl.store(h_ptr + rows * width + units, left * right, mask=inside)
+        tl.store(h_ptr + rows * width + units, gated(left, GATE) * right, mask=inside)
     if dpreact_ptr is not None:
         dh_at = dh_ptr + rows * widen(stride_gm, WIDE) + units * widen(stride_gn, WIDE)
         dh = tl.load(dh_at, mask=inside).to(left.dtype)
         dpreact_at = dpreact_ptr + rows * (2 * width) + units
-        tl.store(dpreact_at, dh * right, mask=inside)
-        tl.store(dpreact_at + d, dh * left, mask=inside)
+        tl.store(dpreact_at, left_gradient(dh, left, right, GATE), mask=inside)
+        tl.store(dpreact_at + d, right_gradient(dh, left, GATE), mask=inside)

@@ -2,8 +2,8 @@
 
     dL = dh ∘ R ∘ g′(L)    dR = dh ∘ g(L)
 
-h and its gradient need [L, R] alone, whatever the gate. To add a gate, add it to GATES, and what
-torch calls it to FUNCTIONS and MODULES.
+h and its gradient need [L, R] alone, whatever the gate. To add a gate, add it to GATES, what torch
+calls it to FUNCTIONS and MODULES, and its device function to `kernels/gates_device.py`.
 """
 
 from collections.abc import Callable

@@ -33,8 +33,6 @@ def refusal(call: Call) -> str:
         missing = f"there are no Triton kernels for {call.device.type} tensors"
     if not missing and call.context == TRANSFORMED:
         return "torch's transforms see no kernels"
-    if not missing and call.gate != "identity":
-        return f"the Triton kernels have no gate {call.gate}"
     return missing
 
 
@@ -71,9 +69,8 @@ def _plan(call: Call, direction: str, *, saved: bool = False) -> Detail:
     capability = _INTERPRETER_CAPABILITY
     if call.device.type == "cuda":
         capability = _capability(call.device)
-    plan = dispatch.choose(
-        op, call.m, call.d_in, call.d, call.d_out, call.dtype, capability, call.precision, saved
-    )
+    sizes = call.m, call.d_in, call.d, call.d_out, call.dtype
+    plan = dispatch.choose(op, *sizes, capability, call.precision, saved, call.gate)
     return Detail(plan.path, plan.config, plan.reason)
 
 
@@ -93,18 +90,19 @@ def forward(
     """See `call.Implementation`."""
     from bilinear.kernels import dual, mlp, pointwise
 
+    how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
     kernel, tile, _ = _plan(call, "forward")
     preact: Tensor | None
     if kernel == "mlp" and w_p is not None and not save_preact:
-        out = mlp.mlp_forward(x, weight, bias, w_p, b_p, precision=call.precision, config=tile)
+        out = mlp.mlp_forward(x, weight, bias, w_p, b_p, config=tile, **how)
         return out, None
     if kernel == "pointwise":
         preact = F.linear(x, weight, bias)
-        h = pointwise.product_forward(preact)
+        h = pointwise.product_forward(preact, call.gate)
     else:
         config = tile if kernel == "dual" else None
         h, preact = dual.dual_forward(
-            x, weight, bias, precision=call.precision, config=config, save_preact=save_preact
+            x, weight, bias, config=config, save_preact=save_preact, **how
         )
     out = h if w_p is None else F.linear(h, w_p, b_p)
     return out, preact if save_preact else None
@@ -123,7 +121,7 @@ def backward(
     """See `call.Implementation`."""
     from bilinear.kernels import dual, mlp, pointwise
 
-    how: dict[str, Any] = {"precision": call.precision}
+    how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
     db_p = dout.sum(0) if needs[4] else None
     if not any(needs[:4]):
         return None, None, None, None, db_p
@@ -144,7 +142,7 @@ def backward(
         dpreact, h = dual.dual_backward(dh, x, weight, bias, with_h=needs[3], config=tile, **how)
     else:
         preact = F.linear(x, weight, bias) if preact is None else preact
-        dpreact, h = pointwise.product_backward(dh, preact, with_h=needs[3])
+        dpreact, h = pointwise.product_backward(dh, preact, call.gate, with_h=needs[3])
     return (
         dpreact @ weight if needs[0] else None,
         dpreact.t() @ x if needs[1] else None,

@@ -15,11 +15,15 @@ SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448}
 
 
 @pytest.fixture(scope="module")
-def usages(tmp_path_factory):
+def usages():
+    return report("--only", *TARGETS)
+
+
+def report(*arguments):
     """The report in a process of its own: these kernels are compiled, not interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "bench.compile_report", "--json", "--only", *TARGETS]
+    command = [sys.executable, "-m", "bench.compile_report", "--json", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -31,6 +35,14 @@ def test_no_default_variant_spills(usages):
     assert {f"{u['capability']}:{u['kind']}" for u in usages} == set(TARGETS)
     spilled = [usage for usage in usages if usage["stack"] > (64 if not known(usage) else 600)]
     assert spilled == []
+
+
+def test_gates_spill_nowhere_that_calls_are_sent():
+    # The gate that takes most registers.
+    usages = report("--only", "90:half", "--gates", "gelu")
+    assert {u["gate"] for u in usages} == {"gelu"}
+    assert len(usages) > 5
+    assert [u for u in usages if u["stack"] > 64 or u["shared"] > SHARED_LIMIT[90]] == []
 
 
 def known(usage):
