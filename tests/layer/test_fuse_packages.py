@@ -2,8 +2,10 @@
 
 import copy
 import importlib
+import runpy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +125,54 @@ def test_it_generates_saves_and_loads(tmp_path: Any) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     assert not fused_parts(loaded)
     torch.testing.assert_close(loaded(ids).logits, plain(ids).logits)
+
+
+def test_the_bilinear_llama_of_the_examples() -> None:
+    path = Path(__file__).parents[2] / "examples" / "bilinear_llama.py"
+    runpy.run_path(str(path))
+
+
+# (rows, width, hidden units, rows of x apart) of Liger-Kernel's tests of SwiGLU and GeGLU, and of
+# quack's of its linears and MLPs; the first of Liger's GeGLU takes too long on a CPU.
+SHAPES = [
+    (2 * 256, 256, 512, 1),
+    (6 * 42, 123, 431, 1),
+    (9 * 41, 341, 4231, 1),
+    (960, 736, 1504, 2),
+    pytest.param(2 * 2048, 2048, 4096, 1, marks=pytest.mark.gpu),
+    pytest.param(960, 4096, 2048, 2, marks=pytest.mark.gpu),
+]
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize(("m", "d_in", "d", "apart"), SHAPES)
+def test_shapes_that_other_libraries_test(
+    activation: str, m: int, d_in: int, d: int, apart: int
+) -> None:
+    """Errors against float64 are at most 1.1 times eager's, in float32 and bfloat16."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mlp = transformers.models.llama.modeling_llama.LlamaMLP
+    config = transformers.LlamaConfig(
+        hidden_size=d_in, intermediate_size=d, head_dim=8, hidden_act=activation
+    )
+    exact = mlp(config).to(device).double()
+    x, dout = torch.randn(apart * m, d_in, device=device)[::apart], torch.randn(m, d_in).to(device)
+
+    def run(model: nn.Module) -> list[Tensor]:
+        dtype = next(model.parameters()).dtype
+        given = x.to(dtype).requires_grad_()
+        out = model(given)
+        wanted = [given, *model.parameters()]
+        return [out, *torch.autograd.grad(out, wanted, dout.to(dtype))]
+
+    for dtype in (torch.float32, torch.bfloat16):
+        eager = copy.deepcopy(exact).to(dtype)
+        fused = copy.deepcopy(eager)
+        fuse(fused, strict=True)
+        rounded = run(copy.deepcopy(eager).double())
+        for mine, theirs, best in zip(run(fused), run(eager), rounded, strict=True):
+            own, others = (mine.double() - best).norm(), (theirs.double() - best).norm()
+            assert own <= 1.1 * others + 0.5 * torch.finfo(dtype).eps * best.norm()
 
 
 def test_it_trains_under_gradient_checkpointing() -> None:
