@@ -153,7 +153,11 @@ def test_shapes_that_other_libraries_test(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mlp = transformers.models.llama.modeling_llama.LlamaMLP
     config = transformers.LlamaConfig(
-        hidden_size=d_in, intermediate_size=d, head_dim=8, hidden_act=activation
+        hidden_size=d_in,
+        intermediate_size=d,
+        num_attention_heads=1,
+        head_dim=8,
+        hidden_act=activation,
     )
     exact = mlp(config).to(device).double()
     x, dout = torch.randn(apart * m, d_in, device=device)[::apart], torch.randn(m, d_in).to(device)
