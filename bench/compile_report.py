@@ -3,7 +3,8 @@
     python -m bench.compile_report [--only 90:half 80:tf32 ...] [--match dual] [--gates silu gelu]
 
 Needs no GPU and no driver: launchers run on meta tensors, a recorder notes what they would start,
-and each start is compiled ahead of time for the device asked for.
+and each start is compiled ahead of time for the device asked for. On Hopper it says of each
+kernel's hot loop what an iteration is made of and how long `bench/model` thinks it takes.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from bench.measure.ahead_of_time import compile_launch
+from bench.measure.ahead_of_time import compile_launch, cuobjdump
+from bench.model.machine_code import hot_loop, parse
+from bench.model.scoreboard import model
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job
 from bilinear.kernels import dispatch
@@ -29,6 +32,7 @@ from bilinear.kernels.dual import (
     dual_forward,
 )
 from bilinear.kernels.gates_device import GATES
+from bilinear.kernels.grid_triton import TILE
 from bilinear.kernels.launch import Launch, recording
 from bilinear.kernels.mlp import mlp_backward, mlp_forward
 from bilinear.kernels.pointwise import product_backward, product_forward
@@ -40,11 +44,34 @@ ROWS = 8192
 # How a training step of the sweep multiplies, and what the library calls it.
 GRID_PRECISION = {"tf32": "tf32", "bf16x3": "high", "bf16x6": "highest"}
 # (p, width) of training steps: one and two tiles of classes, one and several blocks of units.
-GRID_SIZES = [(64, 16), (64, 64), (59, 64), (113, 16), (97, 32)]
+GRID_SIZES = [(64, 16), (64, 32), (64, 64), (113, 16), (97, 32)]
+# Shapes of the loop over steps: what the sweep runs, and at fewer sizes one launch for many steps.
+GRID_SHAPES = {"step": GRID_SIZES, "run": [(64, 16)], "batch": [(64, 16), (113, 16)]}
 # The sweep's kernels, and those that no call with another gate is sent to.
 _IDENTITY_ALONE = ("grid", "dual_backward")
 KINDS = ("half", "tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class HotLoop:
+    """An iteration of the loop with most tensor work, modelled, on one multiprocessor.
+
+    Cycles as the program's warps take them, those its tensor cores are busy, issue slots of a
+    scheduler; `waits` are cycles without an issue, by cause. The floor is the larger of tensor
+    cycles and issue slots: what an iteration takes if everything else hides behind it.
+    """
+
+    instructions: dict[str, int]
+    cycles: float
+    tensor: float
+    slots: int
+    waits: dict[str, float]
+
+    @property
+    def of_floor(self) -> float:
+        """Cycles over the floor's."""
+        return self.cycles / max(self.tensor, self.slots)
 
 
 @dataclass(frozen=True)
@@ -61,6 +88,7 @@ class Usage:
     stack: int
     shared: int
     wgmma: bool
+    loop: HotLoop | None
 
 
 def launches(
@@ -68,7 +96,7 @@ def launches(
 ) -> list[Launch]:
     """What the launcher of kernel `name` starts for `rows` rows, with the table's tile."""
     if name.startswith("grid"):
-        return _grid_launches(name, kind)
+        return _grid_launches(name, kind, capability)
     device = dispatch.device_class(divmod(capability, 10))
     precision = "ieee" if kind in _DTYPE else kind
     tile = dispatch.tile_of_class(name, rows, kind, device) if name != "pointwise" else None
@@ -120,7 +148,7 @@ def launches(
     return [one for one in found if one.kernel.fn.__name__ != "add_kernel"]
 
 
-def _grid_launches(name: str, kind: str) -> list[Launch]:
+def _grid_launches(name: str, kind: str, capability: int) -> list[Launch]:
     """What `grid_SHAPE_P_WIDTH` starts: a run, a minibatch run, or the two launches of a step."""
     _, shape, p, d = name.split("_")
     config = SweepConfig(
@@ -131,7 +159,9 @@ def _grid_launches(name: str, kind: str) -> list[Launch]:
         precision=GRID_PRECISION[kind],
     )
     chunks = 4 if shape == "step" else 1
-    grid = make_grid(config, [Job(int(d), 0)], torch.device("meta"), chunks)
+    # A launcher takes meta tensors to lie on Hopper.
+    tile = None if capability == 90 else TILE
+    grid = make_grid(config, [Job(int(d), 0)], torch.device("meta"), chunks, tile)
     models = torch.empty(1, dtype=torch.int32, device="meta")
     found: list[Launch] = []
     with recording(found.append):
@@ -152,16 +182,26 @@ def _measure(job: tuple[str, str, int, int, str]) -> list[Usage]:
         shape = " ".join(f"{key}={size}" for key, size in blocks.items())
         tile = f"{shape} w={start.tile.num_warps} s={start.tile.num_stages}"
         used = (made.registers, made.stack, made.shared, made.wgmma)
-        found.append(Usage(name, gate, kind, rows, capability, tile, *used))
+        loop = _hot_loop(made.cubin, start.tile.num_warps) if capability == 90 else None
+        found.append(Usage(name, gate, kind, rows, capability, tile, *used, loop))
     return found
+
+
+def _hot_loop(cubin: bytes, warps: int) -> HotLoop | None:
+    loop = hot_loop(parse(cuobjdump(cubin, "-sass")))
+    if loop is None or not loop.counts["tensor"]:
+        return None
+    found = model(loop, warps)
+    return HotLoop(dict(loop.counts), found.cycles, found.tensor, found.issued, found.waits)
 
 
 def jobs(capability: int, kind: str) -> Iterator[tuple[str, str, int, int]]:
     """(kernel, arithmetic, capability, rows) of every distinct entry of the table."""
     device = dispatch.device_class(divmod(capability, 10))
     if kind in GRID_PRECISION:
-        for shape, (p, d) in product(("run", "batch", "step"), GRID_SIZES):
-            yield f"grid_{shape}_{p}_{d}", kind, capability, 1
+        for shape, sizes in GRID_SHAPES.items():
+            for p, d in sizes:
+                yield f"grid_{shape}_{p}_{d}", kind, capability, 1
     for name, entry in dispatch.table()["tiles"][device].get(kind, {}).items():
         yield name, kind, capability, ROWS
         if entry["small"] != entry["large"]:
@@ -200,6 +240,23 @@ def _table(usages: list[Usage]) -> str:
     return "\n".join(lines)
 
 
+def _loops(usages: list[Usage]) -> str:
+    """Hot loops, modelled: an iteration's cycles, what it issues, what it waits for."""
+    lines = [
+        f"{'hot loop, modelled':<25}{'kind':<8}{'rows':>5}{'cycles':>8}{'tensor':>8}{'slots':>7}"
+        f"{'of floor':>10}  instructions; waits"
+    ]
+    for u in usages:
+        if u.loop is not None:
+            made = " ".join(f"{kind} {n}" for kind, n in sorted(u.loop.instructions.items()))
+            waits = " ".join(f"{cause} {n:.0f}" for cause, n in list(u.loop.waits.items())[:5])
+            lines.append(
+                f"{u.kernel:<25}{u.kind:<8}{u.rows:>5}{u.loop.cycles:>8.0f}{u.loop.tensor:>8.0f}"
+                f"{u.loop.slots:>7}{u.loop.of_floor:>9.1f}x  {made}; {waits}"
+            )
+    return "\n".join(lines)
+
+
 def _target(text: str) -> tuple[int, str]:
     capability, _, kind = text.partition(":")
     if kind not in (*KINDS, "float64") or not capability.isdecimal():
@@ -220,7 +277,7 @@ def main() -> None:
     if arguments.json:
         json.dump([asdict(usage) for usage in usages], sys.stdout, indent=1)
     else:
-        print(_table(usages))
+        print(_table(usages), _loops(usages), sep="\n\n")
 
 
 if __name__ == "__main__":

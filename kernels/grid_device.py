@@ -13,6 +13,7 @@ stay in registers. Only U units are held at a time: l, r, h, dh, dL_a, dR_a are 
 tiles of C classes, (BA, C) each. Models of unequal widths share a launch: rows in
 memory are D long, a multiple of U, and zero past a model's own width, which they stay. p is a
 compile-time constant because its masks and addresses else take the registers that the tiles need.
+Logits are in bits: W_p is multiplied by log₂ e beforehand, and softmax is one 2ˣ an element.
 
 The label is set apart from the other classes: its gradient is −Σ_{c'≠c} p_c', never p_c − 1, and
 the loss of a pair that is right is log1p, which do not cancel in float32.
@@ -27,6 +28,17 @@ order: runs repeat bit for bit, whatever is trained beside a model.
 
 import triton
 import triton.language as tl
+
+from .split_products import (
+    LN2,
+    LOG2E,
+    exp2,
+    parts,
+    product,
+    sum_and_most,
+    transposed,
+    two_sums,
+)
 
 # Columns of an evaluation: losses over training and validation pairs, counts of right answers
 # likewise, smallest margin.
@@ -46,20 +58,17 @@ def _log1p(x):
 
 
 @triton.jit
-def _dot(x, y, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    return tl.dot(x, y, input_precision=PRECISION, out_dtype=ACC)
-
-
-@triton.jit
-def _add_dot(x, y, total, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    return tl.dot(x, y, total, input_precision=PRECISION, out_dtype=ACC)
-
-
-@triton.jit
 def _rows(base_ptr, rows, inside, D, units):
     """Rows of a weight, (n, U); those not `inside` are 0."""
     at = rows[:, None] * D + units[None, :]
     return tl.load(base_ptr + at, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _projection(weights_ptr, p, D, classes, units, PRECISION: tl.constexpr):
+    """Parts of W_pᵀ, (U, C), times log₂ e: with it logits come in bits, as 2ˣ wants them."""
+    w_p = _rows(weights_ptr + 2 * p * D, classes, classes < p, D, units)
+    return transposed(parts(w_p * LOG2E, PRECISION), PRECISION)
 
 
 @triton.jit
@@ -79,33 +88,38 @@ def _label(a, b, p):
 
 
 @triton.jit
-def _apart(logits, classes, label, p):
+def _apart(logits, classes, label, p, C: tl.constexpr, PRECISION: tl.constexpr):
     """Take the label out of a tile of logits (n, C).
 
     Returns its logit (n,), 0 if it is none of these classes; the others' logits, −∞ for it and for
     padding; the largest of those (n,), or −1e30 where there is none.
     """
     is_label = classes[None, :] == label[:, None]
-    label_logit = tl.sum(tl.where(is_label, logits, 0.0), 1)
-    others = tl.where(is_label | (classes >= p)[None, :], float("-inf"), logits)
-    return label_logit, others, tl.maximum(tl.max(others, 1), -1e30, tl.PropagateNan.ALL)
+    is_out = is_label
+    if p % C != 0:
+        is_out = is_label | (classes >= p)[None, :]
+    others = tl.where(is_out, float("-inf"), logits)
+    label_logit, best = sum_and_most(tl.where(is_label, logits, 0.0), others, 1, PRECISION)
+    return label_logit, others, tl.maximum(best, -1e30, tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _merge(logits, classes, label, p, label_logit, best, total):
+def _merge(
+    logits, classes, label, p, label_logit, best, total, C: tl.constexpr, PRECISION: tl.constexpr
+):
     """Take a further tile of logits into the label's logit, the others' largest, and their sum.
 
-    `total` is Σ exp(logit − best) over the classes but the label.
+    `total` is Σ 2^(logit − best) over the classes but the label.
     """
-    more, z, best_here = _apart(logits, classes, label, p)
+    more, z, best_here = _apart(logits, classes, label, p, C, PRECISION)
     together = tl.maximum(best, best_here, tl.PropagateNan.ALL)
-    total = total * tl.exp(best - together) + tl.sum(tl.exp(z - together[:, None]), 1)
-    return label_logit + more, together, total
+    here = tl.sum(exp2(z - together[:, None], PRECISION), 1)
+    return label_logit + more, together, total * exp2(best - together, PRECISION) + here
 
 
 @triton.jit
 def _loss_gradient(e, classes, label, of_label, scale):
-    """Gradient (n, C) of a row's cross-entropy from e = exp(logit − shift), 0 at the label.
+    """Gradient (n, C) of a row's cross-entropy from e = 2^(logit − shift), 0 at the label.
 
     `of_label` (n,) is the label's own gradient, `scale` (n,) what turns e into the others'.
     """
@@ -119,13 +133,13 @@ def _logits(
     BA: tl.constexpr, C: tl.constexpr, U: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """A tile of logits (BA, C) of one b, over all units."""
+    """A tile of logits (BA, C) of one b, over all units, in bits."""
     logits = tl.zeros((BA, C), ACC)
     for first in range(0, D, U):
         units = first + tl.arange(0, U)
         left, right = _halves(weights_ptr, p, D, a, inside, b, units)
-        w_p = _rows(weights_ptr + 2 * p * D, classes, classes < p, D, units)
-        logits = _add_dot(left * right, tl.trans(w_p), logits, PRECISION, ACC)
+        w_p = _projection(weights_ptr, p, D, classes, units, PRECISION)
+        logits += product(parts(left * right, PRECISION), w_p, PRECISION, ACC)
     return logits
 
 
@@ -139,8 +153,8 @@ def _other_units(
         at = first + distance
         units = tl.multiple_of(tl.where(at >= D, at - D, at), U) + tl.arange(0, U)
         left, right = _halves(weights_ptr, p, D, a, inside, b, units)
-        w_p = _rows(weights_ptr + 2 * p * D, classes, classes < p, D, units)
-        logits = _add_dot(left * right, tl.trans(w_p), logits, PRECISION, ACC)
+        w_p = _projection(weights_ptr, p, D, classes, units, PRECISION)
+        logits += product(parts(left * right, PRECISION), w_p, PRECISION, ACC)
     return logits
 
 
@@ -178,7 +192,8 @@ def _tile_gradient(
     units = first + tl.arange(0, U)
     classes = tile + tl.arange(0, C)
     is_class = classes < p
-    w_p = _rows(weights_ptr + 2 * p * D, classes, is_class, D, units)
+    w_p = parts(_rows(weights_ptr + 2 * p * D, classes, is_class, D, units), PRECISION)
+    w_p_bits = _projection(weights_ptr, p, D, classes, units, PRECISION)
     d_w_p = tl.zeros((C, U), ACC)
     for a_first in range(0, p, BA):
         a = a_first + tl.arange(0, BA)
@@ -194,44 +209,47 @@ def _tile_gradient(
             if HOLD:
                 left = l_a + tl.load(weights_ptr + b_at)[None, :]
                 right = r_a + tl.load(weights_ptr + p * D + b_at)[None, :]
-                logits = _dot(left * right, tl.trans(w_p), PRECISION, ACC)
+                h = parts(left * right, PRECISION)
+                logits = product(h, w_p_bits, PRECISION, ACC)
                 if D > U:
                     logits = _other_units(
                         weights_ptr, p, D, a, inside, b, first, classes, logits, U, PRECISION, ACC
-                    )
+                    )  # fmt: skip
             else:
-                logits = _logits(weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC)
-            label_logit, z, best = _apart(logits, classes, label, p)
+                logits = _logits(
+                    weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC
+                )  # fmt: skip
+            label_logit, z, best = _apart(logits, classes, label, p, C, PRECISION)
             if p > C:
-                total = tl.sum(tl.exp(z - best[:, None]), 1)
+                total = tl.sum(exp2(z - best[:, None], PRECISION), 1)
                 for distance in range(C, TILES * C, C):
                     other = (tile + distance) % (TILES * C) + tl.arange(0, C)
                     logits = _logits(
                         weights_ptr, p, D, a, inside, b, other, BA, C, U, PRECISION, ACC
-                    )
+                    )  # fmt: skip
                     label_logit, best, total = _merge(
-                        logits, other, label, p, label_logit, best, total
+                        logits, other, label, p, label_logit, best, total, C, PRECISION
                     )
                 shift = tl.maximum(best, label_logit)
-                total *= tl.exp(best - shift)
-                e = tl.exp(z - shift[:, None])
+                total *= exp2(best - shift, PRECISION)
+                e = exp2(z - shift[:, None], PRECISION)
             else:
                 shift = tl.maximum(best, label_logit)
-                e = tl.exp(z - shift[:, None])
+                e = exp2(z - shift[:, None], PRECISION)
                 total = tl.sum(e, 1)
             trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0.0)
-            scale = trained * share / (total + tl.exp(label_logit - shift))
-            g = _loss_gradient(e, classes, label, -total * scale, scale)
+            scale = trained * share / (total + exp2(label_logit - shift, PRECISION))
+            g = parts(_loss_gradient(e, classes, label, -total * scale, scale), PRECISION)
             if not HOLD:
                 left, right = _halves(weights_ptr, p, D, a, inside, b, units)
-            d_w_p = _add_dot(tl.trans(g), left * right, d_w_p, PRECISION, ACC)
-            dh = _dot(g, w_p, PRECISION, ACC)
+                h = parts(left * right, PRECISION)
+            d_w_p += product(transposed(g, PRECISION), h, PRECISION, ACC)
+            dh = product(g, w_p, PRECISION, ACC)
             d_left = dh * right
             d_right = dh * left
             d_l_a += d_left
             d_r_a += d_right
-            d_l_b = tl.sum(d_left, 0)
-            d_r_b = tl.sum(d_right, 0)
+            d_l_b, d_r_b = two_sums(d_left, d_right, 0, PRECISION)
             if p > C:
                 again = (a_first > 0) | (tile > 0)
                 d_l_b += tl.load(gradient_ptr + b_at, mask=again, other=0.0)
@@ -275,14 +293,17 @@ def grid_metrics(
             total = tl.zeros((BA,), ACC)
             for tile in range(0, p, C):
                 classes = tile + tl.arange(0, C)
-                logits = _logits(weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC)
+                logits = _logits(
+                    weights_ptr, p, D, a, inside, b, classes, BA, C, U, PRECISION, ACC
+                )  # fmt: skip
                 label_logit, best, total = _merge(
-                    logits, classes, label, p, label_logit, best, total
+                    logits, classes, label, p, label_logit, best, total, C, PRECISION
                 )
             shift = tl.maximum(best, label_logit)
-            others = total * tl.exp(best - shift)
+            others = total * exp2(best - shift, PRECISION)
             margin = label_logit - best
-            wrong_loss = (shift - label_logit) + tl.log(others + tl.exp(label_logit - shift))
+            all_classes = others + exp2(label_logit - shift, PRECISION)
+            wrong_loss = (shift - label_logit) * LN2 + tl.log(all_classes)
             loss = tl.where(margin > 0, _log1p(others), wrong_loss)
             is_right = (margin > 0).to(tl.int32)
             trained = tl.load(trained_ptr + b * p + a, mask=inside, other=0.0) != 0.0
@@ -291,7 +312,7 @@ def grid_metrics(
             val_loss += tl.where(held_out, loss, 0.0)
             train_right += tl.where(trained, is_right, 0)
             val_right += tl.where(held_out, is_right, 0)
-            margin = tl.where(inside, margin, min_margin)
+            margin = tl.where(inside, margin * LN2, min_margin)
             min_margin = tl.minimum(min_margin, margin, tl.PropagateNan.ALL)
     lost = tl.sum((min_margin != min_margin).to(tl.int32), 0) > 0  # tl.min drops NaN
     return (
@@ -357,11 +378,11 @@ def _add_rows(
     """
     for first in range(0, p, C):
         tokens = first + tl.arange(0, C)
-        one_hot = (tokens[:, None] == token[None, :]).to(ACC)
+        one_hot = parts((tokens[:, None] == token[None, :]).to(ACC), PRECISION)
         at = gradient_ptr + tokens[:, None] * D + units[None, :]
         is_token = (tokens < p)[:, None]
         before = tl.load(at, mask=is_token & again, other=0.0)
-        tl.store(at, _add_dot(one_hot, d_rows, before, PRECISION, ACC), mask=is_token)
+        tl.store(at, before + product(one_hot, d_rows, PRECISION, ACC), mask=is_token)
 
 
 @triton.jit
@@ -384,8 +405,8 @@ def _batch_logits(
     for first in range(0, D, U):
         units = first + tl.arange(0, U)
         left, right = _batch_halves(weights_ptr, p, D, a, b, units)
-        w_p = _rows(weights_ptr + 2 * p * D, classes, classes < p, D, units)
-        logits = _add_dot(left * right, tl.trans(w_p), logits, PRECISION, ACC)
+        w_p = _projection(weights_ptr, p, D, classes, units, PRECISION)
+        logits += product(parts(left * right, PRECISION), w_p, PRECISION, ACC)
     return logits
 
 
@@ -401,11 +422,13 @@ def _batch_tile(
         left, right = _batch_halves(weights_ptr, p, D, a, b, units)
         at = (2 * p + classes)[:, None] * D + units[None, :]
         before = tl.load(gradient_ptr + at, mask=is_class & classes_again, other=0.0)
-        d_w_p = _add_dot(tl.trans(g), left * right, before, PRECISION, ACC)
+        h = parts(left * right, PRECISION)
+        d_w_p = before + product(transposed(g, PRECISION), h, PRECISION, ACC)
         tl.store(gradient_ptr + at, d_w_p, mask=is_class)
-        dh = _dot(g, tl.load(weights_ptr + at, mask=is_class, other=0.0), PRECISION, ACC)
-        d_left = dh * right
-        d_right = dh * left
+        w_p = parts(tl.load(weights_ptr + at, mask=is_class, other=0.0), PRECISION)
+        dh = product(g, w_p, PRECISION, ACC)
+        d_left = parts(dh * right, PRECISION)
+        d_right = parts(dh * left, PRECISION)
         of_b = gradient_ptr + 3 * p * D
         _add_rows(gradient_ptr, a, d_left, tokens_again, p, D, units, C, PRECISION, ACC)
         _add_rows(gradient_ptr + p * D, a, d_right, tokens_again, p, D, units, C, PRECISION, ACC)
@@ -437,16 +460,21 @@ def batch_gradient(
         for tile in range(0, p, C):
             classes = tile + tl.arange(0, C)
             logits = _batch_logits(weights_ptr, p, D, a, b, classes, BM, C, U, PRECISION, ACC)
-            label_logit, best, total = _merge(logits, classes, label, p, label_logit, best, total)
+            label_logit, best, total = _merge(
+                logits, classes, label, p, label_logit, best, total, C, PRECISION
+            )
         shift = tl.maximum(best, label_logit)
-        total *= tl.exp(best - shift)
-        scale = tl.where(i < batch, share, 0.0) / (total + tl.exp(label_logit - shift))
+        total *= exp2(best - shift, PRECISION)
+        every = total + exp2(label_logit - shift, PRECISION)
+        scale = tl.where(i < batch, share, 0.0) / every
         for tile in range(0, p, C):
             classes = tile + tl.arange(0, C)
             logits = _batch_logits(weights_ptr, p, D, a, b, classes, BM, C, U, PRECISION, ACC)
-            e = tl.where((classes < p)[None, :], tl.exp(logits - shift[:, None]), 0.0)
+            e = exp2(logits - shift[:, None], PRECISION)
+            e = tl.where((classes < p)[None, :], e, 0.0)
             # Counted from the tile: Triton 3.6 cannot compile another use of the mask made above.
             g = _loss_gradient(e, tl.arange(0, C), label - tile, -total * scale, scale)
+            g = parts(g, PRECISION)
             _batch_tile(
                 weights_ptr, gradient_ptr, g, classes, a, b, start > 0, (start > 0) | (tile > 0),
                 p, D, C, U, PRECISION, ACC,

@@ -1,17 +1,18 @@
 """Launcher of one-hot-pair training on a GPU (algebra and tiles: `grid_device.py`).
 
-Two shapes of the loop over steps, the same arithmetic: `run` trains each model to the end of a
-quantum of steps in one program, `step` takes one step of all models in two launches, each model cut
-into chunks of b's.
+Two shapes of the loop over steps, the same arithmetic: `step` takes one full-batch step of all
+models in two launches, each model cut into chunks of b's, so that few models too use all of a
+device; `run` trains each model to the end of a quantum of steps in one program, minibatches too.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from .dispatch import device_class
 from .grid_device import grid_run_kernel, grid_step_kernel, grid_update_kernel
 from .launch import launch
 from .tiles import Tile, blocks
@@ -20,7 +21,18 @@ from .tiles import Tile, blocks
 # bfloat16 parts (six of three parts each keep 24 bits, three of two parts 16), or tf32's 11 bits.
 PRECISIONS = {"highest": "bf16x6", "high": "bf16x3", "tf32": "tf32"}
 METRICS = 5
-TILE = Tile(block_m=64, block_d=16, block_n=64, num_warps=4, num_stages=1)
+# Units held at a time where registers and shared memory suffice: a model no wider makes its logits
+# once. By count; docs/decisions.md.
+_UNITS = (16, 32, 64)
+TILE = Tile(block_m=64, block_d=_UNITS[0], block_n=64, num_warps=4, num_stages=1)
+# Programs that share the b's of a step. By p alone: what trains beside a model changes no bit.
+_CHUNKS = 4
+_LEAST_P_FOR_CHUNKS = 32
+# Cycles a b, and a further block of units, modelled on Hopper (docs/decisions.md), for a first
+# launch of about the time that one should take; the second follows the first one's own time.
+_CYCLES = {16: 4_200, 32: 6_800, 64: 11_000}
+_CYCLES_OTHER = 1_300
+_CLOCK = 1.7e9
 _UPDATE = Tile(block_m=0, num_warps=8, num_stages=1)
 _BLOCK = 2048
 
@@ -58,14 +70,48 @@ class Recipe:
         return blocks(self.steps, self.eval_every)
 
 
-def padded(d: int, tile: Tile = TILE) -> int:
+def tile_of(
+    recipe: Recipe, d: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tile:
+    """a's (block_m), units (block_d) and classes (block_n) that a program holds at a time."""
+    one_tile = recipe.p <= TILE.block_n
+    if recipe.batch == 0 and one_tile and dtype == torch.float32 and _is_large(device):
+        return replace(TILE, block_d=next((u for u in _UNITS if d <= u), _UNITS[-1]))
+    return TILE
+
+
+def _is_large(device: torch.device) -> bool:
+    """Whether 64 units' operands fit the shared memory; the interpreter is as Hopper."""
+    if device.type != "cuda":
+        return True
+    return device_class(torch.cuda.get_device_capability(device)) == "sm_90"
+
+
+def padded(recipe: Recipe, d: int, device: torch.device) -> int:
     """Width in memory of a model of d units: models of equal padded widths share a launch."""
-    return blocks(d, tile.block_d) * tile.block_d
+    units = tile_of(recipe, d, device).block_d
+    return blocks(d, units) * units
 
 
-def bytes_a_model(recipe: Recipe, d: int, chunks: int = 1) -> int:
+def chunks_of(recipe: Recipe) -> int:
+    """How many programs share a step of one model."""
+    return 1 if recipe.batch or recipe.p < _LEAST_P_FOR_CHUNKS else _CHUNKS
+
+
+def bytes_a_model(recipe: Recipe, d: int, device: torch.device) -> int:
     """Device memory that one model of d units takes while it trains in float32."""
-    return 4 * (5 * recipe.p * padded(d) * (3 + chunks) + recipe.evaluations * METRICS)
+    rows = 5 * recipe.p * (3 + chunks_of(recipe))
+    return 4 * (rows * padded(recipe, d, device) + recipe.evaluations * METRICS)
+
+
+def step_seconds(recipe: Recipe, d: int, models: int, device: torch.device, at_once: int) -> float:
+    """Modelled time of a full-batch step of `models`, on `at_once` multiprocessors."""
+    units, width = tile_of(recipe, d, device).block_d, padded(recipe, d, device)
+    tiles, passes = blocks(recipe.p, TILE.block_n), blocks(width, units)
+    others = tiles * passes - 1
+    cycles_a_b = tiles * tiles * passes * (_CYCLES[units] + others * _CYCLES_OTHER)
+    programs = blocks(models * chunks_of(recipe), at_once)
+    return cycles_a_b * blocks(recipe.p, chunks_of(recipe)) * programs / _CLOCK
 
 
 class TritonGrid:
@@ -85,21 +131,23 @@ class TritonGrid:
         shuffle_keys: Sequence[int],
         device: torch.device,
         chunks: int = 1,
-        tile: Tile = TILE,
+        tile: Tile | None = None,
     ) -> None:
         """Start from each model's w_l, w_r (d, 2p) and w_p (p, d), with zero moments.
 
         `splits` are pairs (p², 2) int32 with those trained on first; `split_of` says which is each
         model's, `shuffle_keys` (64 bits) each model's order of batches. `chunks` is how `step` cuts
-        a model. Arithmetic is done in the weights' dtype, float32 or float64. `tile` is a's
-        (block_m), units (block_d) and classes (block_n) held at a time.
+        a model. Arithmetic is done in the weights' dtype, float32 or float64. `tile` is what a
+        program holds at a time instead of `tile_of`.
         """
         p, dtype = recipe.p, weights[0][2].dtype
         if recipe.precision not in PRECISIONS:
             raise ValueError(f"precision: expected {tuple(PRECISIONS)}, got {recipe.precision!r}")
-        self.recipe, self.device, self.chunks, self._tile = recipe, device, chunks, tile
+        self.recipe, self.device, self.chunks = recipe, device, chunks
         self.widths = [w_l.shape[0] for w_l, _, _ in weights]
-        self.d = padded(max(self.widths), tile)
+        self._tile = tile or tile_of(recipe, max(self.widths), device, dtype)
+        units = self._tile.block_d
+        self.d = blocks(max(self.widths), units) * units
         packed = torch.stack([_pack(p, self.d, *each) for each in weights])
         self._weights = packed.to(device)
         self._moment1 = torch.zeros_like(self._weights)
@@ -166,6 +214,14 @@ class TritonGrid:
         )  # fmt: skip
         sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _BLOCK}
         launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
+
+    def stop(self, models: Sequence[int]) -> None:
+        """Train these no further; on a GPU nothing is waited for."""
+        on_gpu = self.device.type == "cuda"
+        flags = torch.zeros(len(self.widths), dtype=torch.int32, pin_memory=on_gpu)
+        flags[list(models)] = 1
+        # From pageable memory the copy would hold the host until what is enqueued has ended.
+        self.counters[:, 2].bitwise_or_(flags.to(self.device, non_blocking=True))
 
     def state(self) -> dict[str, Tensor]:
         """Everything a run goes on from, with a row a model: copies on the host."""

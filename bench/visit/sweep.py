@@ -20,19 +20,19 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_triton import TILE, padded
-from bilinear.kernels.tiles import Tile
+from bilinear.kernels.tiles import blocks
 from bilinear.reference import ModelConfig
 from bilinear.results.frontier import frontier as frontier_of
 from bilinear.training.backend import train
-from bilinear.training.gpu import GpuBackend, make_grid
+from bilinear.training.gpu import GpuBackend, make_grid, recipe_of
 from bilinear.training.notebook_loop import train_notebook
 from bilinear.training.run import run_sweep
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
-# Beside the default: fewer passes over the pairs for wide models, with more registers spilled.
-TILES = [replace(TILE, block_d=32), replace(TILE, block_d=64, num_warps=8)]
+# Beside the default: so many units at a time, less spilled and more passes over the pairs.
+UNITS = (16, 32)
 STEPS = 50 if ON_GPU else 1  # in one sample
 
 
@@ -65,12 +65,14 @@ def _config(p: int, jobs: Sequence[Job], **changes: Any) -> SweepConfig:
     return SweepConfig(**settings | changes)
 
 
-def _grids(
-    config: SweepConfig, jobs: Sequence[Job], chunks: int = 1, tile: Tile = TILE
-) -> list[Any]:
-    widths = sorted({padded(job.d_hidden, tile) for job in jobs})
-    groups = [[job for job in jobs if padded(job.d_hidden, tile) == d] for d in widths]
-    return [make_grid(config, group, DEVICE, chunks, tile) for group in groups]
+def _grids(config: SweepConfig, jobs: Sequence[Job], chunks: int = 1, units: int = 0) -> list[Any]:
+    """Grids of models that share a launch; with `units` at a time, or as many as the default."""
+    groups: dict[int, list[Job]] = {}
+    for job in jobs:
+        width = padded(recipe_of(config), job.d_hidden, DEVICE)
+        groups.setdefault(blocks(job.d_hidden, units) if units else width, []).append(job)
+    tile = replace(TILE, block_d=units) if units else None
+    return [make_grid(config, group, DEVICE, chunks, tile) for group in groups.values()]
 
 
 def _models(grid: Any) -> Tensor:
@@ -92,16 +94,18 @@ def _side_by_side(each: Sequence[Callable[[], object]]) -> None:
         here.wait_stream(stream)
 
 
-def _runs(p: int, jobs: Sequence[Job], precision: str, tile: Tile = TILE) -> Callable[[], object]:
+def _runs(p: int, jobs: Sequence[Job], precision: str) -> Callable[[], object]:
     """(a) one program a model, `STEPS` steps in one launch for each padded width."""
-    grids = _grids(_config(p, jobs, precision=precision), jobs, tile=tile)
+    grids = _grids(_config(p, jobs, precision=precision), jobs)
     pairs = [(grid, _models(grid)) for grid in grids]
     return lambda: _side_by_side([lambda g=g, m=m: g.run(m, STEPS) for g, m in pairs])  # type: ignore[misc]
 
 
-def _launches(p: int, jobs: Sequence[Job], precision: str, chunks: int) -> Callable[[], object]:
+def _launches(
+    p: int, jobs: Sequence[Job], precision: str, chunks: int, units: int = 0
+) -> Callable[[], object]:
     """(b) two launches a step for each padded width, `STEPS` steps in a CUDA graph."""
-    grids = _grids(_config(p, jobs, precision=precision), jobs, chunks)
+    grids = _grids(_config(p, jobs, precision=precision), jobs, chunks, units)
     pairs = [(grid, _models(grid)) for grid in grids]
 
     def steps() -> None:
@@ -143,9 +147,9 @@ def _ways(
         for n in chunks:
             key = f"launch a step, {precision}, {n} chunks"
             makers[key] = lambda x=precision, n=n: _launches(p, jobs, x, n)  # type: ignore[misc]
-        for tile in TILES:
-            key = f"run, {precision}, {tile.block_d} units, {tile.num_warps} warps"
-            makers[key] = lambda x=precision, t=tile: _runs(p, jobs, x, t)  # type: ignore[misc]
+        for units in UNITS:
+            key = f"launch a step, {precision}, {chunks[-1]} chunks, {units} units"
+            makers[key] = lambda x=precision, u=units: _launches(p, jobs, x, chunks[-1], u)  # type: ignore[misc]
     for kind in KINDS:
         makers[f"{kind} ensemble, graph"] = lambda k=kind: ensemble(k, p, jobs, STEPS, DEVICE)  # type: ignore[misc]
     ways, failed = {}, {}

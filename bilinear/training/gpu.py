@@ -1,4 +1,4 @@
-"""The sweep on a GPU: all models at once, a program each, in launches of some steps."""
+"""The sweep on a GPU: all models at once, in launches of some steps."""
 
 import contextlib
 import time
@@ -16,7 +16,14 @@ from bilinear.experiment.record import Finished, Job, Progress, Weights
 from bilinear.experiment.schedule import Phase
 from bilinear.experiment.streams import stream_key
 from bilinear.experiment.task import split_pairs
-from bilinear.kernels.grid_triton import TILE, Recipe, TritonGrid, bytes_a_model, padded
+from bilinear.kernels.grid_triton import (
+    Recipe,
+    TritonGrid,
+    bytes_a_model,
+    chunks_of,
+    padded,
+    step_seconds,
+)
 from bilinear.kernels.tiles import Tile
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.results.checkpoint import Checkpoint
@@ -25,7 +32,9 @@ from bilinear.training.chains import Chains, Run
 
 # How long a launch should take: results and progress appear between launches.
 _LAUNCH_SECONDS = 0.25
-_FIRST_QUANTUM = 20
+# What a replay of captured steps should take, many times its 10 µs on the host, and steps at most.
+_REPLAY_SECONDS = 1e-3
+_STEPS_A_REPLAY = 10
 _SHARE_OF_MEMORY = 0.6
 # At most this much training is lost to a kill.
 _CHECKPOINT_SECONDS = 5.0
@@ -42,7 +51,7 @@ class GpuBackend:
 
     @property
     def at_once(self) -> int:
-        """A program a model: as many as there are multiprocessors."""
+        """Models that a device has room for at a time: as many as there are multiprocessors."""
         if self.device.type != "cuda":
             return 1
         return torch.cuda.get_device_properties(self.device).multi_processor_count
@@ -78,8 +87,9 @@ class GpuBackend:
             if narrowed or not any(lane.live for lane in lanes):
                 lanes = [lane for lane in lanes if lane.live]
                 used = sum(lane.size for lane in lanes)
-                for runs in _together(_fitting(waiting, room - used, at_least=not lanes)):
-                    lanes.append(_Lane(config, runs, self.device, states))
+                fitting = _fitting(waiting, room - used, self.device, at_least=not lanes)
+                for runs in _together(fitting, self.device):
+                    lanes.append(_Lane(config, runs, self.device, states, self.at_once))
                     lanes[-1].launch()
             live = [lane for lane in lanes if lane.live]
             if not live:
@@ -142,7 +152,7 @@ def make_grid(
     jobs: Sequence[Job],
     device: torch.device,
     chunks: int = 1,
-    tile: Tile = TILE,
+    tile: Tile | None = None,
     *,
     weights: Sequence[Weights] | None = None,
     phase: Phase | None = None,
@@ -164,26 +174,27 @@ def make_grid(
     )
 
 
-def _fitting(waiting: list[Run], room: float, *, at_least: bool) -> list[Run]:
+def _fitting(waiting: list[Run], room: float, device: torch.device, *, at_least: bool) -> list[Run]:
     """Take the first of those waiting that fit into `room` bytes together, one `at_least`."""
     taken: list[Run] = []
     while waiting:
-        room -= _size(waiting[0])
+        room -= _size(waiting[0], device)
         if room < 0 and not (at_least and not taken):
             break
         taken.append(waiting.pop(0))
     return taken
 
 
-def _size(run: Run) -> int:
-    return bytes_a_model(recipe_of(run.config, run.phase), run.job.d_hidden)
+def _size(run: Run, device: torch.device) -> int:
+    return bytes_a_model(recipe_of(run.config, run.phase), run.job.d_hidden, device)
 
 
-def _together(runs: Sequence[Run]) -> list[list[Run]]:
+def _together(runs: Sequence[Run], device: torch.device) -> list[list[Run]]:
     """Runs that share a lane: of one padded width and one phase."""
     groups: defaultdict[tuple[int, Phase], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[padded(run.job.d_hidden), run.phase].append(run)
+        width = padded(recipe_of(run.config, run.phase), run.job.d_hidden, device)
+        groups[width, run.phase].append(run)
     return list(groups.values())
 
 
@@ -199,16 +210,18 @@ class _Lane:
         runs: list[Run],
         device: torch.device,
         states: Mapping[Job, Mapping[str, Tensor]],
+        at_once: int,
     ) -> None:
-        self._config, self._runs, self._device = config, runs, device
+        self._config, self._runs = config, runs
         self._recipe = recipe_of(config, runs[0].phase)
         self._jobs = [run.job for run in runs]
-        self.size = sum(map(_size, runs))
+        self.size = sum(_size(run, device) for run in runs)
         self._on_gpu = device.type == "cuda"
         self._grid = make_grid(
             config,
             self._jobs,
             device,
+            chunks_of(self._recipe),
             weights=[run.weights for run in runs],
             phase=runs[0].phase,
         )
@@ -224,10 +237,14 @@ class _Lane:
         self._before = [len(record.evaluations) for record in self._records]
         self._counters = self._pinned(self._grid.counters)
         self._history = self._pinned(self._grid.history)
-        self._quantum = _FIRST_QUANTUM
+        a_step = step_seconds(self._recipe, self._grid.d, len(runs), device, at_once)
+        self._quantum = max(1, min(self._recipe.steps, round(_LAUNCH_SECONDS / a_step)))
+        self._dropped: list[int] = []
         self._interactions: dict[Job, Tensor] = {}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
+        with self._on(self._stream):
+            self._steps = _Steps(self._grid, a_step)
 
     @property
     def live(self) -> bool:
@@ -235,11 +252,13 @@ class _Lane:
         return bool(self._live)
 
     def launch(self) -> None:
-        """Enqueue the next steps of all models that were live when last looked at."""
+        """Enqueue the next steps of all models that are neither done nor dropped."""
         with self._on(self._stream):
-            models = torch.tensor(self._live, dtype=torch.int32, device=self._device)
+            if self._dropped:
+                self._grid.stop(self._dropped)
+                self._dropped = []
             self._last = _Stopwatch(self._stream)
-            self._grid.run(models, self._quantum)
+            self._steps.take(self._quantum)
             self._last.stop()
 
     def look(self) -> None:
@@ -258,7 +277,9 @@ class _Lane:
         self._adapt()
         counters = self._counters.tolist()
         ended = [i for i in self._live if counters[i][2]]
-        self._live = [i for i in self._live if not counters[i][2] and wanted(self._runs[i])]
+        others = [i for i in self._live if not counters[i][2]]
+        self._live = [i for i in others if wanted(self._runs[i])]
+        self._dropped += [i for i in others if i not in self._live]
         for i in [*ended, *self._live]:
             self._read(i, counters[i])
         for i in self._live:
@@ -331,6 +352,40 @@ class _Lane:
 
     def _on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+class _Steps:
+    """Steps of all models of a grid; those that are done leave a launch at once.
+
+    Full batches take two launches a step. On a GPU some steps of them are captured as a CUDA graph,
+    so that the host is not what limits them; the first step is taken outside, since it compiles the
+    kernels, which no capture can.
+    """
+
+    def __init__(self, grid: TritonGrid, a_step: float) -> None:
+        self._grid = grid
+        self._models = torch.arange(len(grid.widths), dtype=torch.int32, device=grid.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captured = max(1, min(_STEPS_A_REPLAY, round(_REPLAY_SECONDS / a_step)))
+        if grid.device.type == "cuda" and not grid.recipe.batch:
+            grid.step(self._models)
+            self._graph = torch.cuda.CUDAGraph()
+            # Not torch.cuda.graph: it waits for the lanes that train already.
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            for _ in range(self._captured):
+                grid.step(self._models)
+            self._graph.capture_end()
+
+    def take(self, steps: int) -> None:
+        """Enqueue about so many steps, at least one replay's."""
+        if self._grid.recipe.batch:
+            self._grid.run(self._models, steps)
+        elif self._graph is None:
+            for _ in range(steps):
+                self._grid.step(self._models)
+        else:
+            for _ in range(max(1, steps // self._captured)):
+                self._graph.replay()
 
 
 class _Stopwatch:

@@ -53,7 +53,7 @@ def test_what_tests_launch_on_a_gpu_compiles(tmp_path: Path) -> None:
     for p in (2, 7, 11, 13, 19, 35):
         assert f"('grid_run_kernel', ('*fp64',), {p})" in kinds
     for p in (64, 97, 131):
-        assert f"('grid_run_kernel', ('*fp32',), {p})" in kinds
+        assert f"('grid_step_kernel', ('*fp32',), {p})" in kinds
     assert told["compiled"] > 50
 
 

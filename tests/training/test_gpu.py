@@ -11,7 +11,7 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Finished, Job, Progress
 from bilinear.experiment.schedule import Schedule
 from bilinear.kernels.grid_torch import TorchGridModel
-from bilinear.kernels.grid_triton import bytes_a_model
+from bilinear.kernels.grid_triton import bytes_a_model, step_seconds
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.results.checkpoint import Checkpoint
 from bilinear.results.open import load_results
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(
     whole = trained(GpuBackend(device, "test", memory=2**30), config)
     monkeypatch.setattr(gpu, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(gpu, "_LAUNCH_SECONDS", 0.0)
-    monkeypatch.setattr(gpu, "_FIRST_QUANTUM", 2)
+    monkeypatch.setattr(gpu, "_STEPS_A_REPLAY", 1)
     scratch = tmp_path / "in-training"
     events = train(GpuBackend(device, "test", memory=2**30), config, jobs, scratch)
     for event in events:
@@ -122,16 +122,42 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_wave_fits_its_room() -> None:
     config = replace(SMALL, widths=(1, 16, 17), seeds=tuple(range(5)))
-    size = bytes_a_model(recipe_of(config), 16)
+    here = torch.device("cpu")
+    sizes = {d: bytes_a_model(recipe_of(config), d, here) for d in config.widths}
+    room = 4 * sizes[16]
     chains = Chains([Work(config, list(map(Job._make, config.jobs)))], lambda *_: [])
     waiting = list(iter(lambda: chains.take(wait=False), None))
     jobs = [run.job for run in waiting]
     assert jobs == sorted(map(Job._make, config.jobs))
     waves = []
     while waiting:
-        waves.append([run.job for run in _fitting(waiting, 4 * size, at_least=True)])
-        assert sum(bytes_a_model(recipe_of(config), job.d_hidden) for job in waves[-1]) <= 4 * size
+        waves.append([run.job for run in _fitting(waiting, room, here, at_least=True)])
+        assert sum(sizes[job.d_hidden] for job in waves[-1]) <= room
     assert [job for wave in waves for job in wave] == jobs
+
+
+def test_a_model_that_is_dropped_trains_no_further() -> None:
+    config = replace(SMALL, widths=(3,), seeds=(0, 1, 2), steps=9, eval_every=1, hold=10)
+    grid = gpu.make_grid(config, list(map(Job._make, config.jobs)), torch.device("cpu"))
+    steps = gpu._Steps(grid, 1.0)
+    steps.take(2)
+    grid.stop([1])
+    steps.take(3)
+    assert grid.counters[:, 0].tolist() == [5, 2, 5]
+    assert grid.counters[:, 2].tolist() == [0, 1, 0]
+
+
+def test_a_first_launch_follows_the_cost_of_a_step() -> None:
+    here = torch.device("cpu")
+
+    def seconds(p: int, d: int, models: int) -> float:
+        config = replace(SMALL, p=p, widths=(d,), remainders=())
+        return step_seconds(recipe_of(config), d, models, here, 132)
+
+    assert 2e-5 < seconds(64, 16, 16) < 1e-4
+    assert 5e-5 < seconds(64, 64, 32) < 3e-4
+    assert seconds(64, 16, 6400) > 50 * seconds(64, 16, 16)
+    assert seconds(256, 256, 1) > 0.25, "twenty steps at once would be long without a sign of life"
 
 
 @pytest.mark.gpu
