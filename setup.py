@@ -1,4 +1,4 @@
-"""The distribution: the library, its kernels, and a CPU kernel compiled where a compiler exists."""
+"""The distribution: the library, its kernels, and CPU kernels compiled where a compiler exists."""
 
 from setuptools import Extension, find_packages, setup
 
@@ -32,7 +32,16 @@ setup(
             # Without a C compiler the package still installs; the sweep then trains on PyTorch
             # ops and says so in its first line.
             optional=True,
-        )
+        ),
+        Extension(
+            "bilinear.kernels._layer_cpu",
+            sources=["kernels/layer_cpu.c"],
+            depends=["kernels/layer_cpu_body.h"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno"],
+            py_limited_api=True,
+            # Without it the layer runs on PyTorch's matmuls, as `bilinear.explain` says.
+            optional=True,
+        ),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     # What the layer needs; the sweep, its results and its pictures need the extra as well.

@@ -1,0 +1,740 @@
+/* The arithmetic of layer_cpu.c for one vector width. Included once for each instruction set, with
+ *   LAYER_NAME(x)        the name of x for this instruction set
+ *   LAYER_LANES          floats in a vector: 16, 8 or 4
+ *   LAYER_TILE_VECTORS   vectors of a row of a tile held in registers: 4 or 2
+ * No include guard: that is its purpose. */
+
+#define N(x) LAYER_NAME(x)
+#define LANES LAYER_LANES
+#define VECTORS LAYER_TILE_VECTORS
+#define TILE_ROWS 6
+
+typedef float N(vf) __attribute__((vector_size(4 * LANES)));
+typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));
+typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
+#define vf N(vf)
+#define vi N(vi)
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE vf N(load)(const float *x) { return *(const vf *)x; }
+INLINE void N(store)(float *x, vf v) { *(vf *)x = v; }
+INLINE vf N(splat)(float x) { return x - (vf){0}; }
+INLINE vf N(pick)(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+#define load N(load)
+#define store N(store)
+#define splat N(splat)
+
+/* --- Elements outside: any dtype, any stride. --- */
+
+/* `count` elements to the first of 16 floats; zeros follow. */
+static void N(read16)(float *to, const char *at, int64_t index, int64_t stride, int64_t count,
+                      int dtype) {
+    if (dtype == FLOAT32) {
+        const float *from = (const float *)at + index;
+        if (stride == 1 && count == PANEL) {
+            UNROLL for (int i = 0; i < PANEL; i += LANES)
+                store(to + i, *(const N(loose) *)(from + i));
+            return;
+        }
+        for (int64_t i = 0; i < count; i++) to[i] = from[i * stride];
+    } else if (dtype == BFLOAT16) {
+        const uint16_t *from = (const uint16_t *)at + index;
+        uint32_t bits[PANEL];
+        for (int64_t i = 0; i < count; i++) bits[i] = (uint32_t)from[i * stride] << 16;
+        memcpy(to, bits, (size_t)count * 4);
+    } else {
+        const float16 *from = (const float16 *)at + index;
+        for (int64_t i = 0; i < count; i++) to[i] = (float)from[i * stride];
+    }
+    for (int64_t i = count; i < PANEL; i++) to[i] = 0.0f;
+}
+
+/* The first `count` of a vector to contiguous elements, rounded to nearest even. */
+static void N(write_part)(char *at, int64_t index, const float *from, int64_t count, int dtype) {
+    if (dtype == FLOAT32) {
+        float *to = (float *)at + index;
+        for (int64_t i = 0; i < count; i++) to[i] = from[i];
+    } else if (dtype == BFLOAT16) {
+        uint16_t *to = (uint16_t *)at + index;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t bits;
+            memcpy(&bits, from + i, 4);
+            uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+            to[i] = (uint16_t)(from[i] == from[i] ? rounded : 0x7fc0);
+        }
+    } else {
+        float16 *to = (float16 *)at + index;
+        for (int64_t i = 0; i < count; i++) to[i] = (float16)from[i];
+    }
+}
+
+INLINE void N(write)(char *at, int64_t index, vf v, int64_t count, int dtype) {
+    if (dtype == FLOAT32 && count >= LANES) {
+        *(N(loose) *)((float *)at + index) = v;
+        return;
+    }
+    float part[LANES] __attribute__((aligned(64)));
+    store(part, v);
+    N(write_part)(at, index, part, count < LANES ? count : LANES, dtype);
+}
+
+/* --- Panels. --- */
+
+/* (rows, columns) at `from` to panels of 16 columns. */
+static void N(pack)(float *to, int64_t stride, View from, int64_t rows, int64_t columns, int dtype) {
+    for (int64_t c = 0; c < columns; c += PANEL, to += stride) {
+        int64_t count = columns - c < PANEL ? columns - c : PANEL;
+        for (int64_t r = 0; r < rows; r++)
+            N(read16)(to + r * PANEL, from.at, r * from.row + c * from.column, from.column, count,
+                      dtype);
+    }
+}
+
+/* Square of LANES × LANES at `from`, rows 16 floats apart, transposed to `to`. */
+INLINE void N(transpose)(float *to, const float *from) {
+#ifdef __clang__
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) to[i * PANEL + j] = from[j * PANEL + i];
+#else
+    vf rows[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) rows[i] = load(from + i * PANEL);
+    UNROLL for (int half = 1; half < LANES; half *= 2) {
+        vi low, high;
+        UNROLL for (int i = 0; i < LANES; i++) {
+            low[i] = i & half ? LANES + (i ^ half) : i;
+            high[i] = i & half ? LANES + i : i ^ half;
+        }
+        UNROLL for (int i = 0; i < LANES; i++) {
+            if (i & half) continue;
+            vf a = rows[i], b = rows[i + half];
+            rows[i] = __builtin_shuffle(a, b, low);
+            rows[i + half] = __builtin_shuffle(a, b, high);
+        }
+    }
+    UNROLL for (int i = 0; i < LANES; i++) store(to + i * PANEL, rows[i]);
+#endif
+}
+
+/* Rows of a contiguous matrix, at most 16 from `first` on, as one panel of its transpose. */
+static void N(pack_transposed)(float *to, const char *from, int64_t first, int64_t rows,
+                               int64_t columns, int dtype) {
+    float square[PANEL * PANEL] __attribute__((aligned(64))) = {0};
+    float turned[PANEL * PANEL] __attribute__((aligned(64)));
+    for (int64_t c = 0; c < columns; c += PANEL) {
+        int64_t count = columns - c < PANEL ? columns - c : PANEL;
+        for (int64_t r = 0; r < rows; r++)
+            N(read16)(square + r * PANEL, from, (first + r) * columns + c, 1, count, dtype);
+        float *here = count == PANEL ? to + c * PANEL : turned;
+        for (int r = 0; r < PANEL; r += LANES)
+            for (int k = 0; k < PANEL; k += LANES)
+                N(transpose)(here + k * PANEL + r, square + r * PANEL + k);
+        if (count < PANEL) memcpy(to + c * PANEL, turned, (size_t)count * PANEL * 4);
+    }
+}
+
+/* --- Gates. --- */
+
+/* exp(x) for x ≤ 0, about 1 ulp; exactly 0 from −87 down, NaN for NaN. Polynomial: Cephes expf. */
+INLINE vf N(exp)(vf x) {
+    const vf shift = splat(12582912.0f); /* 1.5·2²³: adding it rounds to an integer */
+    vf t = x * 1.44269504088896341f + shift;
+    vf n = t - shift;
+    vf r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    vf rr = r * r;
+    y = y * rr + r;
+    y = y + 1.0f;
+    vi scaled = (vi)y + ((vi)t << 23);
+    return (vf)(scaled & ~(x <= -87.0f));
+}
+
+/* σ(x) = 1/(1 + e⁻ˣ) and its derivative, neither by a difference. */
+INLINE vf N(sigmoid)(vf x, vf *slope) {
+    vf e = N(exp)((vf)((vi)x | INT32_MIN)); /* of −|x| */
+    vf over = 1.0f / (1.0f + e);
+    *slope = e * over * over;
+    return N(pick)(x < 0.0f, e * over, over);
+}
+
+/* Φ(x) = erfc(−x/√2)/2. erf(z) = z + z·P(z²) for z ≤ 0.9, and log erfc = Q(z) above, both fitted. */
+INLINE vf N(normal_cdf)(vf x) {
+    vf z = (vf)((vi)x & INT32_MAX) * 0.70710678118654752f, s = z * z;
+    vf p = s * -0.0006090390379540622f + 0.0050119697116315365f;
+    p = p * s - 0.026778914034366608f;
+    p = p * s + 0.11282140761613846f;
+    p = p * s - 0.3761252462863922f;
+    p = p * s + 0.12837915122509003f;
+    vf half_erf = (p * z + z) * 0.5f;
+    vf q = z * 1.5460002487088786e-06f - 4.429357431945391e-05f;
+    q = q * z + 0.0005822897655889392f;
+    q = q * z - 0.004693458788096905f;
+    q = q * z + 0.026238998398184776f;
+    q = q * z - 0.10977021604776382f;
+    q = q * z - 0.6321436762809753f;
+    q = q * z - 1.130054235458374f;
+    q = q * z + 0.00027749495347961783f;
+    vf tail = (vf)((vi)(N(exp)(q) * 0.5f) & ~(z > 4.2f)); /* 0 where it is below 2e-9 */
+    vf below = N(pick)(z > 0.9f, tail, 0.5f - half_erf);
+    vf above = N(pick)(z > 0.9f, 1.0f - tail, 0.5f + half_erf);
+    return N(pick)(x < 0.0f, below, above);
+}
+
+/* g(x), and g′(x) without the zeros that `is_cut` names. */
+static vf N(gated)(vf x, int gate, vf *slope) {
+    vf s, ds;
+    switch (gate) {
+        case SILU:
+            s = N(sigmoid)(x, &ds);
+            *slope = s + x * ds;
+            return x * s;
+        case GELU:
+            s = N(normal_cdf)(x);
+            *slope = s + x * (0.3989422804014327f * N(exp)(x * x * -0.5f));
+            return x * s;
+        case GELU_TANH: { /* (1 + tanh u)/2 = σ(2u) */
+            vf u2 = x * 1.5957691216057308f * (x * x * 0.044715f + 1.0f);
+            s = N(sigmoid)(u2, &ds);
+            *slope = s + x * ds * (1.5957691216057308f * (x * x * 0.134145f + 1.0f));
+            return x * s;
+        }
+        case SIGMOID:
+            s = N(sigmoid)(x, &ds);
+            *slope = ds;
+            return s;
+        case RELU:
+            *slope = splat(1.0f);
+            return (vf)((vi)x & ~(x <= 0.0f));
+        case RELU2:
+            s = (vf)((vi)x & ~(x <= 0.0f));
+            *slope = s * 2.0f;
+            return s * s;
+        default:
+            *slope = splat(1.0f);
+            return x;
+    }
+}
+
+/* Where g′ is 0 whatever its factors are, Inf and NaN too. */
+INLINE vi N(is_cut)(vf x, int gate) {
+    return gate == RELU || gate == RELU2 ? (vi)(x <= 0.0f) : (vi){0};
+}
+
+INLINE vf N(product)(vf left, vf right, int gate) {
+    vf slope;
+    return gate == IDENTITY ? left * right : N(gated)(left, gate, &slope) * right;
+}
+
+/* L, R to dL, dR in place, for dh; and h where it is asked for. */
+INLINE void N(product_backward)(float *left, float *right, vf dh, float *h, int gate) {
+    vf l = load(left), r = load(right), slope, g = l, dg = dh * r;
+    if (gate != IDENTITY) {
+        g = N(gated)(l, gate, &slope);
+        dg = (vf)((vi)(dg * slope) & ~N(is_cut)(l, gate));
+    }
+    store(left, dg);
+    store(right, dh * g);
+    if (h) store(h, g * r);
+}
+
+/* --- Products of panels. --- */
+
+/* The factors of C = start + A B. A's panels hold C's rows as their rows and k as their columns, or
+ * with `a_is_turned` k as their rows and C's rows as their columns (one panel of A then). B's hold k
+ * as rows. k goes through `parts` of A and B, `k` long each. */
+typedef struct {
+    const float *a, *b;
+    int64_t a_stride, b_stride; /* from panel to panel */
+    int64_t k, parts, a_part, b_part;
+    int a_is_turned;
+} N(Factors);
+#define Factors N(Factors)
+
+/* acc (MR, NV) += a[m, k] b[k, v] over a panel of A or less; `step` floats of A to the next k. */
+#define MULTIPLY_ADD(K_END, ROW, STEP)                                                   \
+    for (int64_t k = 0; k < (K_END); k++) {                                              \
+        vf row[VECTORS];                                                                 \
+        UNROLL for (int v = 0; v < NV; v++) row[v] = load(b[v] + k * PANEL);             \
+        UNROLL for (int m = 0; m < MR; m++) {                                            \
+            float x = a[m * (ROW) + k * (STEP)];                                         \
+            UNROLL for (int v = 0; v < NV; v++) acc[m][v] += x * row[v];                 \
+        }                                                                                \
+    }
+
+/* One tile: C's rows at A's row or column `at`, its vectors at `columns` of B. */
+INLINE void N(tile)(const int MR, const int NV, const int TURNED, const Factors *f,
+                    const float *a_at, const float *const *columns, const float *const *start,
+                    float *c) {
+    vf acc[TILE_ROWS][VECTORS];
+    UNROLL for (int m = 0; m < MR; m++)
+        UNROLL for (int v = 0; v < NV; v++) acc[m][v] = start ? load(start[v]) : splat(0.0f);
+    for (int64_t part = 0; part < f->parts; part++) {
+        const float *a = a_at + part * f->a_part, *b[VECTORS];
+        UNROLL for (int v = 0; v < NV; v++) b[v] = columns[v] + part * f->b_part;
+        if (TURNED) {
+            MULTIPLY_ADD(f->k, 1, PANEL)
+            continue;
+        }
+        int64_t left = f->k;
+        for (; left >= PANEL; left -= PANEL) {
+            MULTIPLY_ADD(PANEL, PANEL, 1)
+            a += f->a_stride;
+            UNROLL for (int v = 0; v < NV; v++) b[v] += PANEL * PANEL;
+        }
+        MULTIPLY_ADD(left, PANEL, 1)
+    }
+    UNROLL for (int m = 0; m < MR; m++)
+        UNROLL for (int v = 0; v < NV; v++) store(c + (m * VECTORS + v) * LANES, acc[m][v]);
+}
+
+#define TILE(MR, NV)                                                            \
+    if (f->a_is_turned) N(tile)(MR, NV, 1, f, a, columns, start, c);            \
+    else N(tile)(MR, NV, 0, f, a, columns, start, c);                           \
+    break;
+#define TILE_OF(NV)                    \
+    switch (rows) {                    \
+        case 6: TILE(6, NV)            \
+        case 5: TILE(5, NV)            \
+        case 4: TILE(4, NV)            \
+        case 3: TILE(3, NV)            \
+        case 2: TILE(2, NV)            \
+        default: TILE(1, NV)           \
+    }                                  \
+    break;
+
+/* C (rows ≤ 6, VECTORS·LANES) for B's vectors at `columns`. */
+static __attribute__((noinline)) void N(multiply)(const Factors *f, int64_t rows, int64_t vectors,
+                                                  const float *a, const float *const *columns,
+                                                  const float *const *start, float *c) {
+    switch (vectors) {
+#if VECTORS == 4
+        case 4: TILE_OF(4)
+        case 3: TILE_OF(3)
+#endif
+        case 2: TILE_OF(2)
+        default: TILE_OF(1)
+    }
+}
+
+INLINE const float *N(row_of_a)(const Factors *f, int64_t row) {
+    return f->a_is_turned ? f->a + row : f->a + row * PANEL;
+}
+
+INLINE const float *N(column_of_b)(const Factors *f, int64_t vector) {
+    int64_t column = vector * LANES;
+    return f->b + column / PANEL * f->b_stride + column % PANEL;
+}
+
+INLINE int64_t N(fewer)(int64_t a, int64_t b) { return a < b ? a : b; }
+#define fewer N(fewer)
+
+/* --- Blocks of rows. --- */
+
+/* A thread's scratch: panels of the block's rows. */
+typedef struct {
+    float *x, *preact, *dout, *h; /* preact: [L, R], then [dL, dR]; each half padded by itself */
+    int64_t stride, first, rows;  /* rows first..first+rows-1 of the call */
+} N(Block);
+#define Block N(Block)
+
+static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
+    Block b;
+    b.stride = t->block_stride;
+    b.x = scratch;
+    b.preact = b.x + t->d_in16 / PANEL * b.stride;
+    b.dout = b.preact + 2 * t->d16 / PANEL * b.stride;
+    b.h = b.dout + t->d_out16 / PANEL * b.stride;
+    b.first = index * t->block;
+    b.rows = fewer(t->block, t->layer.m - b.first);
+    return b;
+}
+
+static View N(rows_of)(View v, int64_t first, int dtype) {
+    return (View){v.at + first * v.row * (dtype == FLOAT32 ? 4 : 2), v.row, v.column};
+}
+
+static void N(pack_rows)(const Task *t, const Block *b, float *to, View from, int64_t columns) {
+    int dtype = t->layer.dtype;
+    N(pack)(to, b->stride, N(rows_of)(from, b->first, dtype), b->rows, columns, dtype);
+}
+
+/* A panel's column of LANES at row r. */
+INLINE float *N(in_panels)(float *panels, int64_t stride, int64_t row, int64_t column) {
+    return panels + column / PANEL * stride + row * PANEL + column % PANEL;
+}
+
+/* [L, R] of a tile, columns from `column` on in each half: to memory, to panels, or as h. */
+static void N(take_preact)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
+                           int64_t column, int64_t vectors, int is_forward) {
+    const Layer *l = &t->layer;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t v = 0; v < vectors; v++) {
+            const float *at = c + (i * VECTORS + v) * LANES;
+            vf left = load(at), right = load(at + vectors * LANES);
+            int64_t j = column + v * LANES, r = b->first + row + i, count = l->d - j;
+            if (!is_forward) {
+                store(N(in_panels)(b->preact, b->stride, row + i, j), left);
+                store(N(in_panels)(b->preact, b->stride, row + i, t->d16 + j), right);
+                continue;
+            }
+            if (count <= 0) continue; /* padding */
+            if (l->preact) {
+                N(write)(l->preact, r * 2 * l->d + j, left, count, l->dtype);
+                N(write)(l->preact, (r * 2 + 1) * l->d + j, right, count, l->dtype);
+            }
+            vf h = N(product)(left, right, l->gate);
+            if (l->d_out) store(N(in_panels)(b->h, b->stride, row + i, j), h);
+            else N(write)(l->out, r * l->d + j, h, count, l->dtype);
+        }
+}
+
+/* [L, R] = x Wᵀ + bias; a tile has as many vectors of L as of R. */
+static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
+    float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
+    Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, t->layer.d_in, 1, 0, 0, 0};
+    int64_t vectors = t->d16 / LANES;
+    for (int64_t j = 0; j < vectors; j += VECTORS / 2) {
+        int64_t n = fewer(vectors - j, VECTORS / 2);
+        const float *columns[VECTORS], *start[VECTORS];
+        for (int64_t v = 0; v < 2 * n; v++) {
+            int64_t column = (v < n ? j + v : vectors + j + v - n);
+            columns[v] = N(column_of_b)(&f, column);
+            start[v] = t->bias + column * LANES;
+        }
+        for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
+            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            N(multiply)(&f, rows, 2 * n, N(row_of_a)(&f, i), columns, start, c);
+            N(take_preact)(t, b, c, i, rows, j * LANES, n, is_forward);
+        }
+    }
+}
+
+/* What becomes of a tile of C: rows from `row` on, vectors from column `column` on. */
+typedef void N(Taker)(const Task *, const Block *, const float *c, int64_t row, int64_t rows,
+                      int64_t column, int64_t vectors);
+
+/* C = start + A B for a block's rows and `columns` columns, tile by tile. */
+INLINE void N(for_tiles)(const Task *t, const Block *b, const Factors *f, int64_t columns,
+                         const float *first, N(Taker) *taker) {
+    float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
+    int64_t vectors = (columns + LANES - 1) / LANES;
+    for (int64_t j = 0; j < vectors; j += VECTORS) {
+        int64_t n = fewer(vectors - j, VECTORS);
+        const float *at[VECTORS], *start[VECTORS];
+        for (int64_t v = 0; v < n; v++) {
+            at[v] = N(column_of_b)(f, j + v);
+            start[v] = first + (j + v) * LANES;
+        }
+        for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
+            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            N(multiply)(f, rows, n, N(row_of_a)(f, i), at, first ? start : 0, c);
+            taker(t, b, c, i, rows, j * LANES, n);
+        }
+    }
+}
+
+INLINE void N(write_tile)(char *to, int64_t width, const Task *t, const Block *b, const float *c,
+                          int64_t row, int64_t rows, int64_t column, int64_t vectors) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t j = column + v * LANES, index = (b->first + row + i) * width + j;
+            N(write)(to, index, load(c + (i * VECTORS + v) * LANES), width - j, t->layer.dtype);
+        }
+}
+
+static void N(take_out)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
+                        int64_t column, int64_t vectors) {
+    N(write_tile)(t->layer.out, t->layer.d_out, t, b, c, row, rows, column, vectors);
+}
+
+static void N(take_dx)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
+                       int64_t column, int64_t vectors) {
+    N(write_tile)(t->layer.dx, t->layer.d_in, t, b, c, row, rows, column, vectors);
+}
+
+/* dh of one vector: [L, R] becomes [dL, dR]. */
+INLINE void N(give_dh)(const Task *t, const Block *b, vf dh, int64_t row, int64_t column) {
+    float *left = N(in_panels)(b->preact, b->stride, row, column);
+    float *right = N(in_panels)(b->preact, b->stride, row, t->d16 + column);
+    float *h = t->layer.dw_p ? N(in_panels)(b->h, b->stride, row, column) : 0;
+    N(product_backward)(left, right, dh, h, t->layer.gate);
+}
+
+static void N(take_dh)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
+                       int64_t column, int64_t vectors) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t v = 0; v < vectors; v++)
+            N(give_dh)(t, b, load(c + (i * VECTORS + v) * LANES), row + i, column + v * LANES);
+}
+
+/* --- Forward. --- */
+
+static void N(forward_block)(const Task *t, const Block *b) {
+    const Layer *l = &t->layer;
+    N(pack_rows)(t, b, b->x, l->x, l->d_in);
+    N(form_preact)(t, b, 1);
+    if (!l->d_out) return;
+    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, l->d, 1, 0, 0, 0};
+    N(for_tiles)(t, b, &f, l->d_out, t->b_p, N(take_out));
+}
+
+/* One panel of Wᵀ, of either half. */
+static void N(pack_w_t)(const Task *t, int64_t panel) {
+    const Layer *l = &t->layer;
+    int64_t half = panel >= t->d16 / PANEL, column = panel * PANEL - half * t->d16;
+    N(pack_transposed)(t->w_t + panel * t->w_t_stride, l->weight, half * l->d + column,
+                       fewer(PANEL, l->d - column), l->d_in, l->dtype);
+}
+
+/* A bias to float32, zeros where there is none. */
+static void N(pack_bias)(float *to, const char *from, int64_t first, int64_t n, int64_t padded,
+                         int dtype) {
+    if (!from) memset(to, 0, (size_t)padded * 4);
+    for (int64_t i = 0; from && i < padded; i += PANEL)
+        N(read16)(to + i, from, first + i, 1, fewer(PANEL, n - i), dtype);
+}
+
+static void N(pack_biases)(const Task *t) {
+    const Layer *l = &t->layer;
+    N(pack_bias)(t->bias, l->bias, 0, l->d, t->d16, l->dtype);
+    N(pack_bias)(t->bias + t->d16, l->bias, l->d, l->d, t->d16, l->dtype);
+    N(pack_bias)(t->b_p, l->b_p, 0, l->d_out, t->d_out16, l->dtype);
+}
+
+static void N(forward)(void *task) {
+    Task *t = task;
+    const Layer *l = &t->layer;
+    float *scratch = t->scratch + take(&t->thread) * t->thread_floats;
+    int64_t halves = 2 * t->d16 / PANEL, panels = halves + t->d_out16 / PANEL;
+    for (int64_t i; (i = take(&t->pack)) <= panels;) {
+        int64_t out = i - halves;
+        if (i == panels) N(pack_biases)(t);
+        else if (i < halves) N(pack_w_t)(t, i);
+        else
+            N(pack_transposed)(t->w_p_t + out * t->w_p_t_stride, l->w_p, out * PANEL,
+                               fewer(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
+    }
+    wait_for_all(t);
+    for (int64_t i; (i = take(&t->block_or_share)) < t->blocks;) {
+        Block b = N(block_of)(t, scratch, i);
+        N(forward_block)(t, &b);
+    }
+}
+
+/* --- Backward. --- */
+
+/* sums (panels of `b_columns`, rows) += Aᵀ B over a block, or = for a share's first. */
+static void N(add_products)(const Block *b, const float *a, int64_t a_columns, const float *from,
+                            int64_t b_columns, float *sums, int64_t sums_stride, int is_first) {
+    float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
+    int64_t vectors = (b_columns + LANES - 1) / LANES;
+    Factors f = {0, from, 0, b->stride, b->rows, 1, 0, 0, 1};
+    for (int64_t j = 0; j < vectors; j += VECTORS) {
+        int64_t n = fewer(vectors - j, VECTORS);
+        const float *at[VECTORS];
+        for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
+        for (int64_t i = 0; i < a_columns;) {
+            int64_t rows = fewer(fewer(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
+            const float *a_at = a + i / PANEL * b->stride + i % PANEL;
+            N(multiply)(&f, rows, n, a_at, at, 0, c);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t v = 0; v < n; v++) {
+                    float *to = N(in_panels)(sums, sums_stride, i + r, (j + v) * LANES);
+                    vf more = load(c + (r * VECTORS + v) * LANES);
+                    store(to, is_first ? more : load(to) + more);
+                }
+            i += rows;
+        }
+    }
+}
+
+/* sums += the columns of panels, 16 rows at a time: shorter sums round less. */
+static void N(add_columns)(const Block *b, const float *panels, int64_t columns, float *sums,
+                           int is_first) {
+    for (int64_t c = 0; c < columns; c += LANES) {
+        const float *at = panels + c / PANEL * b->stride + c % PANEL;
+        vf total = splat(0.0f);
+        for (int64_t first = 0; first < b->rows; first += 16) {
+            int64_t end = fewer(first + 16, b->rows);
+            vf some = load(at + first * PANEL);
+            for (int64_t r = first + 1; r < end; r++) some += load(at + r * PANEL);
+            total += some;
+        }
+        store(sums + c, is_first ? total : load(sums + c) + total);
+    }
+}
+
+/* dh = dout where there is no projection. */
+static void N(take_dout)(const Task *t, const Block *b) {
+    const Layer *l = &t->layer;
+    View from = N(rows_of)(l->dout, b->first, l->dtype);
+    float dh[PANEL] __attribute__((aligned(64)));
+    for (int64_t c = 0; c < l->d; c += PANEL)
+        for (int64_t r = 0; r < b->rows; r++) {
+            int64_t index = r * from.row + c * from.column;
+            N(read16)(dh, from.at, index, from.column, fewer(PANEL, l->d - c), l->dtype);
+            for (int64_t i = 0; i < PANEL; i += LANES) N(give_dh)(t, b, load(dh + i), r, c + i);
+        }
+}
+
+/* [L, R] of the block, then h where it is needed, and [dL, dR] in their place. */
+static void N(form_dpreact)(const Task *t, const Block *b) {
+    const Layer *l = &t->layer;
+    if (l->saved_preact) {
+        int64_t element = l->dtype == FLOAT32 ? 4 : 2;
+        View left = {l->saved_preact, 2 * l->d, 1};
+        View right = {l->saved_preact + l->d * element, 2 * l->d, 1};
+        N(pack_rows)(t, b, b->preact, left, l->d);
+        N(pack_rows)(t, b, b->preact + t->d16 / PANEL * b->stride, right, l->d);
+    } else {
+        N(form_preact)(t, b, 0);
+    }
+    if (!l->d_out) {
+        N(take_dout)(t, b);
+        return;
+    }
+    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, l->d_out, 1, 0, 0, 0};
+    N(for_tiles)(t, b, &f, t->d16, 0, N(take_dh));
+}
+
+static void N(form_dx)(const Task *t, const Block *b) {
+    int64_t half = t->d16 / PANEL * b->stride;
+    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, t->layer.d, 2, half, t->d16 * PANEL, 0};
+    N(for_tiles)(t, b, &f, t->layer.d_in, 0, N(take_dx));
+}
+
+static void N(backward_block)(const Task *t, const Block *b, float *sums, int is_first) {
+    const Layer *l = &t->layer;
+    int64_t half = t->d16 / PANEL * b->stride;
+    if (l->dweight || !l->saved_preact) N(pack_rows)(t, b, b->x, l->x, l->d_in);
+    if (l->d_out) N(pack_rows)(t, b, b->dout, l->dout, l->d_out);
+    N(form_dpreact)(t, b);
+    if (l->dx) N(form_dx)(t, b);
+    for (int64_t side = 0; side < 2; side++) {
+        const float *dpreact = b->preact + side * half;
+        if (l->dweight)
+            N(add_products)(b, dpreact, l->d, b->x, l->d_in, sums + side * t->d16 * PANEL,
+                            t->w_n_stride, is_first);
+        if (l->dbias)
+            N(add_columns)(b, dpreact, t->d16, sums + t->sums_dbias + side * t->d16, is_first);
+    }
+    if (l->dw_p)
+        N(add_products)(b, b->dout, l->d_out, b->h, l->d, sums + t->sums_dw_p, t->w_p_n_stride,
+                        is_first);
+    if (l->db_p) N(add_columns)(b, b->dout, t->d_out16, sums + t->sums_db_p, is_first);
+}
+
+static void N(backward_share)(const Task *t, float *scratch, int64_t share) {
+    int64_t first = share * t->blocks / t->shares, end = (share + 1) * t->blocks / t->shares;
+    for (int64_t i = first; i < end; i++) {
+        Block b = N(block_of)(t, scratch, i);
+        N(backward_block)(t, &b, t->sums + share * t->sums_floats, i == first);
+    }
+}
+
+/* The shares' sums at `offset`, 16 floats or less, added in order, to `index` of a gradient. */
+static void N(add_shares)(const Task *t, int64_t offset, char *to, int64_t index, int64_t count) {
+    for (int64_t i = 0; i < PANEL && i < count; i += LANES) {
+        vf total = splat(0.0f);
+        for (int64_t share = 0; share < t->shares; share++)
+            total += load(t->sums + share * t->sums_floats + offset + i);
+        N(write)(to, index + i, total, count - i, t->layer.dtype);
+    }
+}
+
+/* One row of a gradient (rows, columns) whose sums lie in panels from `offset` on. */
+static void N(add_row)(const Task *t, int64_t offset, int64_t stride, char *to, int64_t row,
+                       int64_t columns) {
+    for (int64_t c = 0; c < columns; c += PANEL)
+        N(add_shares)(t, offset + c / PANEL * stride, to, row * columns + c,
+                      fewer(PANEL, columns - c));
+}
+
+/* Everything summed over rows; a unit is 16 rows of [dW; dW_p] or all biases. */
+static void N(add_unit)(const Task *t, int64_t unit) {
+    const Layer *l = &t->layer;
+    int64_t w_units = 2 * t->d16 / PANEL, w_p_units = t->d_out16 / PANEL;
+    if (unit < w_units) {
+        int64_t half = unit * PANEL >= t->d16, first = unit * PANEL - half * t->d16;
+        for (int64_t r = first; l->dweight && r < fewer(first + PANEL, l->d); r++)
+            N(add_row)(t, (half * t->d16 + r) * PANEL, t->w_n_stride, l->dweight, half * l->d + r,
+                       l->d_in);
+    } else if (unit < w_units + w_p_units) {
+        int64_t first = (unit - w_units) * PANEL;
+        for (int64_t r = first; l->dw_p && r < fewer(first + PANEL, l->d_out); r++)
+            N(add_row)(t, t->sums_dw_p + r * PANEL, t->w_p_n_stride, l->dw_p, r, l->d);
+    } else {
+        for (int64_t half = 0; l->dbias && half < 2; half++)
+            N(add_row)(t, t->sums_dbias + half * t->d16, PANEL, l->dbias, half, l->d);
+        if (l->db_p) N(add_row)(t, t->sums_db_p, PANEL, l->db_p, 0, l->d_out);
+    }
+}
+
+/* One panel of what backward's products read: Wᵀ unless [L, R] was saved, W, W_p. */
+static void N(pack_for_backward)(const Task *t, int64_t unit) {
+    const Layer *l = &t->layer;
+    int64_t halves = l->saved_preact ? 0 : 2 * t->d16 / PANEL;
+    int64_t element = l->dtype == FLOAT32 ? 4 : 2;
+    if (unit < halves) {
+        N(pack_w_t)(t, unit);
+        return;
+    }
+    unit -= halves;
+    if (unit < t->d_in16 / PANEL) {
+        int64_t column = unit * PANEL, columns = fewer(PANEL, l->d_in - column);
+        float *to = t->w_n + unit * t->w_n_stride;
+        for (int64_t half = 0; l->dx && half < 2; half++) {
+            View from = {l->weight + (half * l->d * l->d_in + column) * element, l->d_in, 1};
+            N(pack)(to + half * t->d16 * PANEL, 0, from, l->d, columns, l->dtype);
+        }
+        return;
+    }
+    int64_t panel = unit - t->d_in16 / PANEL, column = panel * PANEL;
+    View from = {l->w_p + column * element, l->d, 1};
+    N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, fewer(PANEL, l->d - column),
+            l->dtype);
+}
+
+static void N(backward)(void *task) {
+    Task *t = task;
+    const Layer *l = &t->layer;
+    float *scratch = t->scratch + take(&t->thread) * t->thread_floats;
+    int64_t packs = (l->saved_preact ? 0 : 2 * t->d16 / PANEL) + t->d_in16 / PANEL +
+                    (l->d_out ? t->d16 / PANEL : 0);
+    for (int64_t i; (i = take(&t->pack)) <= packs;) {
+        if (i == packs) N(pack_biases)(t);
+        else N(pack_for_backward)(t, i);
+    }
+    wait_for_all(t);
+    for (int64_t i; (i = take(&t->block_or_share)) < t->shares;) N(backward_share)(t, scratch, i);
+    wait_for_all(t);
+    int64_t units = (2 * t->d16 + t->d_out16) / PANEL;
+    for (int64_t i; (i = take(&t->add)) <= units;) N(add_unit)(t, i);
+}
+
+#undef N
+#undef LANES
+#undef VECTORS
+#undef TILE_ROWS
+#undef vf
+#undef vi
+#undef INLINE
+#undef UNROLL
+#undef load
+#undef store
+#undef splat
+#undef fewer
+#undef Factors
+#undef Block
+#undef MULTIPLY_ADD
+#undef TILE
+#undef TILE_OF
+#undef LAYER_NAME
+#undef LAYER_LANES
+#undef LAYER_TILE_VECTORS
