@@ -132,7 +132,7 @@ def backward(
 
 
 def _unnegated(tensor: Tensor) -> Tensor:
-    """A lazy minus sign (of the imaginary part of a conjugate, say) is not seen through a pointer."""
+    """A pointer does not show a lazy minus sign, as a conjugate's imaginary part may have one."""
     return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 

@@ -245,9 +245,9 @@ INLINE void N(product_backward)(float *left, float *right, vf dh, float *h, int 
 
 /* --- Products of panels. --- */
 
-/* The factors of C = start + A B. A's panels hold C's rows as their rows and k as their columns, or
- * with `a_is_turned` k as their rows and C's rows as their columns (one panel of A then). B's hold k
- * as rows. k goes through `parts` of A and B, `k` long each. */
+/* The factors of C = A B. A's panels hold C's rows as their rows and k as their columns, or with
+ * `a_is_turned` k as their rows and C's rows as their columns (one panel of A then). B's hold k as
+ * rows. k goes through `parts` of A and B, `k` long each. */
 typedef struct {
     const float *a, *b;
     int64_t a_stride, b_stride; /* from panel to panel */
@@ -256,46 +256,48 @@ typedef struct {
 } N(Factors);
 #define Factors N(Factors)
 
-/* acc (MR, NV) += a[m, k] b[k, v] over a panel of A or less; `step` floats of A to the next k. */
-#define MULTIPLY_ADD(K_END, ROW, STEP)                                                   \
-    for (int64_t k = 0; k < (K_END); k++) {                                              \
-        vf row[VECTORS];                                                                 \
-        UNROLL for (int v = 0; v < NV; v++) row[v] = load(b[v] + k * PANEL);             \
-        UNROLL for (int m = 0; m < MR; m++) {                                            \
-            float x = a[m * (ROW) + k * (STEP)];                                         \
-            UNROLL for (int v = 0; v < NV; v++) acc[m][v] += x * row[v];                 \
-        }                                                                                \
+/* acc (MR, NV) += a[m, k] b[k, v]; ROW and STEP floats of A to the next row and the next k. */
+#define MULTIPLY_ADD(K_END, ROW, STEP)                                       \
+    for (int64_t k = 0; k < (K_END); k++) {                                  \
+        vf row[VECTORS];                                                     \
+        UNROLL for (int v = 0; v < NV; v++) row[v] = load(b[v] + k * PANEL); \
+        UNROLL for (int m = 0; m < MR; m++) {                                \
+            float x = a[m * (ROW) + k * (STEP)];                             \
+            UNROLL for (int v = 0; v < NV; v++) acc[m][v] += x * row[v];     \
+        }                                                                    \
     }
 
-/* One tile: C's rows at A's row or column `at`, its vectors at `columns` of B. */
-INLINE void N(tile)(const int MR, const int NV, const int TURNED, const Factors *f,
-                    const float *a_at, const float *const *columns, const float *const *start,
-                    float *c) {
+/* c (MR, NV) = A B over one chunk of k, or += unless it is the first; and then + `last`, if given. */
+INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end, const float *a,
+                    int64_t a_stride, const float *const *columns, int is_first,
+                    const float *const *last, float *c) {
     vf acc[TILE_ROWS][VECTORS];
+    const float *b[VECTORS];
+    UNROLL for (int v = 0; v < NV; v++) b[v] = columns[v];
     UNROLL for (int m = 0; m < MR; m++)
-        UNROLL for (int v = 0; v < NV; v++) acc[m][v] = start ? load(start[v]) : splat(0.0f);
-    for (int64_t part = 0; part < f->parts; part++) {
-        const float *a = a_at + part * f->a_part, *b[VECTORS];
-        UNROLL for (int v = 0; v < NV; v++) b[v] = columns[v] + part * f->b_part;
-        if (TURNED) {
-            MULTIPLY_ADD(f->k, 1, PANEL)
-            continue;
-        }
-        int64_t left = f->k;
-        for (; left >= PANEL; left -= PANEL) {
+        UNROLL for (int v = 0; v < NV; v++) acc[m][v] = splat(0.0f);
+    if (TURNED) {
+        MULTIPLY_ADD(k_end, 1, PANEL)
+    } else {
+        for (; k_end >= PANEL; k_end -= PANEL) {
             MULTIPLY_ADD(PANEL, PANEL, 1)
-            a += f->a_stride;
+            a += a_stride;
             UNROLL for (int v = 0; v < NV; v++) b[v] += PANEL * PANEL;
         }
-        MULTIPLY_ADD(left, PANEL, 1)
+        MULTIPLY_ADD(k_end, PANEL, 1)
     }
     UNROLL for (int m = 0; m < MR; m++)
-        UNROLL for (int v = 0; v < NV; v++) store(c + (m * VECTORS + v) * LANES, acc[m][v]);
+        UNROLL for (int v = 0; v < NV; v++) {
+            float *to = c + (m * VECTORS + v) * LANES;
+            if (!is_first) acc[m][v] += load(to);
+            if (last) acc[m][v] += load(last[v]);
+            store(to, acc[m][v]);
+        }
 }
 
-#define TILE(MR, NV)                                                            \
-    if (f->a_is_turned) N(tile)(MR, NV, 1, f, a, columns, start, c);            \
-    else N(tile)(MR, NV, 0, f, a, columns, start, c);                           \
+#define TILE(MR, NV)                                                               \
+    if (turned) N(tile)(MR, NV, 1, k, a, a_stride, columns, is_first, last, c);    \
+    else N(tile)(MR, NV, 0, k, a, a_stride, columns, is_first, last, c);           \
     break;
 #define TILE_OF(NV)                    \
     switch (rows) {                    \
@@ -308,10 +310,10 @@ INLINE void N(tile)(const int MR, const int NV, const int TURNED, const Factors 
     }                                  \
     break;
 
-/* C (rows ≤ 6, VECTORS·LANES) for B's vectors at `columns`. */
-static __attribute__((noinline)) void N(multiply)(const Factors *f, int64_t rows, int64_t vectors,
-                                                  const float *a, const float *const *columns,
-                                                  const float *const *start, float *c) {
+static __attribute__((noinline)) void N(any_tile)(int64_t rows, int64_t vectors, int turned,
+                                                  int64_t k, const float *a, int64_t a_stride,
+                                                  const float *const *columns, int is_first,
+                                                  const float *const *last, float *c) {
     switch (vectors) {
 #if VECTORS == 4
         case 4: TILE_OF(4)
@@ -320,6 +322,23 @@ static __attribute__((noinline)) void N(multiply)(const Factors *f, int64_t rows
         case 2: TILE_OF(2)
         default: TILE_OF(1)
     }
+}
+
+/* C (rows ≤ 6, vectors) = A B + start, for A's rows from `a` on and B's vectors at `columns`. Long
+ * sums go in chunks, which are then added: they round less. */
+static void N(multiply)(const Factors *f, int64_t rows, int64_t vectors, const float *a,
+                        const float *const *columns, const float *const *start, float *c) {
+    for (int64_t part = 0; part < f->parts; part++)
+        for (int64_t k = 0; k < f->k; k += CHUNK) {
+            const float *at[VECTORS] = {0};
+            for (int64_t v = 0; v < vectors; v++) at[v] = columns[v] + part * f->b_part + k * PANEL;
+            const float *a_at = a + part * f->a_part;
+            a_at += f->a_is_turned ? k * PANEL : k / PANEL * f->a_stride;
+            int64_t length = f->k - k < CHUNK ? f->k - k : CHUNK;
+            int is_last = part == f->parts - 1 && k + CHUNK >= f->k;
+            N(any_tile)(rows, vectors, f->a_is_turned, length, a_at, f->a_stride, at,
+                        part == 0 && k == 0, is_last ? start : 0, c);
+        }
 }
 
 INLINE const float *N(row_of_a)(const Factors *f, int64_t row) {
@@ -419,7 +438,7 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
 typedef void N(Taker)(const Task *, const Block *, const float *c, int64_t row, int64_t rows,
                       int64_t column, int64_t vectors);
 
-/* C = start + A B for a block's rows and `columns` columns, tile by tile. */
+/* C = A B + start for a block's rows and `columns` columns, tile by tile. */
 INLINE void N(for_tiles)(const Task *t, const Block *b, const Factors *f, int64_t columns,
                          const float *first, N(Taker) *taker) {
     float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
@@ -614,7 +633,7 @@ static void N(backward_block)(const Task *t, const Block *b, float *sums, int is
     int64_t half = t->d16 / PANEL * b->stride;
     if (l->dweight || !l->saved_preact) N(pack_rows)(t, b, b->x, l->x, l->d_in);
     if (l->d_out) N(pack_rows)(t, b, b->dout, l->dout, l->d_out);
-    N(form_dpreact)(t, b);
+    if (l->dx || l->dweight || l->dbias || l->dw_p) N(form_dpreact)(t, b);
     if (l->dx) N(form_dx)(t, b);
     for (int64_t side = 0; side < 2; side++) {
         const float *dpreact = b->preact + side * half;

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from bilinear import Bilinear, BilinearMLP
-from bilinear.layer import matmuls
+from bilinear.layer import matmuls, native
 from bilinear.parallel import PairParallel, ShardedBilinearMLP, plan
 
 pytestmark = [
@@ -185,17 +185,20 @@ def work(rank: int, folder: str) -> None:
 def local_calls(model: nn.Module) -> None:
     """Each rank runs the ordinary fused path on its share of the products."""
     shapes = []
-    forward = matmuls.forward
 
-    def seen(
-        call: Any, x: Tensor, weight: Tensor, bias: Any, w_p: Any, *rest: Any, **how: Any
-    ) -> Any:
-        if w_p is not None:
-            shapes.append((tuple(weight.shape), tuple(w_p.shape), type(weight)))
-        return forward(call, x, weight, bias, w_p, *rest, **how)
+    def watched(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(
+            call: Any, x: Tensor, weight: Tensor, bias: Any, w_p: Any, *rest: Any, **how: Any
+        ) -> Any:
+            if w_p is not None:
+                shapes.append((tuple(weight.shape), tuple(w_p.shape), type(weight)))
+            return forward(call, x, weight, bias, w_p, *rest, **how)
+
+        return seen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmuls, "forward", seen)
+        for module in (native, matmuls):
+            patch.setattr(module, "forward", watched(module.forward))
         model(batch()[:, :-1])
     mine = HIDDEN // RANKS
     assert shapes == [((2 * mine, WIDTH), (WIDTH, mine), Tensor)] * 2

@@ -20,7 +20,8 @@ from bilinear.layer.two_weights import detail, is_packed
 class Choice:
     """Of one module (empty name for bare shapes) and one op: what it runs on, and why.
 
-    `implementation` is "triton", "matmuls" or "eager"; `kernel` and its tile `config` are Triton's.
+    `implementation` is "triton", "native", "matmuls" or "eager"; `kernel` and its tile `config` are
+    Triton's.
     """
 
     name: str

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from bilinear.layer import eager, matmuls, triton_kernels
+from bilinear.layer import eager, matmuls, native, triton_kernels
 from bilinear.layer.call import PLAIN, Call, Implementation
 from bilinear.layer.checks import check
 from bilinear.layer.context import are_plain
 
 # The first that doesn't refuse a call runs it. eager refuses none.
-IMPLEMENTATIONS: tuple[Implementation, ...] = (triton_kernels, matmuls, eager)
+IMPLEMENTATIONS: tuple[Implementation, ...] = (triton_kernels, native, matmuls, eager)
 # What was chosen for plain arguments that go together, by their types, shapes, dtypes and devices;
 # cleared when so many have come.
 _MOST_SIGNATURES = 4096

@@ -7,7 +7,7 @@ import torch
 
 from bilinear import Bilinear, BilinearMLP
 from bilinear.functional import bilinear, bilinear_mlp
-from bilinear.layer import custom_ops, eager, matmuls
+from bilinear.layer import custom_ops, eager, matmuls, native
 
 GOOD: dict[str, Any] = {
     "x": torch.zeros(2, 6),
@@ -77,7 +77,7 @@ def test_error_names_the_argument_before_anything_runs(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("something ran")
 
-    for module in (custom_ops, eager, matmuls):
+    for module in (custom_ops, eager, matmuls, native):
         monkeypatch.setattr(module, "forward", fail)
     monkeypatch.setattr(eager, "compose", fail)
     given = bad(name, value)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bilinear import Bilinear, BilinearMLP, explain, fuse, reference
 from bilinear.functional import bilinear, bilinear_mlp
-from bilinear.kernels import dispatch, dual, mlp, pointwise
-from bilinear.layer import eager, matmuls, triton_kernels
+from bilinear.kernels import dispatch, dual, layer_cpu, mlp, pointwise
+from bilinear.layer import eager, matmuls, native, triton_kernels
 
 pytestmark = [
     # Triton's interpreter reads one-element arrays in a way that NumPy is about to stop taking.
@@ -31,6 +31,8 @@ LAUNCHERS = {
     "product_backward": "pointwise",
 }
 Ran = dict[str, set[str]]
+missing = layer_cpu.unavailable_because(torch.float32, "identity")
+needs_compiled = pytest.mark.skipif(bool(missing), reason=missing)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
 
         monkeypatch.setattr(module, name, noted)
 
-    for module in (matmuls, triton_kernels):
+    for module in (native, matmuls, triton_kernels):
         noting(module, "forward", "forward", module.NAME)
         noting(module, "backward", "backward", module.NAME)
     noting(eager, "compose", "forward", "eager")
@@ -120,8 +122,9 @@ def compare(ran: Ran, m: int, d_out: int | None, dtype: torch.dtype, mode: str) 
 
 
 def test_a_gate_is_explained() -> None:
+    expected = {"matmuls" if missing else "native"}
     for what in ((40, 6, 4, 3), BilinearMLP(6, 4, 3, gate="gelu")):
-        assert {c.implementation for c in explain(what, gate="gelu").choices} == {"matmuls"}
+        assert {c.implementation for c in explain(what, gate="gelu").choices} == expected
     with pytest.raises(ValueError, match="gate: expected one of"):
         explain((40, 6, 4, 3), gate="swish")
 
@@ -138,7 +141,7 @@ def test_torchs_implementations(
     paths: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths(small=SMALL)
+    paths(compiled=False, small=SMALL)
     monkeypatch.setattr(matmuls, "_BLOCK_ELEMENTS", 8 * 60)
     monkeypatch.setattr(matmuls, "_MIN_ROWS", 8)
     dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -146,9 +149,22 @@ def test_torchs_implementations(
         compare(ran, m, d_out, dtype, mode)
 
 
+@needs_compiled
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("d_out", [None, 3])
-def test_autocast(d_out: int | None, ran: Ran, paths: Callable[..., None]) -> None:
+def test_the_compiled_layer(
+    mode: str, d_out: int | None, ran: Ran, paths: Callable[..., None]
+) -> None:
     paths(small=SMALL)
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    for m, dtype in itertools.product([1, 40], dtypes):
+        compare(ran, m, d_out, dtype, mode)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("d_out", [None, 3])
+def test_autocast(d_out: int | None, compiled: bool, ran: Ran, paths: Callable[..., None]) -> None:
+    paths(compiled=compiled, small=SMALL)
     for m, dtype in itertools.product([39, 40], [torch.float32, torch.float64]):
         with torch.autocast("cpu", torch.bfloat16):
             compare(ran, m, d_out, dtype, "plain")
@@ -176,15 +192,27 @@ def test_triton_by_the_interpreter(
 
 def test_the_small_mlp(ran: Ran, paths: Callable[..., None]) -> None:
     """A call of few elements with a projection runs the Function, as one of many does."""
-    paths()
+    paths(compiled=False)
     layer = BilinearMLP(6, 4, 3)
     assert type(layer(torch.randn(63, 6)).grad_fn).__name__ == "BilinearFunctionBackward"
     assert {c.implementation for c in explain(layer, rows=63).choices} == {"matmuls"}
     assert ran["forward"] == {"matmuls"}
 
 
-def test_sizes(paths: Callable[..., None]) -> None:
+@needs_compiled
+def test_sizes_of_the_compiled_layer(paths: Callable[..., None]) -> None:
     paths()
+    for sizes in ((4, 64, 8), (16384, 512, 1024), (4096, 64, 32, 16)):
+        assert {c.implementation for c in explain(sizes).choices} == {"native"}
+    assert "compiled for" in str(explain((4, 64, 8)))
+    deep = explain((4096, 513, 64))
+    assert {c.implementation for c in deep.choices} == {"matmuls"}
+    assert "d_in above 512" in str(deep)
+    assert "no float64" in str(explain((4, 64, 8), dtype=torch.float64))
+
+
+def test_sizes(paths: Callable[..., None]) -> None:
+    paths(compiled=False)
     large = explain((16384, 64, 1024))
     assert [c.op for c in large.choices] == ["bilinear_forward", "bilinear_backward"]
     assert {c.implementation for c in large.choices} == {"matmuls"}

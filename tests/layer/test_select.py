@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bilinear.layer import eager, matmuls, select, triton_kernels
+from bilinear.kernels import layer_cpu
+from bilinear.layer import eager, matmuls, native, select, triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -51,6 +52,15 @@ def test_the_first_that_does_not_refuse(
     paths()
     few = Call(4, 6, 4, None, torch.float32, CPU)
     many = few._replace(m=2**20)
+    if not layer_cpu.unavailable_because(torch.float32, "identity"):
+        assert select.select(few) is select.select(many) is native
+        assert select.select(few._replace(context=TRACED)) is native
+        assert select.select(many._replace(context=TRANSFORMED)) is eager
+        assert select.select(many._replace(d_in=native.MAX_D_IN + 1)) is matmuls
+        assert select.select(many._replace(dtype=torch.float64)) is matmuls
+        assert select.select(few._replace(dtype=torch.float64)) is eager
+        assert select.select(many._replace(gate="unheard of")) is matmuls
+    paths(compiled=False)
     assert select.select(few) is eager
     assert select.select(few._replace(d_out=3)) is matmuls
     assert select.select(few._replace(recompute=True)) is matmuls

@@ -1,0 +1,346 @@
+"""The compiled layer against float64 and against torch's composition, its bits, its threads."""
+
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bilinear.kernels import layer_cpu
+from bilinear.layer.gates import product
+
+missing = layer_cpu.unavailable_because(torch.float32, "identity")
+pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
+ISAS = range(0 if missing else layer_cpu.ISAS.index(layer_cpu.best_isa()) + 1)
+NAMES = ("x", "weight", "bias", "w_p", "b_p")
+Arguments = dict[str, Tensor | None]
+EVERY = (True,) * 5
+
+
+@pytest.fixture(autouse=True)
+def _memory_that_nobody_wrote_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def arguments(
+    m: int,
+    d_in: int,
+    d: int,
+    d_out: int | None,
+    *,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Arguments:
+    shapes = ((m, d_in), (2 * d, d_in), (2 * d,), (d_out or 1, d), (d_out or 1,))
+    scales = (1, d_in**-0.5, 1, d**-0.5, 1)
+    given = (True, True, bias, bool(d_out), bool(d_out) and bias)
+    return {
+        name: (torch.randn(shape) * scale).to(dtype) if here else None
+        for name, shape, scale, here in zip(NAMES, shapes, scales, given, strict=True)
+    }
+
+
+def composed(a: Arguments, dout: Tensor, gate: str) -> list[Tensor | None]:
+    """Out, preact and the gradients by torch's autograd, in the arguments' dtype."""
+    leaves = {n: None if t is None else t.detach().requires_grad_() for n, t in a.items()}
+    x, weight, bias, w_p, b_p = leaves.values()
+    assert x is not None
+    assert weight is not None
+    preact = F.linear(x, weight, bias)
+    h = product(*preact.chunk(2, 1), gate)
+    out = h if w_p is None else F.linear(h, w_p, b_p)
+    wanted = [t for t in leaves.values() if t is not None]
+    found = iter(torch.autograd.grad(out, wanted, dout))
+    return [out.detach(), preact.detach(), *(t if t is None else next(found) for t in a.values())]
+
+
+def compiled(
+    a: Arguments, dout: Tensor, gate: str, isa: int | None = None, recompute: bool = False
+) -> list[Tensor | None]:
+    """The same by the compiled layer."""
+    how: dict[str, Any] = {"gate": gate} | ({} if isa is None else {"isa": isa})
+    x, weight, bias, w_p, b_p = a.values()
+    assert x is not None
+    assert weight is not None
+    out, preact = layer_cpu.forward(x, weight, bias, w_p, b_p, save_preact=True, **how)
+    needs = tuple(t is not None for t in a.values())
+    saved = None if recompute else preact
+    gradients = layer_cpu.backward(dout, x, weight, bias, w_p, saved, needs, **how)
+    return [out, preact, *gradients]
+
+
+def in_float64(a: Arguments) -> Arguments:
+    return {name: None if t is None else t.double() for name, t in a.items()}
+
+
+def gradient_of(a: Arguments) -> Tensor:
+    x, weight, _, w_p, _ = a.values()
+    assert x is not None
+    assert weight is not None
+    width = weight.shape[0] // 2 if w_p is None else w_p.shape[0]
+    return torch.randn(x.shape[0], width).to(x.dtype)
+
+
+def check(a: Arguments, dout: Tensor, gate: str = "identity", **how: Any) -> None:
+    """Each result within a few roundings of float64, relative to its size."""
+    exact = composed(in_float64(a), dout.double(), gate)
+    for mine, theirs, want in zip(
+        compiled(a, dout, gate, **how), composed(a, dout, gate), exact, strict=True
+    ):
+        assert (mine is None) == (want is None)
+        if mine is not None and theirs is not None and want is not None:
+            assert mine.shape == want.shape
+            assert mine.is_contiguous()
+            unit = 1e-6 if mine.dtype == torch.float32 else 2**-7
+            error = (mine - want).norm()
+            # Where terms cancel, torch's own error says how much that costs.
+            assert error <= unit * want.norm() + 4 * (theirs - want).norm() + 1e-6
+
+
+SIZES = (1, 3, 17, 63, 65, 129)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", SIZES)
+def test_odd_sizes(m: int, isa: int) -> None:
+    draw = random.Random()
+    for d_in, d in itertools.product(SIZES, SIZES):
+        a = arguments(m, d_in, d, draw.choice((None, *SIZES)), bias=draw.random() < 0.7)
+        check(a, gradient_of(a), isa=isa, recompute=draw.random() < 0.5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gate", layer_cpu.GATES)
+def test_gates_and_dtypes(gate: str, dtype: torch.dtype, isa: int) -> None:
+    if reason := layer_cpu.unavailable_because(dtype, gate):
+        pytest.skip(reason)
+    for d_out in (None, 33):
+        a = arguments(130, 40, 70, d_out, dtype=dtype)
+        check(a, gradient_of(a), gate, isa=isa)
+
+
+@pytest.mark.parametrize("gate", layer_cpu.GATES)
+def test_gates_follow_float64_everywhere(gate: str) -> None:
+    """L runs over the reals, R is 1, so that h is g(L) and dL is g′(L)."""
+    points = torch.cat([torch.linspace(-30, 30, 20001), torch.logspace(-30, 3, 500)])
+    left = torch.cat([points, -points[-500:]])[:, None]
+    x = torch.cat([left, torch.ones_like(left)], 1)
+    a: Arguments = dict.fromkeys(NAMES) | {"x": x, "weight": torch.eye(2)}
+    dout = torch.ones_like(left)
+    mine = compiled(a, dout, gate)
+    exact = composed(in_float64(a), dout.double(), gate)
+    for index in (0, 2):
+        got, want = mine[index], exact[index]
+        assert got is not None
+        assert want is not None
+        allowed = 3e-7 * (1 + want.abs()) if index else 3e-7 * want.abs() + 2e-8 * left.abs()
+        assert ((got - want).abs() <= allowed + 1e-30).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("gate", layer_cpu.GATES)
+def test_nan_and_inf_are_torchs(gate: str, isa: int) -> None:
+    values = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0])
+    for bad, where in itertools.product(values, ("x", "weight", "bias", "w_p", "dout")):
+        a = arguments(20, 18, 19, 21)
+        # Far out torch's gelu is 0 where ours is 1e-9, and Inf times 0 is NaN.
+        a["weight"], a["bias"] = (t if t is None else t / 3 for t in (a["weight"], a["bias"]))
+        dout = gradient_of(a)
+        tensor = dout if where == "dout" else a[where]
+        assert tensor is not None
+        tensor.view(-1)[tensor.numel() // 2] = bad
+        for mine, theirs in zip(compiled(a, dout, gate, isa), composed(a, dout, gate), strict=True):
+            assert mine is not None
+            assert theirs is not None
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("save_preact", [False, True])
+def test_gradients_asked_for_are_the_ones_formed(save_preact: bool) -> None:
+    a = arguments(70, 9, 20, 5)
+    x, weight, bias, w_p, b_p = a.values()
+    assert x is not None
+    assert weight is not None
+    dout = gradient_of(a)
+    _, preact = layer_cpu.forward(x, weight, bias, w_p, b_p, gate="silu", save_preact=save_preact)
+    assert (preact is not None) == save_preact
+    every = layer_cpu.backward(dout, x, weight, bias, w_p, preact, EVERY, gate="silu")
+    for needs in itertools.product([False, True], repeat=5):
+        some = layer_cpu.backward(dout, x, weight, bias, w_p, preact, needs, gate="silu")
+        assert tuple(g is not None for g in some) == needs
+        for mine, want in zip(some, every, strict=True):
+            assert mine is None or (want is not None and torch.equal(mine, want))
+
+
+def test_no_rows() -> None:
+    a = arguments(0, 5, 3, 4)
+    out, _, dx, *sums = compiled(a, torch.randn(0, 4), "identity")
+    assert out is not None
+    assert out.shape == (0, 4)
+    assert dx is not None
+    assert dx.shape == (0, 5)
+    assert all(total is not None and not total.any() for total in sums)
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 40)] * 3, st.integers(0, 40)),
+    gate=st.sampled_from(layer_cpu.GATES),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    offset=st.integers(0, 17),
+    steps=st.tuples(*[st.integers(0, 3)] * 4),
+    turned=st.tuples(st.booleans(), st.booleans()),
+    isa=st.sampled_from(list(ISAS) or [0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_shape_at_any_stride(
+    sizes: tuple[int, ...],
+    gate: str,
+    dtype: torch.dtype,
+    offset: int,
+    steps: tuple[int, ...],
+    turned: tuple[bool, bool],
+    isa: int,
+) -> None:
+    m, d_in, d, d_out = sizes
+    a = arguments(m, d_in, d, d_out or None, dtype=dtype)
+    dout = gradient_of(a)
+
+    def strided(tensor: Tensor, row: int, column: int, is_turned: bool) -> Tensor:
+        """The same shape somewhere in memory, at strides of its own; 0 repeats."""
+        rows, columns = tensor.shape
+        strides = (row * columns * max(column, 1), column)
+        if is_turned:
+            strides = (row, column * rows * max(row, 1))
+        size = offset + sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True)) + 1
+        memory = torch.randn(size).to(dtype)
+        return memory.as_strided(tensor.shape, strides, offset)
+
+    assert a["x"] is not None
+    a["x"] = strided(a["x"], *steps[:2], turned[0])
+    for name in ("weight", "bias", "w_p", "b_p"):
+        tensor = a[name]
+        if tensor is not None:  # contiguous, not aligned
+            memory = torch.empty(tensor.numel() + offset, dtype=dtype)
+            a[name] = memory[offset:].view(tensor.shape).copy_(tensor)
+    check(a, strided(dout, *steps[2:], turned[1]), gate, isa=isa)
+
+
+def test_a_lazy_minus_sign_counts() -> None:
+    z = torch.randn(9, 6, dtype=torch.complex64)
+    x = z.conj().imag
+    assert x.is_neg()
+    a = arguments(9, 6, 4, None)
+    a["x"] = x
+    check(a, gradient_of(a))
+
+
+SHAPES = [(3000, 33, 65, 9), (64, 128, 64, None), (700, 130, 400, 200)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_bits_on_any_number_of_threads(shape: tuple[int, int, int, int | None]) -> None:
+    a = arguments(*shape)
+    dout, threads = gradient_of(a), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3, 1, 2):
+            torch.set_num_threads(n)
+            found.append(compiled(a, dout, "silu"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one is two is None or (one is not None and torch.equal(one, two))
+
+
+@pytest.mark.skipif(len(ISAS) < 3, reason="needs a processor with AVX-512")
+@pytest.mark.parametrize("gate", layer_cpu.GATES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_bits_on_avx2_and_avx512(
+    shape: tuple[int, int, int, int | None], gate: str
+) -> None:
+    a = arguments(*shape)
+    dout = gradient_of(a)
+    for one, two in zip(compiled(a, dout, gate, 1), compiled(a, dout, gate, 2), strict=True):
+        assert one is two is None or (one is not None and torch.equal(one, two))
+
+
+def relative_errors(
+    shape: tuple[int, int, int, int | None], dtype: torch.dtype, gate: str, draws: int
+) -> Tensor:
+    """Mean squared errors of ours and of eager's, one row for each result."""
+    total = torch.zeros(7, 2, dtype=torch.float64)
+    for _ in range(draws):
+        a = arguments(*shape, dtype=dtype)
+        dout = gradient_of(a)
+        exact = composed(in_float64(a), dout.double(), gate)
+        for way, run in enumerate((compiled, composed)):
+            for i, (got, want) in enumerate(zip(run(a, dout, gate), exact, strict=True)):
+                if got is not None and want is not None:
+                    total[i, way] += ((got - want).norm() / want.norm()) ** 2
+    return (total / draws).sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gate", ["identity", "silu", "gelu"])
+@pytest.mark.parametrize("shape", [(300, 96, 100, None), (2000, 64, 80, 48), (700, 400, 64, 64)])
+def test_errors_are_no_larger_than_eagers(
+    shape: tuple[int, int, int, int | None], gate: str, dtype: torch.dtype
+) -> None:
+    found = relative_errors(shape, dtype, gate, draws=4)
+    ours, eagers = found.unbind(1)
+    assert (ours <= 1.1 * eagers + 1e-9).all(), found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_works_alone_and_gives_the_same_bits() -> None:
+    a = arguments(2000, 64, 80, 48)
+    dout, threads = gradient_of(a), torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)  # torch's own fill would wait for threads for ever
+    try:
+        want = compiled(a, dout, "identity")  # its threads wait for more work meanwhile
+        child = os.fork()
+        if child == 0:
+            try:
+                found = compiled(a, dout, "identity")
+                torch.set_num_threads(1)
+                same = all(
+                    one is not None and two is not None and torch.equal(one, two)
+                    for one, two in zip(found, want, strict=True)
+                )
+                os._exit(0 if same and not layer_cpu.shares_work() else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layer_cpu.unavailable_because(torch.bfloat16, "silu") == ""
+    assert "no float64" in layer_cpu.unavailable_because(torch.float64, "silu")
+    assert "no gate swish" in layer_cpu.unavailable_because(torch.float32, "swish")
+    monkeypatch.setattr(layer_cpu, "_compiled", None)
+    assert "not built" in layer_cpu.unavailable_because(torch.float32, "identity")
+
+
+def test_the_entry_points_refuse_what_cannot_be() -> None:
+    entry = layer_cpu._compiled
+    with pytest.raises(TypeError, match="expected 17 arguments, got 3"):
+        entry.forward(0, 0, 0)
+    with pytest.raises(ValueError, match="cannot be"):
+        entry.forward(99, 1, *[0] * 15)
+    with pytest.raises(TypeError):
+        entry.backward(*["no"] * 23)

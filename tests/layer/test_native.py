@@ -1,0 +1,119 @@
+"""The compiled layer as an implementation: what it refuses, where it runs, what memory it takes."""
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bilinear import Bilinear, BilinearMLP
+from bilinear.functional import bilinear_mlp
+from bilinear.kernels import layer_cpu
+from bilinear.layer import eager, native
+from bilinear.layer.call import TRANSFORMED, Call
+
+missing = layer_cpu.unavailable_because(torch.float32, "identity")
+pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
+CALL = Call(100, 64, 32, None, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _as_they_come(paths: Callable[..., None]) -> None:
+    paths()
+
+
+def test_refusals_say_why() -> None:
+    assert native.refusal(CALL) == ""
+    assert "not cuda" in native.refusal(CALL._replace(device=torch.device("cuda")))
+    assert "transforms" in native.refusal(CALL._replace(context=TRANSFORMED))
+    assert "float64" in native.refusal(CALL._replace(dtype=torch.float64))
+    assert "d_in above" in native.refusal(CALL._replace(d_in=native.MAX_D_IN + 1))
+    assert "gate" in native.refusal(CALL._replace(gate="unheard of"))
+
+
+def test_one_thread_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for shares, said in ((True, False), (False, True)):
+        monkeypatch.setattr(layer_cpu, "shares_work", lambda shares=shares: shares)
+        assert ("one thread" in native.detail(CALL, "forward").reason) == said
+
+
+def train(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
+    model(x).square().mean().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+class Batches(torch.utils.data.Dataset):
+    """What a DataLoader's worker makes with the layer."""
+
+    def __init__(self, layer: Bilinear) -> None:
+        self.layer = layer
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        with torch.no_grad():
+            return self.layer(torch.full((300, 64), float(index)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_a_loaders_forked_workers() -> None:
+    batches = Batches(Bilinear(64, 80))
+    want = [batches[i] for i in range(4)]  # in the parent first, on its threads
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    for got, expected in zip(loader, want, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_threads_of_the_interpreter_at_once() -> None:
+    model, x = BilinearMLP(64, 80, 48), torch.randn(1000, 64)
+    want = model(x)
+    found: list[Tensor] = []
+
+    def work() -> None:
+        for _ in range(5):
+            found.append(model(x))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    assert all(torch.equal(out, want) for out in found)
+
+
+def test_a_model_trains_as_the_composition_does() -> None:
+    torch.manual_seed(0)
+    model = BilinearMLP(64, 80, 48, bias=True)
+    x = torch.randn(7, 150, 64)
+    mine = train(model, x)
+    parameters = {
+        name: p.detach().double().requires_grad_() for name, p in model.named_parameters()
+    }
+    out = eager.compose(
+        x.double(),
+        parameters["bi_linear.weight"],
+        parameters["bi_linear.bias"],
+        parameters["projection.weight"],
+        parameters["projection.bias"],
+    )
+    out.square().mean().backward()
+    for got, exact in zip(mine, parameters.values(), strict=True):
+        assert exact.grad is not None
+        assert (got - exact.grad).norm() < 1e-5 * exact.grad.norm()
+
+
+def test_inference_needs_memory_for_a_block_only() -> None:
+    """Torch's allocator sees the output alone; a block of scratch memory is the kernel's own."""
+    x, weight, w_p = torch.randn(3000, 32), torch.randn(800, 32), torch.randn(8, 400)
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        bilinear_mlp(x, weight, w_p)
+    taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert 3000 * 8 * 4 <= taken < 2 * 3000 * 8 * 4
