@@ -19,6 +19,8 @@ def refusal(call: Call) -> str:
         return f"the compiled layer is for cpu tensors, not {call.device.type}"
     if call.context == TRANSFORMED:
         return "torch's transforms see no compiled layer"
+    if call.dtype == torch.bfloat16:
+        return "torch's matmuls take bfloat16 at twice the rate of the compiled layer"
     if call.d_in > MAX_D_IN:
         return f"for d_in above {MAX_D_IN} torch's matmuls are as fast as the compiled layer"
     return layer_cpu.unavailable_because(call.dtype, call.gate)

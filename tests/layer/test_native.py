@@ -29,6 +29,7 @@ def test_refusals_say_why() -> None:
     assert "not cuda" in native.refusal(CALL._replace(device=torch.device("cuda")))
     assert "transforms" in native.refusal(CALL._replace(context=TRANSFORMED))
     assert "float64" in native.refusal(CALL._replace(dtype=torch.float64))
+    assert "bfloat16" in native.refusal(CALL._replace(dtype=torch.bfloat16))
     assert "d_in above" in native.refusal(CALL._replace(d_in=native.MAX_D_IN + 1))
     assert "gate" in native.refusal(CALL._replace(gate="unheard of"))
 
