@@ -145,7 +145,7 @@ def shapes(found: list[Contest], path: Path) -> None:
 
 
 def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
-    """FLOP/s against FLOP a byte under the two measured roofs: a mark a contest and way."""
+    """FLOP/s against FLOP a byte under the measured roofs: ours and the best peer, by contest."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     ax = figure.subplots()
     counted = [contest for contest in found if contest.floor is not None]
@@ -164,22 +164,13 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
         0.02, 0.97, f"copy: {copy / 1e9:.0f} GB/s, a roof left of {ridge:.1f} FLOP/byte",
         transform=ax.transAxes, va="top", fontsize=9,
     )  # fmt: skip
-    drawn = set()
     for contest in counted:
         colour = FAMILIES[_family(contest.group)]
-        flop = contest.ours.notes["flop"]
-        rates = []
-        for way in contest.ways.values():
-            name = _shown(way.name)
-            drawn.add(name)
-            rates.append(flop / way.median / 1e9)
-            marker, fill = WAYS[name]
-            filled = colour if fill == "black" else "white"
-            ax.plot(
-                at[contest.group], rates[-1], marker, color=colour, mfc=filled, ms=7, mew=1.2,
-                zorder=3 if fill == "black" else 2,
-            )  # fmt: skip
-        ax.plot([at[contest.group]] * 2, [min(rates), max(rates)], color=colour, lw=0.6, zorder=1)
+        flop, x = contest.ours.notes["flop"], at[contest.group]
+        ours, peer = (flop / way.median / 1e9 for way in (contest.ours, contest.best_peer))
+        ax.plot([x, x], [ours, peer], color=colour, lw=0.6, zorder=1)
+        ax.plot(x, peer, "s", color=colour, mfc="white", ms=7, mew=1.2, zorder=2)
+        ax.plot(x, ours, "o", color=colour, ms=7, zorder=3)
         width = re.search(r"steps of .*, (d=\d+)", contest.group)
         if width:  # every width has the same FLOP a byte
             rate = flop / contest.ours.median / 1e9
@@ -197,20 +188,13 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
         if family in {_family(contest.group) for contest in counted}
     ]
     marks += [
+        Line2D([], [], marker="o", lw=0, color="black", label="ours"),
         Line2D(
-            [],
-            [],
-            marker=marker,
-            lw=0,
-            color="black",
-            mfc=fill if fill != "none" else "white",
-            label=name,
-        )
-        for name, (marker, fill) in WAYS.items()
-        if name in drawn
+            [], [], marker="s", lw=0, color="black", mfc="white", label="the best of the others"
+        ),
     ]
     figure.legend(handles=marks, loc="outside right upper", fontsize=9, frameon=False)
-    ax.set_title("Under the roofs measured in the same run; ways of one contest share a line")
+    ax.set_title("Under the roofs measured in the same run; a line joins ours and the best peer")
     _save(figure, path)
 
 
@@ -294,4 +278,4 @@ def _intensity(contest: Contest) -> float:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=200)

@@ -55,7 +55,7 @@ def accuracy_against_width(table: "pd.DataFrame", ax: "Axes", *, p: int | None =
     )
     if p == 64:
         y = np.full(len(NOTEBOOK_PERFECT_WIDTHS), -2.5e-5)
-        label = "notebook: perfect on validation"
+        label = "perfect in the notebook this follows (one run a width)"
         ax.scatter(NOTEBOOK_PERFECT_WIDTHS, y, marker="|", color=_GREY, label=label)
     ax.set_yscale("symlog", linthresh=1e-4)
     ax.set_ylim(-5e-5, 1.5)
@@ -385,5 +385,5 @@ def _save(figure: "Figure", folder: "Folder", name: str) -> None:
 
     FigureCanvasAgg(figure)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    figure.savefig(content, format="png", dpi=200)
     folder.write(name, content.getvalue())

@@ -3,7 +3,9 @@
 Pictures are PNG bytes in an image widget, so nothing depends on how a notebook shows figures.
 """
 
+import html
 import io
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,12 @@ from torch import Tensor
 
 from bilinear import plots
 from bilinear.errors import ResultsError
+from bilinear.page.write import make_page
 from bilinear.reading.interactions import interaction_matrices, logit_table
 from bilinear.results.sweep_results import Results
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from ipywidgets import VBox
 
 VIEWS = {"full Q": "full", "functional P×P table": "functional"}
@@ -64,6 +68,26 @@ def explore(results: Results) -> "VBox":
     draw()
     choices = ipywidgets.HBox([remainder, seed, view, scale], layout={"flex_flow": "row wrap"})
     return ipywidgets.VBox([width, choices, verdict, image])
+
+
+def page(
+    results: Results,
+    *,
+    widths: Sequence[int] | None = None,
+    remainders: Sequence[int] | None = None,
+    height: int = 900,
+) -> "HTML":
+    """Give the page of `view` within a notebook: its slider works in exported HTML as well.
+
+    `widths` and `remainders` are those shown, all of them and the kept ones unless given; `height`
+    in pixels. Raises what `page.write.make_page` raises.
+    """
+    from IPython.display import HTML
+
+    made = make_page(results, widths=widths, remainders=remainders)
+    source = html.escape(made.html.decode())
+    style = f"width:100%;height:{height}px;border:0"
+    return HTML(f'<div><iframe style="{style}" srcdoc="{source}"></iframe></div>')
 
 
 def _matrix(results: Results, d_hidden: int, seed: int, c: int, view: str) -> Tensor:

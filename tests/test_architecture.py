@@ -22,7 +22,7 @@ ALLOWED = {
     "results": {"errors", "experiment", "reading", "reference"},
     "training": {"errors", "experiment", "kernels", "reading", "reference", "results"},
     "plots": {"errors", "experiment", "reading", "results"},
-    "widgets": {"errors", "experiment", "plots", "reading", "results"},
+    "widgets": {"errors", "experiment", "page", "plots", "reading", "results"},
     "page": {"errors", "experiment", "reading", "results"},
     "cli": {"errors", "experiment", "page", "plots", "results", "training"},
     "functional": {"layer"},

@@ -1,5 +1,6 @@
 """The notebook's slider: what it shows follows what is chosen."""
 
+import html
 import io
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from matplotlib import image
 import bilinear
 from bilinear.cli.commands import main
 from bilinear.errors import ResultsError
+from bilinear.page.write import make_page
 from bilinear.results.sweep_results import Results
 
 ipywidgets = pytest.importorskip("ipywidgets", reason="needs ipywidgets")
@@ -56,3 +58,12 @@ def test_a_model_that_is_not_there_is_said(results: Results, tmp_path: Path) -> 
         model.unlink()
     with pytest.raises(ResultsError, match="no model has ended"):
         explore(bilinear.load_results(copy))
+
+
+def test_the_page_stands_in_a_notebook(results: Results) -> None:
+    from bilinear.widgets import page
+
+    shown = page(results, widths=[6, 1], remainders=[3], height=500).data
+    assert shown.startswith('<div><iframe style="width:100%;height:500px')
+    inside = html.unescape(shown.partition('srcdoc="')[2].rpartition('"></iframe>')[0])
+    assert inside == make_page(results, widths=[6, 1], remainders=[3]).html.decode()

@@ -71,7 +71,7 @@ def main() -> None:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     draw(found["widths"], p, figure.subplots())
     FigureCanvasAgg(figure)
-    figure.savefig(RESULTS / f"frontier-p{p}.png", dpi=100)
+    figure.savefig(RESULTS / f"frontier-p{p}.png", dpi=200)
     print(f"smallest perfect width {found['smallest_perfect_width']}; wrote {path}")
 
 

@@ -81,12 +81,13 @@ def main() -> None:
     args = parser.parse_args()
     results = load_results(args.results)
     with tempfile.TemporaryDirectory() as folder:
-        page = write_page(results, Path(folder) / "view.html")
+        path = Path(folder) / "view.html"
+        page = write_page(results, path)
         driver = browser()
         version = driver.capabilities["browserVersion"]
         driver.set_script_timeout(60)
-        one_round(driver, page.path)  # the first load reads the browser itself from the disk
-        rounds = [one_round(driver, page.path) for _ in range(args.rounds)]
+        one_round(driver, path)  # the first load reads the browser itself from the disk
+        rounds = [one_round(driver, path) for _ in range(args.rounds)]
         driver.quit()
     content = {
         "question": "page of a sweep: first paint, and slider response, in ms",

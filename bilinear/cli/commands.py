@@ -601,9 +601,10 @@ def _view(argv: Sequence[str]) -> int:
 
     results = _one_sweep(_chosen(args.results))
     print(f"writing a page of {len(results.jobs)} models in {results.folder} …", flush=True)
+    path = args.out or results.path / "view.html"
     page = write_page(
         results,
-        args.out or results.path / "view.html",
+        path,
         seeds=None if args.seeds is None else named("seeds", integers, args.seeds),
         remainders=None
         if args.remainders is None
@@ -612,10 +613,14 @@ def _view(argv: Sequence[str]) -> int:
     if page.seeds_left_out:
         left = ", ".join(map(str, page.seeds_left_out))
         print(f"left out for size: seeds {left} (--seeds chooses)")
-    opened = not args.no_open and _has_a_screen() and webbrowser.open(page.path.resolve().as_uri())
+    opened = not args.no_open and _has_a_screen() and _open(path)
     how = "opened in the browser" if opened else "open it in a browser, no network needed"
-    print(f"wrote {page.path}, {page.size / 1e6:.1f} MB: {how}")
+    print(f"wrote {path}, {page.size / 1e6:.1f} MB: {how}")
     return 0
+
+
+def _open(path: str | os.PathLike[str]) -> bool:
+    return webbrowser.open(f"file://{os.path.abspath(path)}")
 
 
 def _has_a_screen() -> bool:

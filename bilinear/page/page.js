@@ -29,6 +29,7 @@ function readAddress() {
 
 let addressTimer = 0;
 function writeAddress() { // browsers limit how often, and playing is often
+  if (location.protocol === "about:") return; // within a notebook
   clearTimeout(addressTimer);
   addressTimer = setTimeout(() => {
     const { d, c, seed, view, scale, beside } = state;

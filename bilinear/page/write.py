@@ -44,45 +44,68 @@ N_EVALUATIONS = 120  # points of a learning curve
 
 @dataclass(frozen=True)
 class Page:
-    """What was written: where, bytes, and the seeds and remainders there was room for."""
+    """What a page holds: its HTML, and the seeds and remainders there was room for."""
 
-    path: Path
-    size: int
+    html: bytes
     seeds: tuple[int, ...]
     seeds_left_out: tuple[int, ...]
     remainders: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.html)
+
+
+def make_page(
+    results: Results,
+    *,
+    widths: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
+    remainders: Sequence[int] | None = None,
+) -> Page:
+    """Make the page of a results folder.
+
+    `widths` None takes all; `seeds` None as many of the first as stay under `SIZE_LIMIT`, one at
+    the least; `remainders` None those whose interaction matrices the sweep kept, or the notebook's
+    where it kept none. Raises ConfigError for a width, seed or remainder there is not, ResultsError
+    for a folder without models.
+    """
+    if not results.jobs:
+        raise ResultsError(f"{results.folder}: no model has ended yet")
+    remainders = _chosen_remainders(results, remainders)
+    there = sorted({job.seed for job in results.jobs})
+    wanted = _some_of("seeds", there, seeds)
+    shown = set(_some_of("widths", sorted({job.d_hidden for job in results.jobs}), widths))
+    jobs = [job for job in results.jobs if job.d_hidden in shown]
+    if seeds is None:
+        wanted = wanted[: _affordable(results.config.p, jobs, wanted, len(remainders))]
+    jobs = [job for job in jobs if job.seed in set(wanted)]
+    with _one_thread():
+        html = _fill(page_data(results, jobs, wanted, remainders))
+    left_out = tuple(seed for seed in there if seed not in wanted)
+    return Page(html, tuple(wanted), left_out, tuple(remainders))
 
 
 def write_page(
     results: Results,
     path: str | os.PathLike[str],
     *,
+    widths: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     remainders: Sequence[int] | None = None,
 ) -> Page:
-    """Write the page of a results folder to `path`, replacing what is there.
+    """Write the page that `make_page` makes to `path`, replacing what is there."""
+    page = make_page(results, widths=widths, seeds=seeds, remainders=remainders)
+    write_whole(Path(path), page.html)
+    return page
 
-    `seeds` None takes as many of the first as stay under `SIZE_LIMIT`, one at the least;
-    `remainders` None those whose interaction matrices the sweep kept, or the notebook's where it
-    kept none. Raises ConfigError for a seed or remainder there is not, ResultsError for a folder
-    without models.
-    """
-    if not results.jobs:
-        raise ResultsError(f"{results.folder}: no model has ended yet")
-    remainders = _chosen_remainders(results, remainders)
-    there = sorted({job.seed for job in results.jobs})
-    wanted = list(there if seeds is None else dict.fromkeys(seeds))
-    if not wanted or not set(wanted) <= set(there):
-        raise ConfigError(f"seeds: expected some of {there}, got {wanted}")
-    if seeds is None:
-        wanted = wanted[: _affordable(results, wanted, len(remainders))]
-    with _one_thread():
-        content = page_data(results, wanted, remainders)
-    html = _fill(content)
-    path = Path(path)
-    write_whole(path, html)
-    left_out = tuple(seed for seed in there if seed not in wanted)
-    return Page(path, len(html), tuple(wanted), left_out, tuple(remainders))
+
+def _some_of(name: str, there: Sequence[int], wanted: Sequence[int] | None) -> list[int]:
+    chosen = list(there if wanted is None else dict.fromkeys(wanted))
+    if not chosen or not set(chosen) <= set(there):
+        raise ConfigError(f"{name}: expected some of {list(there)}, got {chosen}")
+    return chosen
 
 
 @contextmanager
@@ -107,12 +130,11 @@ def _chosen_remainders(results: Results, remainders: Sequence[int] | None) -> li
     return chosen
 
 
-def _affordable(results: Results, seeds: Sequence[int], n_remainders: int) -> int:
+def _affordable(p: int, jobs: Sequence[Job], seeds: Sequence[int], n_remainders: int) -> int:
     """How many of the first seeds fit, one at the least, from the sizes of what each carries."""
-    p = results.config.p
     size = len(_fill({}))
     for n, seed in enumerate(seeds):
-        widths = [job.d_hidden for job in results.jobs if job.seed == seed]
+        widths = [job.d_hidden for job in jobs if job.seed == seed]
         values = sum(n_remainders * min(2 * d, 2 * p) + p + 3 * N_EVALUATIONS for d in widths)
         vectors = len(widths) * n_remainders * N_VECTORS * 2 * p
         weights = sum(widths) * 5 * p
@@ -124,11 +146,10 @@ def _affordable(results: Results, seeds: Sequence[int], n_remainders: int) -> in
 
 
 def page_data(
-    results: Results, seeds: Sequence[int], remainders: Sequence[int]
+    results: Results, jobs: Sequence[Job], seeds: Sequence[int], remainders: Sequence[int]
 ) -> dict[str, object]:
-    """Everything the page shows, as JSON with arrays in base64."""
+    """Everything the page shows of these models, as JSON with arrays in base64."""
     p = results.config.p
-    jobs = [job for job in results.jobs if job.seed in set(seeds)]
     rows = json.loads(results.table.to_json(orient="records"))
     weights = {job: weights_of(results.models[job]) for job in jobs}
     widths = sorted({job.d_hidden for job in jobs}, reverse=True)
@@ -141,7 +162,7 @@ def page_data(
         "widths": widths,
         "seeds": list(seeds),
         "remainders": list(remainders),
-        "rows": [row for row in rows if row["seed"] in set(seeds)],
+        "rows": [row for row in rows if (row["d_hidden"], row["seed"]) in set(jobs)],
         "all_rows": [[row["d_hidden"], row["seed"], row["full_acc"]] for row in rows],
         "train_frac": results.config.train_frac,
         "eval_every": results.config.eval_every,

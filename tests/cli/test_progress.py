@@ -6,7 +6,7 @@ from rich.console import Console
 from bilinear.cli.progress import Display, SweepState
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
-from bilinear.experiment.record import Finished, Job, Progress, Record
+from bilinear.experiment.record import Finished, Job, Progress, Record, Weights
 from bilinear.training.run import Resumed
 
 CONFIG = SweepConfig(p=4, widths=(1, 2, 3, 4), steps=100, hold=1, remainders=())
@@ -18,7 +18,7 @@ def finished(job: Job, wrong: int, step: int) -> Finished:
     record = Record(CONFIG)
     record.add(step, 0.1, 0.2, 12, 4 - wrong, 1.0 - wrong)
     empty = torch.empty(0)
-    return Finished(job, record, empty, empty, empty)
+    return Finished(job, record, Weights(empty, empty, empty))
 
 
 def test_state_counts_models_steps_and_best_accuracies(monkeypatch: pytest.MonkeyPatch) -> None:

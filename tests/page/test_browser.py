@@ -36,7 +36,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def page(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(results, tmp_path_factory.mktemp("page") / "a page.html").path
+    path = tmp_path_factory.mktemp("page") / "a page.html"
+    write_page(results, path)
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The page: whole, self-contained, and made of the results it was given."""
 
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 
 import bilinear
 from bilinear.cli.commands import main
-from bilinear.page.write import pack24, write_page
+from bilinear.errors import ConfigError
+from bilinear.page.write import make_page, pack24, write_page
 
 
 def test_page_holds_the_weights_and_loads_nothing(tmp_path: Path) -> None:
@@ -41,6 +43,17 @@ def test_a_page_of_64_widths_is_at_most_4_mb(tmp_path: Path) -> None:
     page = write_page(results, tmp_path / "page.html")
     assert len(page.remainders) == 5
     assert page.size < 3.6e6  # a learning curve of 120 points a model is 0.12 MB more
+
+
+def test_some_widths_alone(tmp_path: Path) -> None:
+    results = bilinear.sweep(5, [4, 3, 2], steps=20, out=tmp_path / "run", progress=False)
+    made = make_page(results, widths=[4, 2], remainders=[1])
+    data = json.loads(re.search(rb'type="application/json">(.*?)</script>', made.html)[1])
+    assert data["widths"] == [4, 2]
+    assert sorted(data["models"]) == ["2-0", "4-0"]
+    assert len(data["all_rows"]) == 3
+    with pytest.raises(ConfigError, match=r"widths: expected some of \[2, 3, 4\], got \[5\]"):
+        make_page(results, widths=[5])
 
 
 def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
