@@ -17,6 +17,7 @@ setup(
     package_data={
         "bilinear": ["py.typed"],
         "bilinear.page": ["*.html", "*.css", "*.js"],
+        "bilinear.hub": ["metadata.json"],
         "bilinear.kernels": ["table.json"],
     },
     ext_modules=[

@@ -26,6 +26,7 @@ ALLOWED = {
     "page": {"errors", "experiment", "reading", "results"},
     "cli": {"errors", "experiment", "page", "plots", "results", "training"},
     "functional": {"layer"},
+    "hub": {"layer"},
     "parallel": {"functional", "layer"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,86 @@
+"""Forwards of gated MLPs that Hugging Face's `kernelize` puts into models, one class a gate.
+
+Each is for modules with linears gate_proj, up_proj and down_proj, as those of Llama-family models,
+whose activation is that gate. Whoever maps one says that it is: unlike `fuse`, `kernelize` proves
+nothing. The classes have no state and no methods but forward, as its layers must.
+
+    replace_kernel_forward_from_hub(LlamaMLP, "SwiGLU")
+    here = LocalLayerRepository(Path(bilinear.hub.__file__).parent, layer_name="SwiGLU")
+    with use_kernel_mapping({"SwiGLU": {"cpu": here, "cuda": here}}):
+        kernelize(model, mode=Mode.TRAINING)
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bilinear.layer.modules import has_hooks
+from bilinear.layer.two_weights import gated_mlp
+
+
+class BilinearGLU(nn.Module):
+    """The identity as gate."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return _run(self, x, "identity")
+
+
+class SwiGLU(nn.Module):
+    """Silu as gate."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return _run(self, x, "silu")
+
+
+class GeGLU(nn.Module):
+    """The exact gelu as gate."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return _run(self, x, "gelu")
+
+
+class GeGLUTanh(nn.Module):
+    """Gelu's approximation by tanh as gate."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return _run(self, x, "gelu_tanh")
+
+
+class ReGLU(nn.Module):
+    """Relu as gate."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) → (…, d_out)."""
+        return _run(self, x, "relu")
+
+
+def _run(module: Any, x: Tensor, gate: str) -> Tensor:
+    left, right, down = module.gate_proj, module.up_proj, module.down_proj
+    for name, linear in (("gate_proj", left), ("up_proj", right), ("down_proj", down)):
+        if type(linear) is not nn.Linear or has_hooks(linear):
+            raise TypeError(
+                f"{name}: expected a torch.nn.Linear without hooks, got {type(linear).__name__}; "
+                "bilinear.fuse takes adapters and hooks into account"
+            )
+    biases = None if left.bias is None else (left.bias, right.bias)
+    weights = left.weight, right.weight
+    return gated_mlp(x, weights, biases, down.weight, down.bias, recompute=False, gate=gate)
