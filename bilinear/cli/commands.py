@@ -554,20 +554,22 @@ def _check(argv: Sequence[str]) -> int:
 
     from bilinear.results.open import load_results
     from bilinear.results.study_results import StudyResults
-    from bilinear.results.verify import check
+    from bilinear.results.verify import check, check_study
 
     results = load_results(_chosen(args.results))
     sweeps = results.begun if isinstance(results, StudyResults) else [results]
-    models = wrong = 0
+    models, wrong = 0, []
     for sweep in sweeps:
         found = check(sweep)
         models += len(found.rows)
-        wrong += len(found.findings)
-        for finding in found.findings:
-            print(f"{sweep.folder}/{finding}")
+        wrong += [f"{sweep.folder}/{finding}" for finding in found.findings]
         if not sweep.has_digests:
-            print(f"{sweep.folder}: of a version without digests; only what can be read is checked")
-    print(f"{models:,} models are sound, {wrong:,} files are not")
+            print(f"{sweep.folder}: has no digests; only what can be read is checked")
+    if isinstance(results, StudyResults) and results.complete and not wrong:
+        wrong += [f"{results.folder}/{finding}" for finding in check_study(results)]
+    for line in wrong:
+        print(line)
+    print(f"{models:,} models are sound, {len(wrong):,} files are not")
     return 1 if wrong else 0
 
 

@@ -13,6 +13,7 @@ from bilinear.cli.session import recording
 from bilinear.errors import ConfigError, shown
 from bilinear.experiment.config import NOTEBOOK_REMAINDERS, SweepConfig, check_modulus
 from bilinear.experiment.study import MAX_MODELS, Study
+from bilinear.results.folder import open_folder
 from bilinear.results.sweep_results import Results
 from bilinear.training.choose import choose
 from bilinear.training.forecast.calibration import remembered
@@ -60,11 +61,11 @@ def sweep(
         seeds=_integers("seeds", _first(seeds)),
         **settings,
     )
-    out = fresh_folder(Study((config,))) if out is None else out
+    out = str(fresh_folder(Study((config,))) if out is None else open_folder(out))
     backend = choose(config, fused=True, device=device)
     console = Console(highlight=False, markup=False, quiet=not progress)
     with Display([config], console, remembered(backend, [config])) as display:
-        on_event = recording(display, os.fspath(out), backend)
+        on_event = recording(display, out, backend)
         return run_sweep(config, backend, out, partial(on_event, 0))
 
 

@@ -91,9 +91,9 @@ def explain(
 
 
 def _are_sizes(what: object) -> TypeGuard[Sequence[int]]:
-    return (
-        isinstance(what, Sequence) and len(what) in (3, 4) and all(isinstance(n, int) for n in what)
-    )
+    if not isinstance(what, Sequence) or len(what) not in (3, 4):
+        return False
+    return all(type(n) is int and n >= (i > 0) for i, n in enumerate(what))  # m may be 0
 
 
 def _here(call: Call, compiled: bool) -> Call:

@@ -249,13 +249,19 @@ def _pack_unit(tensor: Tensor) -> str:
     return base64.b64encode(_numbers((tensor * 32767).round(), "<i2").tobytes()).decode()
 
 
+def _as_script(content: dict[str, Any]) -> str:
+    """Write as JSON in which nothing looks like HTML, a comment, or a marker of the template."""
+    text = json.dumps(content, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("/*", "/\\u002a")
+
+
 def _fill(content: dict[str, Any]) -> bytes:
     """Put style, scripts and data into the page; each marker stands alone in the template."""
     folder = files("bilinear") / "page"
     html = (folder / "page.html").read_text(encoding="utf-8")
     parts = {
         "/*STYLE*/": (folder / "page.css").read_text(encoding="utf-8"),
-        "/*DATA*/": json.dumps(content, separators=(",", ":")).replace("</", "<\\/"),
+        "/*DATA*/": _as_script(content),
         "/*MODEL*/": (folder / "model.js").read_text(encoding="utf-8"),
         "/*HEAT*/": (folder / "heat.js").read_text(encoding="utf-8"),
         "/*BARS*/": (folder / "bars.js").read_text(encoding="utf-8"),

@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor
 
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, shown
 
 
 def exact_circuit(
@@ -36,10 +36,12 @@ def exact_circuit(
     p⁻⁴ (see `smallest_margin`), so float32 must be true float32. Raises ConfigError for a frequency
     that shares a factor with p.
     """
-    if p < 2:
-        raise ConfigError(f"p: expected an integer ≥ 2, got {p}")
-    if math.gcd(frequency, p) != 1:
-        raise ConfigError(f"frequency: expected one coprime to p={p}, got {frequency}")
+    if type(p) is not int or p < 2:
+        raise ConfigError(f"p: expected an integer ≥ 2, got {shown(p)}")
+    if type(frequency) is not int or math.gcd(frequency, p) != 1:
+        raise ConfigError(
+            f"frequency: expected an integer coprime to p={p}, got {shown(frequency)}"
+        )
     theta = 2 * math.pi * frequency / p
     phase = _phase(p)
     angle = theta * torch.arange(p, dtype=torch.float64)

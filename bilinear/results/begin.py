@@ -11,7 +11,7 @@ from typing import Any
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.results.claim import is_claim
-from bilinear.results.folder import Folder, final_name
+from bilinear.results.folder import Folder, Unacceptable, final_name
 from bilinear.results.packs import Pack, PackPlan, job_of, pack_of_name
 from bilinear.results.seal import claimed_origin, most_bytes, origin_of
 from bilinear.results.sums import SUMS, write_summed
@@ -113,10 +113,10 @@ def _kept_or_ours(
     return kept
 
 
-def _read(folder: Folder, name: str) -> bytes | None:
+def _read(folder: Folder, name: str, most: int | None = None) -> bytes | None:
     try:
-        return folder.read(name)
-    except FileNotFoundError:
+        return folder.read(name, most)
+    except (FileNotFoundError, Unacceptable):
         return None
 
 
@@ -154,7 +154,8 @@ def _origins(folder: Folder, config: SweepConfig) -> Iterator[str | None]:
     for name in folder.names("models"):
         job = job_of(name)
         if job is not None and job in plan:
-            yield claimed_origin(folder.read(f"models/{name}", most_bytes(config, job.d_hidden)))
+            content = _read(folder, f"models/{name}", most_bytes(config, job.d_hidden))
+            yield None if content is None else claimed_origin(content)
     for name in folder.names("packs"):
         pack = pack_of_name(name)
         if pack is None or pack >= plan.packs:

@@ -19,7 +19,7 @@ from bilinear.experiment.study import AXES, Study, cell_name, settings
 from bilinear.results.claim import is_claim
 from bilinear.results.folder import Folder, final_name, open_folder
 from bilinear.results.frontier import frontier
-from bilinear.results.sums import SUMS, read_sums, write_summed
+from bilinear.results.sums import SUMS, read_sums, verified, write_summed
 from bilinear.results.sweep_results import (
     Results,
     encode_json,
@@ -51,6 +51,7 @@ class StudyResults:
         """Read the study; raises ResultsError for anything else."""
         self.folder = existing_folder(where)
         self._sums = read_sums(self.folder)
+        self.has_digests = self._sums is not None
         content = read_verified(self.folder, _STUDY, self._sums)
         self.study: Study = parse_json(self.folder, _STUDY, content, Study.from_json)
 
@@ -68,6 +69,10 @@ class StudyResults:
     def complete(self) -> bool:
         """Whether every model of every cell is there."""
         return len(self.begun) == len(self.study) and all(r.complete for r in self.begun)
+
+    def has_digest_of(self, name: str, content: bytes) -> bool:
+        """Whether a file is what the study's digests say; True for a study without them."""
+        return self._sums is None or verified(self._sums, name, content)
 
     def cell(self, **wanted: float) -> Results:
         """Return the one cell with these settings, e.g. `cell(p=59, lr=0.05)`.
@@ -152,7 +157,7 @@ def _readable(folder: Folder) -> Study | None:
     """Return the study whatever its digest says."""
     try:
         return Study.from_json(folder.read(_STUDY).decode())
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -183,6 +188,6 @@ def finish_study(folder: Folder) -> StudyResults:
     """Write the table and the summary once every cell is complete."""
     results = StudyResults(folder)
     table = results.table_of_cells()
-    summary = encode_json(results.summary())
-    write_summed(folder, {"table.parquet": encode_table(table), "summary.json": summary})
+    files = {"table.parquet": encode_table(table), "summary.json": encode_json(results.summary())}
+    write_summed(folder, files | {_STUDY: folder.read(_STUDY)})
     return StudyResults(folder)

@@ -7,6 +7,7 @@ another sweep's. A pack is if it doesn't read as written; what is sound in it is
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,14 +18,17 @@ from bilinear.experiment.record import Job
 from bilinear.experiment.task import split_pairs
 from bilinear.results.folder import Folder, Unacceptable
 from bilinear.results.frontier import frontier
-from bilinear.results.packs import ROW_BYTES, Pack, model_file, pack_name
-from bilinear.results.seal import Damaged, tensors_of
+from bilinear.results.packs import ROW_BYTES, Pack, encode_pack, model_file, pack_name
+from bilinear.results.seal import Damaged, is_sealed, tensors_of
+from bilinear.results.study_results import StudyResults
+from bilinear.results.sums import SUMS
 from bilinear.results.sweep_results import DAMAGE, STATE_KEYS, Results, encode_json, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ASIDE = "set-aside"
+_ANEW = "resuming the sweep makes it anew"
 
 Judge = Callable[[Job, dict[str, Any], dict[str, Tensor]], None]
 
@@ -92,12 +96,14 @@ def _verify_pack(results: Results, pack: int, found: Verified, judge: Judge) -> 
     try:
         for job in jobs:
             try:
-                content = archive.model(job, results.most_bytes(job))
-                rows[job] = _checked(results, job, content, judge)
-                sound[job] = content
+                file = archive.model(job, results.most_bytes(job))
+                rows[job] = _checked(results, job, file, judge)
+                sound[job] = file
             except DAMAGE:
                 continue
         reason = _pack_reason(archive, jobs, rows)
+        if reason is None and content != encode_pack(list(sound.items()), list(rows.values())):
+            reason = "its bytes are not those of its models"
     finally:
         archive.close()
     found.rows.update(rows)
@@ -163,31 +169,69 @@ def check(results: Results) -> Verified:
     wrong: list[Finding] = []
     found = verify(results, lambda *model: wrong.extend(_recomputed(results.config, *model)))
     found.findings.extend(wrong)
+    if not results.has_digests and _any_sealed(results):
+        found.findings.append(Finding(SUMS, f"it is gone; {_ANEW}"))
     if len(found.rows) == results.plan.models:
-        found.findings.extend(_derived(results, table_of(list(found.rows.values()))))
+        table = table_of(list(found.rows.values()))
+        found.findings.extend(_derived(results, table, frontier(table)))
+    elif results.folder.exists("table.parquet"):
+        found.findings.extend(_missing(results, found))
     return found
 
 
-def _derived(results: Results, table: "pd.DataFrame") -> Iterator[Finding]:
+def _any_sealed(results: Results) -> bool:
+    """Whether a model has a digest: an earlier version gave none, and no SHA256SUMS either."""
+    for job in sorted(results.loose):
+        content = results.folder.read(f"models/{model_file(job)}", results.most_bytes(job))
+        with suppress(Damaged):
+            return is_sealed(content)
+    for pack in results.packs:
+        job = results.jobs_of(pack)[0]
+        with suppress(*DAMAGE), closing(results.pack(pack)) as archive:
+            return is_sealed(archive.model(job, results.most_bytes(job)))
+    return False
+
+
+def check_study(results: StudyResults) -> list[Finding]:
+    """Check a study's own files, once its cells were found sound and complete."""
+    missing = [] if results.has_digests else [Finding(SUMS, "it is gone")]
+    return missing + list(_derived(results, results.table_of_cells(), results.summary()))
+
+
+def _missing(results: Results, found: Verified) -> Iterator[Finding]:
+    """A finished sweep had all its models."""
+    named = {finding.name for finding in found.findings}
+    for job in map(Job._make, results.config.jobs):
+        loose = f"models/{model_file(job)}"
+        packed = f"packs/{pack_name(results.plan.pack_of(job))}" if results.plan.packs else loose
+        if job not in found.rows and not named & {loose, packed}:
+            named.add(packed)
+            yield Finding(packed, "it is gone")
+
+
+def _derived(
+    results: Results | StudyResults, table: "pd.DataFrame", summary: dict[str, Any]
+) -> Iterator[Finding]:
     """Compare the files that are made of the models with the models."""
     import pandas as pd
 
     for name in ("table.parquet", "summary.json"):
         try:
             content = results.folder.read(name)
-        except FileNotFoundError:
-            yield Finding(name, "it is gone; resuming the sweep makes it anew")
+        except (FileNotFoundError, Unacceptable) as error:
+            gone = isinstance(error, FileNotFoundError)
+            yield Finding(name, f"it is gone; {_ANEW}" if gone else _reason(error))
             continue
         try:
             if name == "summary.json":
-                same = json.loads(content) == json.loads(encode_json(frontier(table)))
+                same = json.loads(content) == json.loads(encode_json(summary))
             else:
                 same = table.equals(pd.read_parquet(io.BytesIO(content)))
         except DAMAGE as error:
             yield Finding(name, _reason(error))
             continue
         if not same or not results.has_digest_of(name, content):
-            yield Finding(name, "it is not of these models; resuming the sweep makes it anew")
+            yield Finding(name, f"it is not of these models; {_ANEW}")
 
 
 def _recomputed(

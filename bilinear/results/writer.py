@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -70,17 +71,28 @@ class ResultsWriter:
 
     def _seal_those_without(self) -> list[str]:
         """Give the models of an earlier version the digest that later ones have."""
-        without = []
-        for job in sorted(self.there.loose | self.there.twice):
+        there, without = self.there, 0
+        for job in sorted(there.loose | there.twice):
             name = f"models/{model_file(job)}"
             content = self.folder.read(name)
             if not is_sealed(content):
-                row = self.there.verified_row(job, content)
-                sealed = encode_sealed(tensors_of(content), row, self.there.origin)
-                self.folder.write(name, sealed)
-                without.append(job)
+                without += 1
+                self.folder.write(name, self._sealed(job, content))
+        for pack in there.packs:
+            jobs = there.jobs_of(pack)
+            with closing(there.pack(pack)) as archive:
+                files = [archive.model(job, there.most_bytes(job)) for job in jobs]
+                rows = archive.rows(jobs)
+            if not all(map(is_sealed, files)):
+                without += len(jobs)
+                sealed = [(job, self._sealed(job, f)) for job, f in zip(jobs, files, strict=True)]
+                self.folder.write(f"packs/{pack_name(pack)}", encode_pack(sealed, rows))
         write_summed(self.folder, {name: self.folder.read(name) for name in IDENTITY})
-        return [f"{len(without)} models had no digest and have one now"] if without else []
+        return [f"{without:,} models had no digest and have one now"] if without else []
+
+    def _sealed(self, job: Job, content: bytes) -> bytes:
+        row = self.there.verified_row(job, content)
+        return encode_sealed(tensors_of(content), row, self.there.origin)
 
     def _finish_packing(self) -> None:
         """Go on where an earlier run was killed in it."""

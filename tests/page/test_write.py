@@ -12,7 +12,7 @@ import torch
 import bilinear
 from bilinear.cli.commands import main
 from bilinear.errors import ConfigError
-from bilinear.page.write import make_page, pack24, write_page
+from bilinear.page.write import _fill, make_page, pack24, write_page
 
 
 def test_page_holds_the_weights_and_loads_nothing(tmp_path: Path) -> None:
@@ -60,3 +60,12 @@ def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", str(tmp_path)]) == 2
     assert "not a results folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_text_in_the_data_cannot_break_the_page() -> None:
+    content = {"task": "<!--<script>", "other": "</script>/*PAGE*/<b>"}
+    html = _fill(content).decode()
+    (data,) = re.findall(r'<script id="data" type="application/json">([^<]*)</script>', html)
+    assert "<" not in data
+    assert json.loads(data) == content
+    assert html.replace(data, "{}") == _fill({}).decode()

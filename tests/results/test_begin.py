@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import safetensors.torch
 from folders import files, flip, run, same
 
 import bilinear
+from bilinear.cli.commands import main
 from bilinear.errors import ResultsError
 
 
@@ -79,20 +82,44 @@ def test_models_of_a_lost_config_are_not_taken_for_anothers(
     assert "these are other settings" in capsys.readouterr().err
 
 
+def unsealed(content: bytes) -> bytes:
+    """A model's file as an earlier version wrote it: its row alone."""
+    (length,) = struct.unpack("<Q", content[:8])
+    about = json.loads(content[8 : 8 + length])["__metadata__"]["sealed"]
+    row = json.dumps(json.loads(about)["row"])
+    return safetensors.torch.save(safetensors.torch.load(content), metadata={"row": row})
+
+
+def unsealed_pack(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        members = [(info, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(file, "w") as archive:
+        for info, content in members:
+            is_model = info.filename.endswith(".safetensors")
+            archive.writestr(info, unsealed(content) if is_model else content)
+
+
+@pytest.mark.parametrize("kind", ["whole", "packed"])
 def test_an_earlier_versions_models_get_their_digests(
-    copy: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its files had the row alone; sealed they are those of today."""
-    for file in (copy / "models").iterdir():
-        with safetensors.safe_open(file, framework="pt") as opened:
-            row = json.loads(opened.metadata()["sealed"])["row"]
-        tensors = safetensors.torch.load_file(file)
-        safetensors.torch.save_file(tensors, file, metadata={"row": json.dumps(row)})
-    (copy / "SHA256SUMS").unlink()
-    results = bilinear.load_results(copy)
+    whole: Path = request.getfixturevalue(kind)
+    old = shutil.copytree(whole, tmp_path / "old")
+    for file in old.glob("models/*"):
+        file.write_bytes(unsealed(file.read_bytes()))
+    for file in old.glob("packs/*"):
+        unsealed_pack(file)
+    (old / "SHA256SUMS").unlink()
+    results = bilinear.load_results(old)
     assert isinstance(results, bilinear.Results)
     assert not results.has_digests
     assert results.table.equals(bilinear.load_results(whole).table)
-    assert run(copy) == 0
+    capsys.readouterr()
+    assert main(["check", str(old)]) == 0
+    assert "has no digests" in capsys.readouterr().out
+    assert run(old) == 0
     assert "12 models had no digest and have one now" in capsys.readouterr().out
-    assert same(copy, whole)
+    assert same(old, whole)

@@ -1,0 +1,6 @@
+"""An attack on results folders and on input: `python -m bench.campaign`.
+
+Five parts, each drawn from one printed seed: processes killed in the middle of their work
+(`kills`), two processes on one folder (`pairs`), damaged files (`damages`), malformed command lines
+(`commands`) and malformed calls (`calls`). Figures go to bench/results/campaign.json.
+"""

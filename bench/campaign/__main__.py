@@ -1,0 +1,83 @@
+"""`python -m bench.campaign`: attack, print what went wrong, write the figures."""
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.campaign.calls import calls
+from bench.campaign.commands import commands
+from bench.campaign.damages import damages
+from bench.campaign.kills import kills
+from bench.campaign.pairs import pairs
+from bench.campaign.processes import warm_up
+from bench.campaign.store import bucket
+from bench.campaign.sweeps import Folders, sweeps
+from bench.measure.environment import write_result
+
+DEFAULTS = {"kills": 500, "pairs": 200, "damages": 500, "commands": 500, "calls": 200}
+
+
+def campaign(seed: int, counts: dict[str, int], scratch: Path, store: bool) -> dict[str, Any]:
+    """Run every part; the same seed draws the same cases, if not the same moments."""
+    warm_up()
+    os.environ["BILINEAR_CACHE"] = str(scratch / "cache")
+    with bucket(scratch) if store else _none() as name:
+        folders = Folders(scratch, name)
+        kinds = sweeps(name)
+        parts = {
+            "kills": lambda draw, n: kills(draw, folders, kinds, n),
+            "pairs": lambda draw, n: pairs(draw, folders, kinds, n),
+            "damages": lambda draw, n: damages(draw, folders, kinds, n),
+            "commands": lambda draw, n: commands(draw, folders, n),
+            "calls": lambda draw, n: calls(draw, folders, n),
+        }
+        found: dict[str, Any] = {"seed": seed}
+        for part, run in parts.items():
+            if not counts[part]:
+                continue
+            began = time.monotonic()
+            found[part] = run(random.Random(f"{seed} {part}"), counts[part])
+            found[part]["seconds"] = round(time.monotonic() - began, 1)
+            print(f"{part}: {found[part]}", flush=True)
+    return found
+
+
+@contextmanager
+def _none() -> Iterator[None]:
+    yield None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.campaign", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    for part, n in DEFAULTS.items():
+        parser.add_argument(f"--{part}", type=int, default=n, metavar="N")
+    parser.add_argument("--no-store", action="store_true", help="leave out the S3 server")
+    parser.add_argument("--no-result", action="store_true", help="print the figures alone")
+    args = parser.parse_args()
+    print(f"seed {args.seed}", flush=True)
+    scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
+    counts = {
+        part: getattr(args, part) for part in ("kills", "pairs", "damages", "commands", "calls")
+    }
+    try:
+        found = campaign(args.seed, counts, scratch, not args.no_store)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    wrong = sum(len(part["wrong"]) for part in found.values() if isinstance(part, dict))
+    if not args.no_result:
+        print(f"wrote {write_result('campaign', found)}")
+    print(f"{wrong} went wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

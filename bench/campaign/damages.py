@@ -1,0 +1,196 @@
+"""One damage to one file of a results folder: read, checked, and run again.
+
+Reading gives what was there or one line; `check` tells it; the same command ends with the folder
+as it was. The pictures, `sessions.json` and what says nothing of a model are told by nobody.
+"""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.campaign.processes import Ended
+from bench.campaign.sweeps import Folders, Sweep, files
+
+_UNTOLD = {"sessions.json"}
+Harm = Callable[[random.Random, Path, Path], str]
+
+
+def _flip(draw: random.Random, folder: Path, file: Path) -> str:
+    content = bytearray(file.read_bytes())
+    for _ in range(draw.choice([1, 1, 2, 20])):
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+    return "flipped"
+
+
+def _cut(draw: random.Random, folder: Path, file: Path) -> str:
+    content = file.read_bytes()
+    file.write_bytes(content[: draw.randrange(len(content))])
+    return "cut"
+
+
+def _longer(draw: random.Random, folder: Path, file: Path) -> str:
+    file.write_bytes(file.read_bytes() + draw.randbytes(draw.randint(1, 500)))
+    return "longer"
+
+
+def _zeros(draw: random.Random, folder: Path, file: Path) -> str:
+    content = bytearray(file.read_bytes())
+    start = draw.randrange(len(content))
+    block = content[start : start + 512]
+    content[start : start + 512] = bytes(len(block))
+    file.write_bytes(content)
+    return "a block of zeros"
+
+
+def _noise(draw: random.Random, folder: Path, file: Path) -> str:
+    file.write_bytes(draw.randbytes(draw.randrange(2000)))
+    return "noise"
+
+
+def _json(draw: random.Random, folder: Path, file: Path) -> str:
+    texts = ["", "[1]", "null", "{}", "[" * 100_000, '{"a": ' * 50_000, '{"p": 7}', '"x"', "1e999"]
+    file.write_text(draw.choice(texts))
+    return "other JSON"
+
+
+def _gone(draw: random.Random, folder: Path, file: Path) -> str:
+    file.unlink()
+    return "gone"
+
+
+def _another(draw: random.Random, folder: Path, file: Path) -> str:
+    others = [f for f in file.parent.iterdir() if f.is_file() and f != file]
+    shutil.copy(draw.choice(others), file)
+    return "another file's content"
+
+
+def _renamed(draw: random.Random, folder: Path, file: Path) -> str:
+    names = [f"d{draw.randrange(99):03d}-s{draw.randrange(99):04d}.safetensors", "000009.zip", "x"]
+    name = draw.choice(names)
+    if not (file.parent / name).exists():
+        file.rename(file.parent / name)
+    return f"renamed {name}"
+
+
+def _linked(draw: random.Random, folder: Path, file: Path) -> str:
+    elsewhere = folder.parent / f"{folder.name}-elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    return "a link out of the folder"
+
+
+HARMS: list[Harm] = [
+    _flip, _flip, _flip, _cut, _longer, _zeros, _noise, _json, _gone, _another, _renamed, _linked,
+]  # fmt: skip
+
+
+def damages(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
+    """Do n damages to finished folders."""
+    local = [sweep for sweep in sweeps if sweep.place == "path"]
+    wrong: list[str] = []
+    kinds: dict[str, int] = {}
+    by_file: dict[str, int] = {}
+    slowest = 0.0
+    for _ in range(n):
+        sweep = draw.choice(local)
+        whole, _seconds = folders.whole(sweep)
+        copy = folders.fresh("damaged")
+        shutil.copytree(whole, copy)
+        name = draw.choice([*files(copy), *_UNTOLD])
+        before = _digest(copy)
+        kind = draw.choice(HARMS)(draw, copy, copy / name)
+        if _digest(copy) == before and kind != "a link out of the folder":
+            continue
+        kinds[kind.split(" ")[0]] = kinds.get(kind.split(" ")[0], 0) + 1
+        what = Path(name).name.lstrip("d0123456789-s") or Path(name).name
+        by_file[what] = by_file.get(what, 0) + 1
+        read = folders.process(lambda c=copy, w=whole: _read(c, w)).end()  # type: ignore[misc]
+        checked = folders.process(lambda c=copy, s=sweep: _check(c, s)).end()  # type: ignore[misc]
+        again = folders.process(lambda c=copy, s=sweep: s.run(str(c))).end()  # type: ignore[misc]
+        slowest = max(slowest, read.seconds, checked.seconds)
+        reasons = [*_read_wrong(read), *_checked_wrong(checked, name, kind)]
+        if again.code != 0 or "Traceback" in again.error:
+            reasons.append(f"run again it ended with {again.code}: {again.error[-400:]}")
+        else:
+            _remove_stray(copy / name, kind)
+            reasons.append(folders.different(str(copy), whole))
+        if any(reasons):
+            wrong.append(f"{sweep.name}, {name} {kind}: {'; '.join(filter(None, reasons))}")
+        shutil.rmtree(copy)
+    return {
+        "damages": sum(kinds.values()), "kinds": kinds, "files": by_file,
+        "slowest reading": round(slowest, 2), "wrong": wrong,
+    }  # fmt: skip
+
+
+def _digest(folder: Path) -> list[tuple[str, bytes]]:
+    return [(str(f), f.read_bytes()) for f in sorted(folder.rglob("*")) if f.is_file()]
+
+
+def _remove_stray(file: Path, kind: str) -> None:
+    """Remove what a renamed file became, if its name is none that a sweep gives in that place."""
+    stray = file.parent / kind.removeprefix("renamed ")
+    ours = {"models": ".safetensors", "packs": ".zip"}.get(file.parent.name)
+    if kind.startswith("renamed ") and stray.suffix != ours:
+        stray.unlink(missing_ok=True)
+
+
+def _read(copy: Path, whole: Path) -> int:
+    """Exit with 0 for the right answer, 2 for one line, 3 for another answer."""
+    import sys
+
+    import bilinear
+    from bilinear.errors import ConfigError, ResultsError
+
+    try:
+        got = _everything(bilinear.load_results(copy))
+    except (ConfigError, ResultsError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    right = _everything(bilinear.load_results(whole))
+    # Of an incomplete folder, what is there must be right.
+    complete, ours = got.pop("complete"), got
+    if complete:
+        return 0 if ours == right | {"complete": None} or ours == _less(right) else 3
+    return 0 if all(right.get(key) == value for key, value in ours.items() if key != "table") else 3
+
+
+def _less(right: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in right.items() if key != "complete"}
+
+
+def _everything(results: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"complete": results.complete, "table": results.table.to_csv()}
+    for sweep in results.begun if hasattr(results, "begun") else [results]:
+        where = str(sweep.folder).rpartition("/cells/")[2] if "/cells/" in str(sweep.folder) else ""
+        found[f"{where} config"] = sweep.config
+        for job in sweep.jobs:
+            state = {name: tensor.tolist() for name, tensor in sweep.models[job].items()}
+            found[f"{where} {job}"] = (state, sweep.histories[job].to_csv())
+    return found
+
+
+def _check(copy: Path, sweep: Sweep) -> int:
+    from bilinear.cli.commands import main
+    from bilinear.results import packs
+
+    if sweep.packed:
+        packs.LOOSE_MODELS, packs.PACK_MODELS = 5, 5
+    return main(["check", str(copy)])
+
+
+def _read_wrong(ended: Ended) -> list[str]:
+    if ended.code in (0, 2) and ended.error.count("\n") == (ended.code == 2):
+        return []
+    return [f"reading ended with {ended.code}: {ended.error[-400:]}"]
+
+
+def _checked_wrong(ended: Ended, name: str, kind: str) -> list[str]:
+    if "Traceback" in ended.error or ended.code not in (0, 1, 2):
+        return [f"check ended with {ended.code}: {ended.error[-400:]}"]
+    if ended.code == 0 and Path(name).name not in _UNTOLD:
+        return ["check says nothing"]
+    return []

@@ -1,0 +1,72 @@
+"""Processes killed at uniformly random moments of their work, run again, and compared."""
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.campaign.sweeps import Folders, Sweep
+
+
+def kills(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
+    """Kill n processes, every second folder's more than once; a run that had ended counts not."""
+    killed = cases = voids = 0
+    by_sweep: dict[str, int] = {}
+    wrong: list[str] = []
+    models_kept = 0
+    while killed < n:
+        sweep = draw.choice(sweeps)
+        whole, seconds = folders.whole(sweep)
+        out, times = folders.out(sweep), draw.choice([1, 1, draw.randint(2, 4)])
+        did = 0
+        for _ in range(times):
+            moment = draw.uniform(0, seconds)
+            if _killed_at(folders, sweep, out, moment):
+                did += 1
+            else:
+                voids += 1
+                break
+        there = _models(out)
+        ended = folders.process(lambda s=sweep, o=out: s.run(o)).end()  # type: ignore[misc]
+        reason = _wrong(ended, folders.different(out, whole) if ended.code == 0 else "")
+        if not reason and _models(out) is not None and there is not None:
+            models_kept += len(there)
+            if not there <= (_models(out) or set()) and not sweep.packed:
+                reason = "a model that had ended is gone"
+        if reason:
+            wrong.append(f"{sweep.name}, killed {did} times: {reason}")
+        if did:
+            killed, cases = killed + did, cases + 1
+            by_sweep[sweep.name] = by_sweep.get(sweep.name, 0) + did
+    return {
+        "kills": killed, "folders": cases, "by sweep": by_sweep, "models there at the last kill":
+        models_kept, "had ended before the kill, not counted": voids, "wrong": wrong,
+    }  # fmt: skip
+
+
+def _killed_at(folders: Folders, sweep: Sweep, out: str, moment: float) -> bool:
+    """Start, kill after so many seconds; False if it had ended by then."""
+    process = folders.process(lambda: sweep.run(out))
+    time.sleep(moment)
+    working = process.running()
+    process.kill()
+    code = process.end().code
+    return working and code == -9
+
+
+def _models(out: str) -> set[str] | None:
+    """Models with a file of their own; not of a folder in a store."""
+    if out.startswith("s3://"):
+        return None
+    folder = Path(out.removeprefix("file://"))
+    return {str(f.relative_to(folder)) for f in folder.rglob("models/*.safetensors")}
+
+
+def _wrong(ended: Any, different: str) -> str:
+    if ended.code != 0:
+        return f"run again it ended with {ended.code}: {ended.error[-500:]}"
+    if "mended:" in ended.said:
+        return f"a kill left damage: {ended.said}"
+    if "Traceback" in ended.error:
+        return f"traceback: {ended.error[-500:]}"
+    return different

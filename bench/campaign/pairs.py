@@ -1,0 +1,49 @@
+"""Two processes begun on one new folder at nearly the same moment, with equal or other settings."""
+
+import random
+import time
+from typing import Any
+
+from bench.campaign.processes import Ended
+from bench.campaign.sweeps import Folders, Sweep
+
+_OTHER = ("--weight-decay", "0.3")
+
+
+def pairs(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
+    """Let n pairs run; each folder must end as one of the two alone leaves it."""
+    wrong: list[str] = []
+    refused = other = 0
+    for _ in range(n):
+        sweep = draw.choice(sweeps)
+        more = draw.choice([(), _OTHER])
+        other += more == _OTHER
+        out, delay = folders.out(sweep), draw.choice([0.0, draw.uniform(0, 0.3)])
+        first = folders.process(lambda s=sweep, o=out: s.run(o))  # type: ignore[misc]
+        time.sleep(delay)
+        second = folders.process(lambda s=sweep, o=out, m=more: s.run(o, *m))  # type: ignore[misc]
+        ended = [first.end(), second.end()]
+        settings = [(), more]
+        done = [s for e, s in zip(ended, settings, strict=True) if e.code == 0]
+        refused += sum(e.code == 2 for e in ended)
+        reasons = [_wrong(e) for e in ended]
+        if not done:
+            reasons.append("neither finished")
+        if len(set(done)) > 1:
+            reasons.append("both finished, with different settings")
+        if done:
+            reasons.append(folders.different(out, folders.whole(sweep, *done[0])[0]))
+        if any(reasons):
+            wrong.append(
+                f"{sweep.name}, {more or 'same settings'}: {'; '.join(filter(None, reasons))}"
+            )
+    return {"pairs": n, "of other settings": other, "refused": refused, "wrong": wrong}
+
+
+def _wrong(ended: Ended) -> str:
+    if ended.code == 0:
+        return "" if "Traceback" not in ended.error else ended.error[-500:]
+    named = "is being filled by process" in ended.error or "belongs to another" in ended.error
+    if ended.code == 2 and named and ended.error.count("\n") == 1:
+        return ""
+    return f"ended with {ended.code}: {ended.error[-500:]}"

@@ -1,0 +1,138 @@
+"""The sweeps that are attacked, what a run of each ends with, and whether a folder is that."""
+
+import filecmp
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from bench.campaign.processes import Process
+
+# Twelve models of p = 7, half a second of work on one core.
+_SHORT = ["--p", "7", "--widths", "6..3", "--seeds", "3", "--steps", "800", "--hold", "800"]
+_STUDY = ["--p", "5,7", "--widths", "5..3", "--seeds", "2", "--steps", "800", "--hold", "800"]
+_NARROW = ["--p", "7", "--widths", "6..2", "--seeds", "2", "--steps", "300", "--hold", "300"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Options of the command, whether models go to packs of five, and where the folder is."""
+
+    name: str
+    options: tuple[str, ...]
+    packed: bool = False
+    place: str = "path"
+
+    def run(self, out: str, *more: str) -> int:
+        """Run it in this process; returns the exit code."""
+        from bilinear.cli.commands import main
+        from bilinear.results import packs
+
+        if self.packed:
+            packs.LOOSE_MODELS, packs.PACK_MODELS = 5, 5
+        with suppress(AttributeError):
+            os.sched_setaffinity(0, os.sched_getaffinity(0))
+        # Drawing takes as long as all else together, and writes through the same folder.
+        with mock.patch("bilinear.plots.save_summary"), mock.patch("bilinear.plots.save_study"):
+            return main(["--fused", *self.options, *more, "--out", out])
+
+
+def sweeps(url: str | None) -> list[Sweep]:
+    """Every kind of sweep there is, at paths and, where a store answers at `url`, there."""
+    from bilinear.cli.commands import build_parser
+
+    found = [
+        Sweep("single", tuple(_SHORT)),
+        Sweep("packed", tuple(_SHORT), packed=True),
+        Sweep("file URL", tuple(_SHORT), place="file"),
+        Sweep("study", tuple(_STUDY)),
+    ]
+    if "--narrow" in build_parser().format_help():
+        found.append(Sweep("narrowed", (*_NARROW, "--narrow")))
+    found *= 4  # a store on loopback takes five times as long: it is drawn less often
+    if url is not None:
+        found += [
+            Sweep("S3", tuple(_SHORT), place="s3"),
+            Sweep("S3, packed", tuple(_SHORT), packed=True, place="s3"),
+            Sweep("S3, study", tuple(_STUDY), place="s3"),
+        ]
+    return found
+
+
+class Folders:
+    """Places for results, and the folders that undisturbed runs end with."""
+
+    def __init__(self, scratch: Path, bucket: str | None) -> None:
+        """Use a folder of this machine's, and a bucket of a store if there is one."""
+        self.scratch, self._bucket, self._n = scratch, bucket, 0
+        self._whole: dict[tuple[Sweep, tuple[str, ...]], tuple[Path, float]] = {}
+
+    def fresh(self, what: str) -> Path:
+        """Name a path that is not there yet."""
+        self._n += 1
+        return self.scratch / f"{what}-{self._n}"
+
+    def out(self, sweep: Sweep) -> str:
+        """Name a new results folder for a sweep."""
+        path = self.fresh("out")
+        if sweep.place == "s3":
+            return f"s3://{self._bucket}/{path.name}"
+        return f"file://{path}" if sweep.place == "file" else str(path)
+
+    def process(self, work: Callable[[], int]) -> Process:
+        """Start a process."""
+        return Process(work, self.fresh("process"))
+
+    def whole(self, sweep: Sweep, *more: str) -> tuple[Path, float]:
+        """Return what an undisturbed run ends with, as a folder here, and its seconds."""
+        if (sweep, more) not in self._whole:
+            out = self.out(sweep)
+            ended = self.process(lambda: sweep.run(out, *more)).end()
+            if ended.code != 0:
+                raise RuntimeError(f"an undisturbed run failed: {ended}")
+            self._whole[sweep, more] = self.here(out), ended.seconds
+        return self._whole[sweep, more]
+
+    def here(self, out: str) -> Path:
+        """Return a results folder as one of this machine's: a copy, if it is in a store."""
+        if not out.startswith("s3://"):
+            return Path(out.removeprefix("file://"))
+        copy = self.fresh("copy")
+
+        def download() -> int:
+            import fsspec
+
+            fsspec.filesystem("s3", skip_instance_cache=True).get(out, str(copy), recursive=True)
+            return 0
+
+        ended = self.process(download).end()
+        if ended.code != 0:
+            raise RuntimeError(f"{out} could not be read: {ended}")
+        return copy
+
+    def different(self, out: str, whole: Path) -> str:
+        """Say how a folder differs from an undisturbed one; nothing if it doesn't."""
+        folder = self.here(out)
+        ours, theirs = files(folder), files(whole)
+        if ours != theirs:
+            return f"files {sorted(set(ours) ^ set(theirs))}"
+        same = filecmp.cmpfiles(folder, whole, ours, shallow=False)[0]
+        if len(same) != len(ours):
+            return f"bytes of {sorted(set(ours) - set(same))}"
+        if not out.startswith("s3://") and folders(folder) != folders(whole):
+            return f"folders {sorted(set(folders(folder)) ^ set(folders(whole)))}"
+        return ""
+
+
+def files(folder: Path) -> list[str]:
+    """Names of the files whose bytes the sweep alone decides."""
+    found = (f.relative_to(folder) for f in folder.rglob("*") if f.is_file())
+    return sorted(str(f) for f in found if "set-aside" not in f.parts and f.name != "sessions.json")
+
+
+def folders(folder: Path) -> list[str]:
+    """Names of the folders inside, but for what was set aside."""
+    found = (f.relative_to(folder) for f in folder.rglob("*") if f.is_dir())
+    return sorted(str(f) for f in found if "set-aside" not in f.parts)

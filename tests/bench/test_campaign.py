@@ -1,0 +1,30 @@
+"""A short draw of the campaign, of a new seed each time; a failure names the seed and the cases."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_short_draw_loses_mixes_and_misses_nothing() -> None:
+    short = [
+        "--kills",
+        "8",
+        "--pairs",
+        "4",
+        "--damages",
+        "12",
+        "--commands",
+        "60",
+        "--calls",
+        "700",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.campaign", *short, "--no-store", "--no-result"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("seed ")
+    assert done.stdout.endswith("0 went wrong\n")
