@@ -49,7 +49,7 @@ const halfTicks = [...numberTicks(p, 0, 2 * tickStep(p)), ...numberTicks(p, p, 2
 function heroRoom() {
   const wide = document.documentElement.clientWidth, phone = innerWidth <= 600;
   if (phone) return wide - 124;
-  const labels = 145, cards = 75, beside = innerWidth > 1000 && !state.beside ? 560 : 0;
+  const labels = 145, cards = 75, beside = innerWidth > 1200 && !state.beside ? 560 : 0;
   const across = state.beside ? (wide - cards) / 2 - labels : wide - cards - labels - beside;
   return Math.max(128, Math.min(across, Math.max(300, innerHeight - 275)));
 }
@@ -157,11 +157,11 @@ function drawMatrix(m) {
   const share = beyond / values.length;
   $("own").hidden = state.scale === "own" || share < 0.05;
   $("matrix-note").textContent = (full
-    ? "xᵀQx is the logit. Off the diagonals of aa and bb, entries never meet a pair: they are free."
-    : "What pairs see of Q: Q_aa[a,a] + Q_bb[b,b] + 2 Q_ab[a,b]. A stripe a + b = c is the answer.") +
+    ? "xᵀQx is the logit; off the diagonals of aa and bb, entries meet no pair."
+    : "What pairs see of Q. The stripe a + b = c is the answer.") +
     (state.scale === "own" ? " Full colour at this width's largest entry."
       : share < 0.05 ? " One colour scale for all widths."
-        : ` ${Math.round(100 * share)} % of the entries are beyond the scale of all widths.`);
+        : ` ${Math.round(100 * share)} % is beyond the scale of all widths.`);
 }
 
 const VECTOR_LIMIT = 2 / Math.sqrt(2 * p); // a flat sinusoid's entries reach √2 of 1/√(2p)
