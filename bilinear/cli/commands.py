@@ -185,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the unit that goes: the one whose loss, or norm, is least, or a random one (loss)",
     )
     narrow.add_argument("--tries", type=WHOLE, help="units tried in turn at narrow widths")
-    narrow.add_argument("--repeats", type=WHOLE, help="times more the recipe is run at a width")
+    narrow.add_argument("--redraws", type=WHOLE, help="times a unit is drawn anew at a width")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")
     where.add_argument(
@@ -315,7 +315,7 @@ def _cell(args: argparse.Namespace) -> SweepConfig:
 
 
 def _narrowing(args: argparse.Namespace) -> Narrowing | None:
-    given = {name: getattr(args, name) for name in ("drop", "tries", "repeats")}
+    given = {name: getattr(args, name) for name in ("drop", "tries", "redraws")}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not args.narrow:
         raise ConfigError(f"--{next(iter(given))}: expected with --narrow alone")

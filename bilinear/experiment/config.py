@@ -124,21 +124,22 @@ class SweepConfig:
         """What a model is trained by, one after another, until it reaches the goal."""
         recipe = Phase(self.steps, self.lr, self.weight_decay)
         narrow = self.narrow
-        if narrow is None or self.parent(d_hidden) is None:
+        if narrow is None or self.parent(d_hidden) is None or not narrow.has_last(d_hidden):
             return (recipe,)
-        again = (recipe,) * (1 + narrow.repeats)
-        # No model of one unit can be perfect: nothing is gained by a long run.
-        if not 1 < d_hidden <= narrow.last_up_to:
-            return again
-        return *again, Phase(narrow.last_steps, narrow.last_lr, narrow.last_weight_decay)
+        return recipe, Phase(narrow.last_steps, narrow.last_lr, narrow.last_weight_decay)
+
+    def redraws(self, d_hidden: int) -> int:
+        """How often a unit is drawn anew at most where no way to narrow reached the goal."""
+        if self.narrow is None or self.parent(d_hidden) is None:
+            return 0
+        return self.narrow.redraws if d_hidden > self.narrow.last_up_to else 0
 
     def most_steps(self, d_hidden: int) -> int:
         """Steps that a width of one seed takes at most, those of tries that are not kept too."""
-        first, *more = self.phases(d_hidden)
         wider = self.parent(d_hidden)
         tries = self.narrow.tries_at(d_hidden, wider) if self.narrow and wider else 1
-        after = (phase.steps * (1 if phase == first else tries) for phase in more)
-        return tries * first.steps + sum(after)
+        phases = self.phases(d_hidden)
+        return tries * sum(phase.steps for phase in phases) + self.redraws(d_hidden) * self.steps
 
     def to_json(self) -> str:
         """Write as JSON, with the same text for equal configs."""

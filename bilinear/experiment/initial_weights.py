@@ -9,13 +9,14 @@ from bilinear.experiment.streams import generator
 
 
 def initial_weights(
-    p: int, d_hidden: int, seed: int, scale: float = 1.0
+    p: int, d_hidden: int, seed: int, scale: float = 1.0, *, redraw: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """w_l (d, 2p), w_r (d, 2p), w_p (p, d), float32, uniform in ±scale/√fan_in.
 
-    fan_in is 2p for w_l and w_r, d_hidden for w_p, as `nn.Linear.reset_parameters` has it.
+    fan_in is 2p for w_l and w_r, d_hidden for w_p, as `nn.Linear.reset_parameters` has it. Other
+    numbers for each `redraw`.
     """
-    source = generator("init", p, d_hidden, seed)
+    source = generator("init", p, d_hidden, seed, *([redraw] if redraw else []))
 
     def uniform(rows: int, fan_in: int) -> Tensor:
         bound = scale / math.sqrt(fan_in)

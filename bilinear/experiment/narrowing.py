@@ -19,19 +19,19 @@ _LAST_WEIGHT_DECAY = Schedule(0.03, 1e-6, "cosine")
 class Narrowing:
     """What is tried at a width of a chain until a model reaches the goal.
 
-    `drop` orders the units of the wider model: by the training loss without the unit ("loss"), by
+    `drop` orders the units of a model: by the training loss without the unit ("loss"), by
     ‖w_l‖ ‖w_r‖ ‖w_p‖ of the unit ("norm"), least first, or at random ("random"). Up to the width
-    `tries_up_to`, up to `tries` of them are left out in turn, each time from the wider model's
-    weights, until one way reaches the goal; above it the first alone. If none does, the first is
-    trained by the sweep's recipe up to `repeats` more times, each from the weights of the time
-    before; then, up to the width `last_up_to`, every way goes on for `last_steps` by the schedules
-    `last_lr` and `last_weight_decay`, in turn. Moments are fresh at every start.
+    `tries_up_to`, up to `tries` of the wider model's are left out in turn, until one way reaches
+    the goal; above it the first alone. If none does, the first way's model is trained up to
+    `redraws` times more, its own first unit drawn anew each time. Up to the width `last_up_to` no
+    unit is drawn anew: every way goes on for `last_steps` by the schedules `last_lr` and
+    `last_weight_decay`, in turn. Moments are fresh at every start.
     """
 
     drop: str = "loss"
     tries: int = 8
     tries_up_to: int = 8
-    repeats: int = 2
+    redraws: int = 8
     last_up_to: int = 2
     last_steps: int = 40_000
     last_lr: Schedule = _LAST_LR
@@ -41,7 +41,7 @@ class Narrowing:
         """Refuse what cannot be done, naming the setting."""
         if not isinstance(self.drop, str) or self.drop not in DROPS:
             raise ConfigError(f"drop: expected {', '.join(DROPS)}, got {shown(self.drop)}")
-        least = {"tries": 1, "tries_up_to": 0, "repeats": 0, "last_up_to": 0, "last_steps": 1}
+        least = {"tries": 1, "tries_up_to": 0, "redraws": 0, "last_up_to": 0, "last_steps": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
@@ -61,3 +61,7 @@ class Narrowing:
         return (
             min(self.tries, wider) if d_hidden <= self.tries_up_to and wider - d_hidden == 1 else 1
         )
+
+    def has_last(self, d_hidden: int) -> bool:
+        """Whether a width ends with the long schedules; one unit can't be perfect however long."""
+        return 1 < d_hidden <= self.last_up_to

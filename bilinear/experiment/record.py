@@ -120,6 +120,10 @@ class Weights(NamedTuple):
     w_r: Tensor
     w_p: Tensor
 
+    def of_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """w_l, w_r and w_pᵀ, each with a row a hidden unit."""
+        return self.w_l, self.w_r, self.w_p.T
+
     def of_units(self, units: Sequence[int]) -> "Weights":
         """The model of these hidden units alone, in this order."""
         kept = list(units)
@@ -137,18 +141,25 @@ class Lineage(NamedTuple):
     """Where the weights of a narrowed model come from.
 
     `units` (d,) names each hidden unit by its place in the chain's widest model; the model began
-    with those of width `parent` less `dropped`, after `tries` ways to leave units out.
+    with those of width `parent` less `dropped`, after `tries` starts. One that was drawn anew at
+    width d, in place of `redrawn`, is named by the widest width plus d.
     """
 
     units: tuple[int, ...]
     parent: int | None = None
     dropped: tuple[int, ...] = ()
+    redrawn: int | None = None
     tries: int = 1
 
     def row(self) -> dict[str, int | None]:
         """Return its columns of the table; None for the one unit where there were more or none."""
         one = self.dropped[0] if len(self.dropped) == 1 else None
-        return {"parent": self.parent, "dropped_unit": one, "tries": self.tries}
+        return {
+            "parent": self.parent,
+            "dropped_unit": one,
+            "redrawn_unit": self.redrawn,
+            "tries": self.tries,
+        }
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _T = TypeVar("_T")
-_OPTIONAL_INTEGERS = {"first_perfect_step", "parent", "dropped_unit"}
+_OPTIONAL_INTEGERS = {"first_perfect_step", "parent", "dropped_unit", "redrawn_unit"}
 _ROW_GROUP = 2**16
 # Files read at a time: a store with many round trips at once, a disk without filling the memory.
 _AT_ONCE = 256
@@ -222,7 +222,7 @@ class Results:
 
     @property
     def units(self) -> Mapping[tuple[int, int], Tensor]:
-        """Of a narrowed sweep: the places (d,) of each model's units in its chain's widest model.
+        """Of a narrowed sweep: the names (d,) of each model's units; see `record.Lineage`.
 
         Raises ConfigError for a sweep that isn't narrowed.
         """

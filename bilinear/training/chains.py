@@ -17,15 +17,14 @@ from bilinear.experiment.initial_weights import initial_weights
 from bilinear.experiment.record import Finished, Job, Lineage, Parent, Record, Weights
 from bilinear.experiment.schedule import Phase
 from bilinear.training.backend import Work
-from bilinear.training.drops import LossesWithout, ways_to_narrow
+from bilinear.training.drops import LossesWithout, order_of_units, ways_to_narrow
 
 
 @dataclass(eq=False)
 class Run:
     """One phase of a model's training; a backend replaces `weights` and adds to `record`.
 
-    `lineage` is what is known of the weights it starts from. Of the runs that try to narrow a model
-    in different ways, `attempt` 0, 1, …, the first that reaches the goal is kept.
+    `lineage` is what is known of the weights it starts from.
     """
 
     index: int
@@ -35,13 +34,12 @@ class Run:
     weights: Weights
     lineage: Lineage
     record: Record
-    attempt: int = 0
     taken: bool = field(default=False, init=False)
 
-    def again(self, phase: Phase) -> "Run":
-        """A run that goes on from this one's weights, with fresh moments."""
+    def again(self, phase: Phase, weights: Weights, lineage: Lineage) -> "Run":
+        """A run that goes on after this one, from these weights."""
         record = Record(self.config, list(self.record.evaluations))
-        return replace(self, phase=phase, record=record)
+        return replace(self, phase=phase, weights=weights, lineage=lineage, record=record)
 
 
 _Stages = Generator[list[Run] | Finished, list[Run], None]
@@ -157,20 +155,21 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) 
     config = work.config
     known = dict(work.parents)
     for job in jobs:
-        first, *more = config.phases(job.d_hidden)
+        recipe, *last = config.phases(job.d_hidden)
         tried = yield [
-            Run(index, config, job, first, weights, lineage, Record(config), attempt)
-            for attempt, (weights, lineage) in enumerate(_starts(config, job, known, losses))
+            Run(index, config, job, recipe, weights, lineage, Record(config))
+            for weights, lineage in _starts(config, job, known, losses)
         ]
         kept, tries = _kept(tried), len(tried)
-        for phase in more:
-            if kept.record.at_goal:
-                break
-            if phase == first:
-                (kept,) = tried[:1] = yield [kept.again(phase)]
-            else:
-                tried = yield [run.again(phase) for run in tried]
-                kept = _kept(tried)
+        if not kept.record.at_goal and config.redraws(job.d_hidden):
+            redrawn = yield [
+                kept.again(recipe, *start) for start in _redrawn(config, job, kept, losses)
+            ]
+            tries += len(redrawn)
+            kept = _kept([*tried, *redrawn])
+        for phase in last:
+            if not kept.record.at_goal:
+                kept = _kept((yield [run.again(phase, run.weights, run.lineage) for run in tried]))
         lineage = kept.lineage._replace(tries=tries)
         known[job] = Parent(kept.weights, lineage.units)
         yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)
@@ -199,4 +198,23 @@ def _starts(
         units, dropped = ([parent.units[i] for i in some] for some in (kept, out))
         lineage = Lineage(tuple(units), wider, tuple(dropped))
         starts.append((parent.weights.of_units(kept), lineage))
+    return starts
+
+
+def _redrawn(
+    config: SweepConfig, job: Job, run: Run, losses: LossesWithout
+) -> list[tuple[Weights, Lineage]]:
+    """Starts with the unit that would go next drawn anew, each time by other numbers."""
+    unit = order_of_units(config, job, run.weights, losses)[0]
+    new_name = max(config.widths) + job.d_hidden
+    units = list(run.lineage.units)
+    gone, units[unit] = units[unit], new_name
+    lineage = run.lineage._replace(units=tuple(units), redrawn=gone)
+    starts = []
+    for n in range(config.redraws(job.d_hidden)):
+        drawn = initial_weights(config.p, *job, config.init_scale, redraw=n + 1)
+        weights = Weights(*(w.clone() for w in run.weights))
+        for old, new in zip(weights.of_rows(), Weights(*drawn).of_rows(), strict=True):
+            old[unit] = new[unit]
+        starts.append((weights, lineage))
     return starts

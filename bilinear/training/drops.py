@@ -1,7 +1,7 @@
 """Which hidden units a model loses when it is narrowed; decided on the training pairs alone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -24,31 +24,29 @@ def ways_to_narrow(
     assert narrow is not None
     d = len(wider.w_l)
     if d - job.d_hidden == 1:
-        order = _order(config, job, wider, list(range(d)), losses_without)
+        order = order_of_units(config, job, wider, losses_without)
         return [(unit,) for unit in order[: narrow.tries_at(job.d_hidden, d)]]
     left = list(range(d))
     while len(left) > job.d_hidden:
-        first = _order(config, job, wider.of_units(left), left, losses_without)[0]
-        left.remove(first)
+        order = order_of_units(config, job, wider.of_units(left), losses_without)
+        del left[order[0]]
     return [tuple(sorted(set(range(d)) - set(left)))]
 
 
-def _order(
-    config: SweepConfig,
-    job: Job,
-    wider: Weights,
-    names: Sequence[int],
-    losses_without: LossesWithout,
+def order_of_units(
+    config: SweepConfig, job: Job, model: Weights, losses_without: LossesWithout
 ) -> list[int]:
-    """The names of a model's units, the one to lose first before all others."""
-    d = len(names)
-    if config.narrow and config.narrow.drop == "random":
+    """Rows of a model's units, the one to lose first before all others."""
+    assert config.narrow is not None
+    d = len(model.w_l)
+    if config.narrow.drop == "random":
         source = generator("drop", config.p, job.d_hidden, job.seed, d)
-        return [names[i] for i in torch.randperm(d, generator=source).tolist()]
-    if config.narrow and config.narrow.drop == "norm":
-        w_l, w_r, w_p = (w.double() for w in wider)
+        order: list[int] = torch.randperm(d, generator=source).tolist()
+        return order
+    if config.narrow.drop == "norm":
+        w_l, w_r, w_p = (w.double() for w in model)
         scores = (w_l.norm(dim=1) * w_r.norm(dim=1) * w_p.norm(dim=0)).tolist()
     else:
-        scores = losses_without(config, job.seed, wider)
+        scores = losses_without(config, job.seed, model)
     scores = [math.inf if math.isnan(score) else score for score in scores]
-    return [names[i] for i in sorted(range(d), key=scores.__getitem__)]
+    return sorted(range(d), key=scores.__getitem__)

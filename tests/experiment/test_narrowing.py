@@ -10,7 +10,7 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.schedule import Schedule
 
-NARROW = Narrowing(tries=3, tries_up_to=5, repeats=2, last_up_to=2, last_steps=70)
+NARROW = Narrowing(tries=3, tries_up_to=5, redraws=2, last_up_to=2, last_steps=70)
 CONFIG = SweepConfig(p=8, widths=(8, 6, 5, 2, 1), steps=50, remainders=(), narrow=NARROW)
 
 
@@ -22,10 +22,11 @@ def test_each_width_starts_from_the_next_wider() -> None:
 
 def test_phases_and_the_most_steps() -> None:
     assert [[phase.steps for phase in CONFIG.phases(d)] for d in CONFIG.widths] == [
-        [50], [50, 50, 50], [50, 50, 50], [50, 50, 50, 70], [50, 50, 50],
+        [50], [50], [50], [50, 70], [50],
     ]  # fmt: skip
+    assert [CONFIG.redraws(d) for d in CONFIG.widths] == [0, 2, 2, 0, 0]
     # Three tries at 5, which loses one unit; one way at the others, which lose several or are wide.
-    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 250, 220, 200]
+    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 250, 120, 100]
 
 
 def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
@@ -33,7 +34,7 @@ def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
     alone = SweepConfig(p=8, remainders=(), widths=(3,))
     assert "narrow" not in json.loads(alone.to_json())
     assert SweepConfig.from_json(alone.to_json()) == alone
-    broken = CONFIG.to_json().replace('"repeats"', '"again"')
+    broken = CONFIG.to_json().replace('"redraws"', '"again"')
     with pytest.raises(ConfigError, match="not a sweep's config"):
         SweepConfig.from_json(broken)
 
@@ -43,7 +44,7 @@ def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
     [
         ({"drop": "first"}, "drop: expected loss, norm, random, got 'first'"),
         ({"tries": 0}, "tries: expected an integer ≥ 1, got 0"),
-        ({"repeats": -1}, "repeats: expected an integer ≥ 0, got -1"),
+        ({"redraws": -1}, "redraws: expected an integer ≥ 0, got -1"),
         ({"last_steps": 1.5}, "last_steps: expected an integer ≥ 1, got 1.5"),
         ({"last_lr": 0.1}, "last_lr: expected a Schedule, got 0.1"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ from bilinear.training.run import run_sweep
 needs_compiled = pytest.mark.skipif(
     grid_cpu.unavailable_because() is not None, reason=str(grid_cpu.unavailable_because())
 )
-NARROW = Narrowing(tries=3, tries_up_to=5, repeats=1, last_up_to=3, last_steps=60)
+NARROW = Narrowing(tries=3, tries_up_to=5, redraws=2, last_up_to=3, last_steps=60)
 # Seven is small enough that some models reach the goal within these steps, and some do not.
 CONFIG = SweepConfig(
     p=7, widths=(8, 6, 5, 4, 3, 2, 1), seeds=(0, 3), steps=80, hold=3, train_frac=0.8,
@@ -113,9 +114,8 @@ def pretend(run: Run, reaches: bool) -> None:
     before = run.record.evaluations[-1].step if run.record.evaluations else 0
     for n in range(1, run.config.hold + 1):
         n_train = run.config.n_train
-        loss = 1 / (2 + run.attempt) + run.job.d_hidden
-        run.record.add(before + n, loss, 0.0, n_train, right - n_train, 0.0)
-    run.weights = Weights(*(w + run.attempt + 1 for w in run.weights))
+        run.record.add(before + n, 0.5, 0.0, n_train, right - n_train, 0.0)
+    run.weights = Weights(*(w + 1 + w.abs().mean() for w in run.weights))
 
 
 @pytest.mark.parametrize("order_seed", range(8))
@@ -123,8 +123,7 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
     """Attempts reach the goal or not as drawn from their names; ends come in a random order."""
 
     def reaches(run: Run) -> bool:
-        phase = len(run.record.evaluations)
-        name = (run.job, run.attempt, phase)
+        name = (run.job, run.lineage.units, len(run.record.evaluations), run.weights.w_p.sum())
         return random.Random(str(name)).random() < 0.3
 
     def descend(rng: random.Random) -> list[tuple[Job, list[int], int]]:
@@ -150,7 +149,7 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
 
 
 def test_of_tries_the_first_at_the_goal_is_kept_else_the_first() -> None:
-    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, repeats=0))
+    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, redraws=0))
 
     def kept(succeeding: set[int]) -> Finished:
         chains = Chains(
@@ -166,14 +165,14 @@ def test_of_tries_the_first_at_the_goal_is_kept_else_the_first() -> None:
         for run in reversed(tries):
             assert run is not None
             if chains.wanted(run):
-                pretend(run, run.attempt in succeeding)
+                pretend(run, run.lineage.dropped[0] in succeeding)
                 models += chains.bring_back(run)
         (model,) = models
         return model
 
     lineages = [kept(those).lineage for those in ({1, 2}, {0}, set())]
     assert [(x.dropped, x.tries) for x in lineages if x] == [((1,), 2), ((0,), 1), ((0,), 3)]
-    assert kept(set()).lineage == ((1, 2, 3, 4), 5, (0,), 3)
+    assert kept(set()).lineage == ((1, 2, 3, 4), 5, (0,), None, 3)
 
 
 @needs_compiled
@@ -192,13 +191,43 @@ def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
     """No step moves the weights: every narrower model is a part of the widest one's."""
     still = replace(
         CONFIG, lr=Schedule(0, 0), weight_decay=Schedule(0, 0),
-        narrow=replace(NARROW, last_lr=Schedule(0, 0), last_weight_decay=Schedule(0, 0)),
+        narrow=replace(NARROW, redraws=0, last_lr=Schedule(0, 0), last_weight_decay=Schedule(0, 0)),
     )  # fmt: skip
     for job, model in finished(train(of_cpu(), still)).items():
         root = Weights(*initial_weights(7, 8, job.seed))
         assert model.lineage is not None
+        assert model.lineage.redrawn is None
         assert len(model.lineage.units) == job.d_hidden
         assert all(map(torch.equal, model.weights, root.of_units(model.lineage.units)))
+
+
+def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
+    """No step moves the weights, so no way reaches the goal, and the first model is kept."""
+    still = replace(
+        CONFIG, lr=Schedule(0, 0), weight_decay=Schedule(0, 0), widths=(8, 7), seeds=(0,)
+    )
+    chains = Chains([Work(still, [Job(8, 0), Job(7, 0)])], lambda c, s, w: w.w_p[0].tolist())
+    seen: list[Run] = []
+    models: list[Finished] = []
+    while (run := chains.take(wait=False)) is not None:
+        seen.append(replace(run))
+        pretend(run, reaches=len(seen) == 4)
+        models += chains.bring_back(run)
+    root, first, redrawn, second = seen
+    assert root.lineage.units == tuple(range(8))
+    (out,) = first.lineage.dropped
+    assert out == int(root.weights.w_p[0].argmin())
+    for run in (redrawn, second):
+        place = run.lineage.units.index(8 + 7)
+        assert run.lineage.redrawn == first.lineage.units[place]
+        same = [n for n in range(7) if n != place]
+        before = Weights(*(w + 1 + w.abs().mean() for w in first.weights))
+        assert place == int(before.w_p[0].argmin())
+        assert all(map(torch.equal, run.weights.of_units(same), before.of_units(same)))
+    rows = (r.weights.w_l[r.lineage.units.index(15)] for r in (redrawn, second))
+    assert not torch.equal(*rows)
+    assert models[-1].lineage == second.lineage._replace(tries=3)
+    assert [e.step for e in models[-1].record.evaluations] == list(range(1, 2 * 3 + 1))
 
 
 def test_a_gpu_narrows_as_a_cpu_does() -> None:
@@ -256,9 +285,10 @@ def test_the_table_names_parents_and_units(tmp_path: Path) -> None:
     assert chain.dropped_unit.isna().tolist() == [True, True] + [False] * 5
     for d, wider in zip(CONFIG.widths[1:], CONFIG.widths, strict=False):
         units, more = (results.units[width, 0].tolist() for width in (d, wider))
-        assert set(units) < set(more) <= set(range(8))
         if wider - d == 1:
-            assert set(more) - set(units) == {chain.dropped_unit[d]}
+            anew = [] if pd.isna(chain.redrawn_unit[d]) else [chain.redrawn_unit[d]]
+            assert set(more) - set(units) == {chain.dropped_unit[d], *anew}
+            assert set(units) - set(more) == {8 + d for _ in anew}
 
 
 def test_the_reference_loop_refuses() -> None:
