@@ -120,26 +120,17 @@ class SweepConfig:
     def _rising(self) -> list[int]:
         return sorted(self.widths)
 
-    def phases(self, d_hidden: int) -> tuple[Phase, ...]:
-        """What a model is trained by, one after another, until it reaches the goal."""
-        recipe = Phase(self.steps, self.lr, self.weight_decay)
-        narrow = self.narrow
-        if narrow is None or self.parent(d_hidden) is None or not narrow.has_last(d_hidden):
-            return (recipe,)
-        return recipe, Phase(narrow.last_steps, narrow.last_lr, narrow.last_weight_decay)
-
-    def redraws(self, d_hidden: int) -> int:
-        """How often a unit is drawn anew at most where no way to narrow reached the goal."""
-        if self.narrow is None or self.parent(d_hidden) is None:
-            return 0
-        return self.narrow.redraws if d_hidden > self.narrow.last_up_to else 0
+    @property
+    def recipe(self) -> Phase:
+        """What every model is trained by first."""
+        return Phase(self.steps, self.lr, self.weight_decay)
 
     def most_steps(self, d_hidden: int) -> int:
-        """Steps that a width of one seed takes at most, those of tries that are not kept too."""
+        """Steps that a width of one seed takes at most, those of starts that are not kept too."""
         wider = self.parent(d_hidden)
-        tries = self.narrow.tries_at(d_hidden, wider) if self.narrow and wider else 1
-        phases = self.phases(d_hidden)
-        return tries * sum(phase.steps for phase in phases) + self.redraws(d_hidden) * self.steps
+        if self.narrow is None or wider is None:
+            return self.steps
+        return self.narrow.most_steps(d_hidden, wider, self.steps)
 
     def to_json(self) -> str:
         """Write as JSON, with the same text for equal configs."""

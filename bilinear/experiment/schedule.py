@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +63,16 @@ class Phase:
     steps: int
     lr: Schedule
     weight_decay: Schedule
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, naming the setting."""
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigError(f"steps: expected an integer ≥ 1, got {shown(self.steps)}")
+        for name in ("lr", "weight_decay"):
+            if not isinstance(getattr(self, name), Schedule):
+                raise ConfigError(f"{name}: expected a Schedule, got {shown(getattr(self, name))}")
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "Phase":
+        """Build from what `dataclasses.asdict` made; TypeError for anything else."""
+        return cls(**(fields | {name: Schedule(**fields[name]) for name in ("lr", "weight_decay")}))

@@ -24,7 +24,8 @@ from bilinear.training.drops import LossesWithout, order_of_units, ways_to_narro
 class Run:
     """One phase of a model's training; a backend replaces `weights` and adds to `record`.
 
-    `lineage` is what is known of the weights it starts from.
+    `lineage` is what is known of the weights it starts from. It ends where the goal is reached,
+    unless it is to be trained `to_end`.
     """
 
     index: int
@@ -34,12 +35,26 @@ class Run:
     weights: Weights
     lineage: Lineage
     record: Record
+    to_end: bool = False
     taken: bool = field(default=False, init=False)
 
-    def again(self, phase: Phase, weights: Weights, lineage: Lineage) -> "Run":
-        """A run that goes on after this one, from these weights."""
-        record = Record(self.config, list(self.record.evaluations))
-        return replace(self, phase=phase, weights=weights, lineage=lineage, record=record)
+    def again(
+        self,
+        phase: Phase,
+        weights: Weights | None = None,
+        lineage: Lineage | None = None,
+        *,
+        to_end: bool = False,
+    ) -> "Run":
+        """A run that goes on after this one, from its weights unless others are given."""
+        return replace(
+            self,
+            phase=phase,
+            weights=weights or self.weights,
+            lineage=lineage or self.lineage,
+            record=Record(self.config, list(self.record.evaluations)),
+            to_end=to_end,
+        )
 
 
 _Stages = Generator[list[Run] | Finished, list[Run], None]
@@ -155,21 +170,23 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) 
     config = work.config
     known = dict(work.parents)
     for job in jobs:
-        recipe, *last = config.phases(job.d_hidden)
         tried = yield [
-            Run(index, config, job, recipe, weights, lineage, Record(config))
+            Run(index, config, job, config.recipe, weights, lineage, Record(config))
             for weights, lineage in _starts(config, job, known, losses)
         ]
         kept, tries = _kept(tried), len(tried)
-        if not kept.record.at_goal and config.redraws(job.d_hidden):
+        narrow = None if config.parent(job.d_hidden) is None else config.narrow
+        if narrow and narrow.redraws_at(job.d_hidden) and not kept.record.at_goal:
             redrawn = yield [
-                kept.again(recipe, *start) for start in _redrawn(config, job, kept, losses)
+                kept.again(config.recipe, *start) for start in _redrawn(config, job, kept, losses)
             ]
             tries += len(redrawn)
             kept = _kept([*tried, *redrawn])
-        for phase in last:
-            if not kept.record.at_goal:
-                kept = _kept((yield [run.again(phase, run.weights, run.lineage) for run in tried]))
+        if narrow and narrow.last_at(job.d_hidden) and not kept.record.at_goal:
+            kept = _kept((yield [run.again(narrow.last) for run in tried]))
+        if narrow and narrow.settles_at(job.d_hidden) and kept.record.at_goal:
+            (settled,) = yield [kept.again(narrow.settle, to_end=True)]
+            kept = settled if settled.record.at_goal else kept
         lineage = kept.lineage._replace(tries=tries)
         known[job] = Parent(kept.weights, lineage.units)
         yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)
@@ -211,7 +228,8 @@ def _redrawn(
     gone, units[unit] = units[unit], new_name
     lineage = run.lineage._replace(units=tuple(units), redrawn=gone)
     starts = []
-    for n in range(config.redraws(job.d_hidden)):
+    assert config.narrow is not None
+    for n in range(config.narrow.redraws_at(job.d_hidden)):
         drawn = initial_weights(config.p, *job, config.init_scale, redraw=n + 1)
         weights = Weights(*(w.clone() for w in run.weights))
         for old, new in zip(weights.of_rows(), Weights(*drawn).of_rows(), strict=True):

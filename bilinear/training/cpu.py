@@ -100,7 +100,9 @@ def _evaluations(model_type: type[GridModel], run: Run, chains: Chains) -> Itera
     seen = len(record.evaluations)
     before = record.evaluations[-1].step if seen else 0
     step, reported = 0, time.monotonic()
-    while step < steps and not record.at_goal_since(seen) and chains.wanted(run):
+    while step < steps and chains.wanted(run):
+        if not run.to_end and record.at_goal_since(seen):
+            break
         to = min(step + config.eval_every, steps)
         model.steps(lr[step:to], weight_decay[step:to])
         step = to

@@ -38,6 +38,7 @@ _STEPS_A_REPLAY = 10
 _SHARE_OF_MEMORY = 0.6
 # At most this much training is lost to a kill.
 _CHECKPOINT_SECONDS = 5.0
+_NEVER = 2**30
 
 
 class GpuBackend:
@@ -129,9 +130,12 @@ class GpuBackend:
         return free * _SHARE_OF_MEMORY
 
 
-def recipe_of(config: SweepConfig, phase: Phase | None = None) -> Recipe:
-    """What the kernels need to know of a config, and of a phase if it isn't the config's first."""
-    phase = phase or Phase(config.steps, config.lr, config.weight_decay)
+def recipe_of(config: SweepConfig, phase: Phase | None = None, *, to_end: bool = False) -> Recipe:
+    """What the kernels need to know of a config, and of a phase if it isn't the config's first.
+
+    With `to_end` no model stops early.
+    """
+    phase = phase or config.recipe
     return Recipe(
         p=config.p,
         n_train=config.n_train,
@@ -140,7 +144,7 @@ def recipe_of(config: SweepConfig, phase: Phase | None = None) -> Recipe:
         betas=config.betas,
         eps=config.eps,
         eval_every=config.eval_every,
-        hold=config.hold,
+        hold=_NEVER if to_end else config.hold,
         goal_is_val=config.goal == "val",
         batch=config.batch_size,
         precision=config.precision,
@@ -156,6 +160,7 @@ def make_grid(
     *,
     weights: Sequence[Weights] | None = None,
     phase: Phase | None = None,
+    to_end: bool = False,
 ) -> TritonGrid:
     """Return jobs of one padded width at step 0, with initial weights unless others are given."""
     if weights is None:
@@ -163,7 +168,7 @@ def make_grid(
     seeds = sorted({job.seed for job in jobs})
     splits = [split_pairs(config.p, config.train_frac, seed).pairs for seed in seeds]
     return TritonGrid(
-        recipe_of(config, phase),
+        recipe_of(config, phase, to_end=to_end),
         weights,
         splits,
         [seeds.index(job.seed) for job in jobs],
@@ -191,10 +196,10 @@ def _size(run: Run, device: torch.device) -> int:
 
 def _together(runs: Sequence[Run], device: torch.device) -> list[list[Run]]:
     """Runs that share a lane: of one padded width and one phase."""
-    groups: defaultdict[tuple[int, Phase], list[Run]] = defaultdict(list)
+    groups: defaultdict[tuple[int, Phase, bool], list[Run]] = defaultdict(list)
     for run in runs:
         width = padded(recipe_of(run.config, run.phase), run.job.d_hidden, device)
-        groups[width, run.phase].append(run)
+        groups[width, run.phase, run.to_end].append(run)
     return list(groups.values())
 
 
@@ -213,7 +218,7 @@ class _Lane:
         at_once: int,
     ) -> None:
         self._config, self._runs = config, runs
-        self._recipe = recipe_of(config, runs[0].phase)
+        self._recipe = recipe_of(config, runs[0].phase, to_end=runs[0].to_end)
         self._jobs = [run.job for run in runs]
         self.size = sum(_size(run, device) for run in runs)
         self._on_gpu = device.type == "cuda"
@@ -224,6 +229,7 @@ class _Lane:
             chunks_of(self._recipe),
             weights=[run.weights for run in runs],
             phase=runs[0].phase,
+            to_end=runs[0].to_end,
         )
         for i, job in enumerate(self._jobs):
             if job in states:

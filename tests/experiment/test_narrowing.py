@@ -8,9 +8,13 @@ import pytest
 from bilinear.errors import ConfigError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.narrowing import Narrowing
-from bilinear.experiment.schedule import Schedule
+from bilinear.experiment.schedule import Phase, Schedule
 
-NARROW = Narrowing(tries=3, tries_up_to=5, redraws=2, last_up_to=2, last_steps=70)
+NARROW = Narrowing(
+    tries=3, tries_up_to=5, redraws=2, last_up_to=2, settle_up_to=5,
+    last=Phase(70, Schedule(0.1, 0.1), Schedule(0, 0)),
+    settle=Phase(9, Schedule(0.1, 0.1), Schedule(0, 0)),
+)  # fmt: skip
 CONFIG = SweepConfig(p=8, widths=(8, 6, 5, 2, 1), steps=50, remainders=(), narrow=NARROW)
 
 
@@ -20,13 +24,10 @@ def test_each_width_starts_from_the_next_wider() -> None:
     assert [alone.parent(d) for d in alone.widths] == [None] * 5
 
 
-def test_phases_and_the_most_steps() -> None:
-    assert [[phase.steps for phase in CONFIG.phases(d)] for d in CONFIG.widths] == [
-        [50], [50], [50], [50, 70], [50],
-    ]  # fmt: skip
-    assert [CONFIG.redraws(d) for d in CONFIG.widths] == [0, 2, 2, 0, 0]
+def test_the_most_steps() -> None:
     # Three tries at 5, which loses one unit; one way at the others, which lose several or are wide.
-    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 250, 120, 100]
+    # 5 may settle, 6 is too wide for it; 2 may end with the long phase, 1 not.
+    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 259, 120, 100]
 
 
 def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
@@ -45,8 +46,8 @@ def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
         ({"drop": "first"}, "drop: expected loss, norm, random, got 'first'"),
         ({"tries": 0}, "tries: expected an integer ≥ 1, got 0"),
         ({"redraws": -1}, "redraws: expected an integer ≥ 0, got -1"),
-        ({"last_steps": 1.5}, "last_steps: expected an integer ≥ 1, got 1.5"),
-        ({"last_lr": 0.1}, "last_lr: expected a Schedule, got 0.1"),
+        ({"last": 0.1}, "last: expected a Phase, got 0.1"),
+        ({"settle": (3, 0.1)}, "settle: expected a Phase, got (3, 0.1)"),
     ],
 )
 def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -55,9 +56,8 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:
     assert str(error.value) == message
 
 
-def test_schedules_come_back_as_schedules() -> None:
-    narrow = Narrowing(last_lr=Schedule(0.3, 0.2, "linear"))
-    config = SweepConfig(p=8, widths=(3, 2), remainders=(), narrow=narrow)
-    again = SweepConfig.from_json(config.to_json())
-    assert again.narrow is not None
-    assert again.narrow.last_lr == Schedule(0.3, 0.2, "linear")
+def test_wrong_phases_are_named() -> None:
+    with pytest.raises(ConfigError, match="steps: expected an integer ≥ 1, got 0"):
+        Phase(0, Schedule(0.1, 0.1), Schedule(0, 0))
+    with pytest.raises(ConfigError, match=r"lr: expected a Schedule, got 0\.1"):
+        Phase(3, 0.1, Schedule(0, 0))  # type: ignore[arg-type]

@@ -15,12 +15,13 @@ from bilinear.errors import ConfigError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.initial_weights import initial_weights
 from bilinear.experiment.narrowing import Narrowing
-from bilinear.experiment.record import Finished, Job, Weights
-from bilinear.experiment.schedule import Schedule
+from bilinear.experiment.record import Finished, Job, Lineage, Parent, Weights
+from bilinear.experiment.schedule import Phase, Schedule
 from bilinear.experiment.task import modular_addition, split_pairs
 from bilinear.kernels import grid_cpu
 from bilinear.kernels.grid_cpu import CpuGridModel
 from bilinear.kernels.grid_torch import TorchGridModel
+from bilinear.reading.exact_circuit import exact_circuit
 from bilinear.reference import Model, ModelConfig
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
@@ -35,7 +36,11 @@ from bilinear.training.run import run_sweep
 needs_compiled = pytest.mark.skipif(
     grid_cpu.unavailable_because() is not None, reason=str(grid_cpu.unavailable_because())
 )
-NARROW = Narrowing(tries=3, tries_up_to=5, redraws=2, last_up_to=3, last_steps=60)
+STILL = Schedule(0, 0)
+NARROW = Narrowing(
+    tries=3, tries_up_to=5, redraws=2, settle_up_to=6, last_up_to=3,
+    last=Phase(60, Schedule(0.02, 0.02), STILL), settle=Phase(20, Schedule(0.01, 0.01), STILL),
+)  # fmt: skip
 # Seven is small enough that some models reach the goal within these steps, and some do not.
 CONFIG = SweepConfig(
     p=7, widths=(8, 6, 5, 4, 3, 2, 1), seeds=(0, 3), steps=80, hold=3, train_frac=0.8,
@@ -149,7 +154,9 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
 
 
 def test_of_tries_the_first_at_the_goal_is_kept_else_the_first() -> None:
-    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, redraws=0))
+    config = replace(
+        CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, redraws=0, settle_up_to=0)
+    )
 
     def kept(succeeding: set[int]) -> Finished:
         chains = Chains(
@@ -190,8 +197,8 @@ def test_bits_for_any_number_of_threads_and_company() -> None:
 def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
     """No step moves the weights: every narrower model is a part of the widest one's."""
     still = replace(
-        CONFIG, lr=Schedule(0, 0), weight_decay=Schedule(0, 0),
-        narrow=replace(NARROW, redraws=0, last_lr=Schedule(0, 0), last_weight_decay=Schedule(0, 0)),
+        CONFIG, lr=STILL, weight_decay=STILL,
+        narrow=replace(NARROW, redraws=0, last=Phase(60, STILL, STILL)),
     )  # fmt: skip
     for job, model in finished(train(of_cpu(), still)).items():
         root = Weights(*initial_weights(7, 8, job.seed))
@@ -203,9 +210,7 @@ def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
 
 def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
     """No step moves the weights, so no way reaches the goal, and the first model is kept."""
-    still = replace(
-        CONFIG, lr=Schedule(0, 0), weight_decay=Schedule(0, 0), widths=(8, 7), seeds=(0,)
-    )
+    still = replace(CONFIG, lr=STILL, weight_decay=STILL, widths=(8, 7), seeds=(0,))
     chains = Chains([Work(still, [Job(8, 0), Job(7, 0)])], lambda c, s, w: w.w_p[0].tolist())
     seen: list[Run] = []
     models: list[Finished] = []
@@ -228,6 +233,43 @@ def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
     assert not torch.equal(*rows)
     assert models[-1].lineage == second.lineage._replace(tries=3)
     assert [e.step for e in models[-1].record.evaluations] == list(range(1, 2 * 3 + 1))
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_model_at_the_goal_settles_and_is_kept_if_it_stays_there(stays: bool) -> None:
+    config = replace(CONFIG, widths=(5, 4), seeds=(0,))
+    chains = Chains([Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [0.0] * 5)
+    runs: list[Run] = []
+    models: list[Finished] = []
+    while (run := chains.take(wait=False)) is not None:
+        if chains.wanted(run):
+            runs.append(run)
+            pretend(run, reaches=not run.to_end or stays)
+            models += chains.bring_back(run)
+    _root, first, settled = runs
+    assert [run.to_end for run in runs] == [False, False, True]
+    assert settled.phase == NARROW.settle
+    kept = settled if stays else first
+    assert models[-1].record is kept.record
+    assert models[-1].weights is kept.weights
+    assert models[-1].record.at_goal
+
+
+@pytest.mark.parametrize("backend", [of_cpu(), GpuBackend(torch.device("cpu"), "test", 2**30)])
+def test_a_settling_model_trains_to_the_end(backend: CpuBackend | GpuBackend) -> None:
+    """From the exact circuit and a unit of nothing, with steps that move no weight."""
+    narrow = replace(NARROW, last_up_to=1, settle=Phase(20, STILL, STILL))
+    config = replace(CONFIG, widths=(3, 2), seeds=(0,), narrow=narrow, lr=STILL, weight_decay=STILL)
+    circuit = exact_circuit(7)
+    exact = Weights(circuit["w_l"], circuit["w_r"], circuit["w_p"])
+    wider = Weights(*(torch.cat([w[:1], torch.zeros_like(w[:1]), w[1:]]) for w in exact.of_rows()))
+    parent = Parent(wider._replace(w_p=wider.w_p.T.contiguous()), (4, 5, 6))
+    events = train(backend, config, [Job(2, 0)], parents={Job(3, 0): parent})
+    model = finished(events)[Job(2, 0)]
+    assert [e.step for e in model.record.evaluations] == [10, 20, 30, 40, 50]
+    assert model.lineage == Lineage((4, 6), 3, (5,))
+    assert model.row["perfect"]
+    assert all(map(torch.equal, model.weights, exact))
 
 
 def test_a_gpu_narrows_as_a_cpu_does() -> None:

@@ -1,0 +1,163 @@
+"""How far trained models narrow: `python -m bench.studies.narrowing FOLDER [FOLDER …]`.
+
+Gathers finished narrowed sweeps into bench/results/narrowing-pP.json, for each way to choose the
+unit that goes: by width the share of chains whose model is right on all p² pairs, with its 95 %
+Wilson interval. Every model is judged a second time, by the arithmetic below, which shares no line
+with the library's. For P = 64 a picture shows the shares beside those of models trained from
+scratch (bench/results/frontier-p64.json).
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bench.measure.environment import RESULTS, write_result
+from bilinear.errors import ConfigError
+from bilinear.plots import NOTEBOOK_PERFECT_WIDTHS
+from bilinear.results.frontier import frontier
+from bilinear.results.open import load_results
+from bilinear.results.sweep_results import Results
+
+_OWN = ("seeds", "remainders")  # settings in which folders that are put together may differ
+
+
+def margins(weights: dict[str, np.ndarray], dtype: type) -> np.ndarray:
+    """Logit of (a + b) mod p less the largest other one, (p, p), all arithmetic in `dtype`."""
+    w_l, w_r = np.split(weights["bi_linear.weight"].astype(dtype), 2)
+    w_p = weights["projection.weight"].astype(dtype)
+    p = len(w_p)
+    left, right = (w[:, :p, None] + w[:, None, p:] for w in (w_l, w_r))
+    logits = np.tensordot(w_p, left * right, 1)
+    a, b = np.indices((p, p))
+    own = logits[(a + b) % p, a, b].copy()
+    logits[(a + b) % p, a, b] = -np.inf
+    return own - logits.max(0)
+
+
+def judged(results: Results) -> pd.DataFrame:
+    """The table with each model's count of right answers in two precisions, ties being wrong."""
+    rows = []
+    for path in sorted(results.path.glob("models/*.safetensors")):
+        weights = safetensors.numpy.load_file(path)
+        d = len(weights["bi_linear.weight"]) // 2
+        exact = margins(weights, np.float64)
+        rows.append(
+            {
+                "d_hidden": d,
+                "seed": int(path.stem.partition("-s")[2]),
+                "right_float32": int((margins(weights, np.float32) > 0).sum()),
+                "right_float64": int((exact > 0).sum()),
+                "least_margin": float(exact.min()),
+            }
+        )
+    return results.table.merge(pd.DataFrame(rows), on=["d_hidden", "seed"], validate="1:1")
+
+
+def gathered(tables: list[pd.DataFrame]) -> dict[str, Any]:
+    """Shares by width of chains of one kind, with what the second judge found."""
+    table = pd.concat(tables).drop_duplicates(["d_hidden", "seed"])
+    found = frontier(table)
+    pairs = (table["right_float64"] / table["full_acc"]).round().mode()[0]
+    for width in found["widths"]:
+        mine = table[(table.d_hidden == width["d_hidden"]) & table.perfect]
+        width["perfect_float32"] = int((mine.right_float32 == pairs).sum())
+        width["perfect_float64"] = int((mine.right_float64 == pairs).sum())
+        width["least_margin"] = float(mine.least_margin.min()) if len(mine) else None
+        width["most_tries"] = int(table[table.d_hidden == width["d_hidden"]].tries.max())
+    return found
+
+
+def command(results: Results) -> str:
+    """What trains a folder's models again."""
+    config = results.config
+    assert config.narrow is not None
+    return (
+        f"python sweep.py --fused --narrow --drop {config.narrow.drop} --p {config.p} "
+        f"--widths {max(config.widths)}..{min(config.widths)} --seeds {len(config.seeds)}"
+    )
+
+
+def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int, ax: Axes) -> Axes:
+    """Share of perfect models against width, narrowed and from scratch, with intervals."""
+    lines = [("from scratch", scratch, "#898989", "s")]
+    names = {"loss": "narrowed", "random": "narrowed, a random unit each time", "norm": "by norm"}
+    colours = {"loss": "#C85200", "random": "#5F9ED1", "norm": "#006BA4"}
+    lines += [(names[kind], kinds[kind]["widths"], colours[kind], "o") for kind in kinds]
+    for label, widths, colour, marker in lines:
+        shown = [w for w in widths if w["d_hidden"] <= 40]
+        d, share, low, high = (
+            np.array([w[key] for w in shown])
+            for key in ("d_hidden", "share", "wilson_low", "wilson_high")
+        )
+        ax.fill_between(d, low, high, color=colour, alpha=0.18, lw=0)
+        ax.plot(d, share, color=colour, marker=marker, ms=4, label=label)
+    if p == 64:
+        smallest = min(NOTEBOOK_PERFECT_WIDTHS)
+        ax.axvline(smallest, color="black", lw=1, ls=":")
+        ax.annotate(
+            f"the notebook's\nsmallest: {smallest}",
+            (smallest, 0.03),
+            ha="right",
+            xytext=(-6, 0),
+            textcoords="offset points",
+        )
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(
+        [2, 3, 4, 5, 6, 8, 12, 16, 24, 32], list(map(str, [2, 3, 4, 5, 6, 8, 12, 16, 24, 32]))
+    )
+    ax.minorticks_off()
+    ax.set_xlabel("hidden width")
+    ax.set_ylabel(f"share of models right on all {p * p:,} pairs")
+    ax.set_ylim(-0.02, 1.03)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="center right", frameon=False)
+    return ax
+
+
+def main() -> None:
+    """Read the folders, write the JSON and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+")
+    groups: dict[str, list[Results]] = defaultdict(list)
+    for folder in parser.parse_args().folders:
+        results = load_results(folder)
+        if not isinstance(results, Results) or results.config.narrow is None:
+            raise ConfigError(f"{folder}: expected a narrowed sweep")
+        groups[results.config.narrow.drop].append(results)
+    for first, *others in groups.values():
+        for other in others:
+            different = [
+                d for d in first.config.differences(other.config) if d.split(":")[0] not in _OWN
+            ]
+            if different:
+                raise ConfigError(f"{other.path}: another recipe ({'; '.join(different)})")
+    some = next(iter(groups.values()))[0].config
+    kinds = {drop: gathered([judged(r) for r in found]) for drop, found in groups.items()}
+    path = write_result(
+        f"narrowing-p{some.p}",
+        {
+            "recipe": json.loads(some.to_json()),
+            "commands": [command(r) for found in groups.values() for r in found],
+            "drop": kinds,
+        },
+    )
+    print(f"wrote {path}")
+    scratch = RESULTS / f"frontier-p{some.p}.json"
+    if scratch.exists():
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        draw(kinds, json.loads(scratch.read_text())["widths"], some.p, figure.subplots())
+        FigureCanvasAgg(figure)
+        figure.savefig(path.with_suffix(".png"), dpi=100)
+
+
+if __name__ == "__main__":
+    main()
