@@ -18,7 +18,7 @@ from bench.measure.environment import write_result
 
 ROOT = Path(__file__).parents[1]
 SETS = {"oldest": ["torch==2.11.*"], "latest": []}
-_TESTS = ["tests/layer", "tests/kernels", "tests/reading", "tests/experiment", "tests/results"]
+_TESTS = ["tests/layer", "tests/results"]
 _NEEDED = ["pytest", "hypothesis", "setuptools"]
 _SHOWN = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "einops")
 

@@ -105,7 +105,6 @@ TESTED_ELSEWHERE = {
     "bilinear/layer/probe.py": "tests/layer/test_fuse_adversaries.py",
     "bilinear/layer/recognise.py": "tests/layer/test_fuse_adversaries.py",
     "bilinear/reference.py": "tests/layer/test_modules.py",
-    "bilinear/results/checkpoint.py": "tests/training/test_gpu.py",
     "bilinear/results/export_notebook.py": "tests/test_command.py",
     "bilinear/results/open.py": "tests/test_command.py",
     "bilinear/results/study_results.py": "tests/test_command_study.py",

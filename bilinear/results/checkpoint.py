@@ -1,16 +1,17 @@
 """States of models in training, kept beside the results so that a killed run goes on from them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from bilinear.errors import ResultsError
 from bilinear.experiment.record import Job
 from bilinear.results.folder import write_whole
+from bilinear.results.seal import seal, unseal
+
+# Of a header: it names every model of the group.
+_HEADER_BYTES = 2**26
 
 
 class Checkpoint:
@@ -24,7 +25,7 @@ class Checkpoint:
         """Keep the state of `jobs`, tensors (n, …) with a row a job, in place of the last one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-        content = safetensors.torch.save(tensors, metadata={"jobs": json.dumps(jobs)})
+        content = seal(tensors, {"jobs": list(jobs)})
         write_whole(self._folder / f"{group}.safetensors", content)
 
     def read(self) -> dict[Job, dict[str, Tensor]]:
@@ -32,10 +33,9 @@ class Checkpoint:
         found: dict[Job, dict[str, Tensor]] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
-                with safetensors.safe_open(path, framework="pt") as file:
-                    jobs = [Job(*job) for job in json.loads(file.metadata()["jobs"])]
-                    state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+                state, about = unseal(path.read_bytes(), _HEADER_BYTES)
+                jobs = [Job(*job) for job in about["jobs"]]
+            except (OSError, KeyError, TypeError, ValueError) as error:
                 raise ResultsError(
                     f"{path}: damaged ({error}); delete it, and its models begin again"
                 ) from error

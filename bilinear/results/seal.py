@@ -36,12 +36,27 @@ def origin_of(config_json: bytes, environment_json: bytes) -> str:
 
 def encode_sealed(tensors: Mapping[str, Tensor], row: Mapping[str, Any], origin: str) -> bytes:
     """Make a model's file."""
+    return seal(tensors, {"row": row, "origin": origin})
+
+
+def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Make a file of tensors that says something about them, with a digest of all of it."""
     # One metadata key: the format keeps several in no fixed order.
-    about = json.dumps({"row": row, "origin": origin, "sha256": _EMPTY})
-    content = safetensors.torch.save(dict(tensors), metadata={"sealed": about})
+    sealed = json.dumps({**about, "sha256": _EMPTY})
+    content = safetensors.torch.save(dict(tensors), metadata={"sealed": sealed})
     start = content.index(_EMPTY.encode())
     digest = hashlib.sha256(content).hexdigest().encode()
     return content[:start] + digest + content[start + len(digest) :]
+
+
+def unseal(content: bytes, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of `seal`, and what it says about them; raises Damaged."""
+    try:
+        about: dict[str, Any] = json.loads(_metadata(content, header_bytes)["sealed"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged("it has no digest") from error
+    _check_digest(content, header_bytes)
+    return tensors_of(content), about
 
 
 def most_bytes(config: SweepConfig, d_hidden: int) -> int:
@@ -95,8 +110,8 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
         raise Damaged(str(error)) from error
 
 
-def _check_digest(content: bytes) -> None:
-    place = _DIGEST.search(content, 0, _HEADER_BYTES)
+def _check_digest(content: bytes, header_bytes: int = _HEADER_BYTES) -> None:
+    place = _DIGEST.search(content, 0, header_bytes)
     if place is None:
         raise Damaged("its digest cannot be read")
     zeroed = content[: place.start(1)] + _EMPTY.encode() + content[place.end(1) :]
@@ -104,10 +119,10 @@ def _check_digest(content: bytes) -> None:
         raise Damaged("its bytes are not those its digest was made of")
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def _metadata(content: bytes, header_bytes: int = _HEADER_BYTES) -> dict[str, str]:
     try:
         (length,) = struct.unpack("<Q", content[:8])
-        if length > _HEADER_BYTES:
+        if length > header_bytes:
             raise Damaged("its header is too long")
         metadata: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
         return dict(metadata)

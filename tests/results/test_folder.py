@@ -16,7 +16,7 @@ import pytest
 import bilinear
 from bilinear.cli.commands import main
 from bilinear.errors import ConfigError
-from bilinear.results.folder import LocalFolder, UrlFolder, open_folder
+from bilinear.results.folder import LocalFolder, Unacceptable, UrlFolder, open_folder
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs", reason="needs s3fs")
@@ -197,6 +197,56 @@ def test_any_fsspec_folder_holds_files_whole() -> None:
         assert file.read() == b"wo"
     folder.delete(["a", "never"])
     assert folder.names() == ["sub"]
+
+
+def test_a_file_url_is_a_folder_of_this_machine(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    assert main([*QUICK, "--out", f"file://{out}"]) == 0
+    here, there = bilinear.load_results(out), bilinear.load_results(f"file://{out}")
+    assert isinstance(here.folder, LocalFolder)
+    assert there.table.equals(here.table)
+    assert there.folder.path == out
+
+
+def test_a_link_out_of_a_folder_is_neither_read_nor_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(b"one")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "b").symlink_to(tmp_path / "elsewhere" / "a")
+    folder = open_folder(tmp_path / "run")
+    for attempt in (
+        lambda: folder.read("sub/a"),
+        lambda: folder.read("b"),
+        lambda: folder.write("sub/c", b""),
+        lambda: folder.create("sub/c", b""),
+        lambda: folder.names("sub"),
+    ):
+        with pytest.raises(Unacceptable, match="got a link out of it"):
+            attempt()
+    assert [f.name for f in (tmp_path / "elsewhere").iterdir()] == ["a"]
+    (tmp_path / "inside").symlink_to(tmp_path / "run")
+    open_folder(tmp_path / "inside").write("a", b"one")
+    assert (tmp_path / "run" / "a").read_bytes() == b"one"
+
+
+def test_no_more_than_asked_for_is_read(tmp_path: Path) -> None:
+    for folder in (open_folder(tmp_path), open_folder(f"memory://much-{time.monotonic_ns()}")):
+        folder.write("a", b"0123")
+        assert folder.read("a", 4) == b"0123"
+        for read in (lambda f=folder: f.read("a", 3), lambda f=folder: f.read_all(["a"], 3)):
+            with pytest.raises(Unacceptable, match="at most 3 bytes"):
+                read()
+
+
+def test_exclusive_creation_and_moving(tmp_path: Path) -> None:
+    for folder in (open_folder(tmp_path), open_folder(f"memory://new-{time.monotonic_ns()}")):
+        assert folder.create("a", b"one")
+        assert not folder.create("a", b"two")
+        assert folder.read("a") == b"one"
+        folder.move("a", "aside/b")
+        assert folder.names("aside") == ["b"]
+        assert not folder.exists("a")
 
 
 def test_a_local_file_is_whole_or_not_there(
