@@ -138,7 +138,8 @@ def test_another_study_is_not_mixed_in(folder: Path, capsys: pytest.CaptureFixtu
     assert main([*SHORT, "--p", "5,11", "--out", str(folder)]) == 2
     assert "belongs to another study" in capsys.readouterr().err
     assert main([*SHORT, "--p", "5", "--out", str(folder)]) == 2
-    assert main(["view", str(folder)]) == 2
+    export = ["export", str(folder), "--format", "notebook", "--file", "nowhere.pkl"]
+    assert main(export) == 2
     assert "expected a sweep, got a study" in capsys.readouterr().err
     assert files(folder) == before
 

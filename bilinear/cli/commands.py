@@ -27,6 +27,7 @@ from bilinear.experiment.schedule import SHAPES, Schedule
 from bilinear.experiment.study import MAX_MODELS, Study, check_size
 
 if TYPE_CHECKING:
+    from bilinear.results.study_results import StudyResults
     from bilinear.results.sweep_results import Results
 
 _Number = TypeVar("_Number", int, float)
@@ -600,8 +601,12 @@ def _view(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     from bilinear.page.write import write_page
+    from bilinear.results.open import load_results
+    from bilinear.results.study_results import StudyResults
 
-    results = _one_sweep(_chosen(args.results))
+    results = load_results(_chosen(args.results))
+    if isinstance(results, StudyResults):
+        return _view_study(results, args)
     print(f"writing a page of {len(results.jobs)} models in {results.folder} …", flush=True)
     path = args.out or results.path / "view.html"
     page = write_page(
@@ -615,14 +620,39 @@ def _view(argv: Sequence[str]) -> int:
     if page.seeds_left_out:
         left = ", ".join(map(str, page.seeds_left_out))
         print(f"left out for size: seeds {left} (--seeds chooses)")
-    opened = not args.no_open and _has_a_screen() and _open(path)
-    how = "opened in the browser" if opened else "open it in a browser, no network needed"
-    print(f"wrote {path}, {page.size / 1e6:.1f} MB: {how}")
+    print(f"wrote {path}, {page.size / 1e6:.1f} MB: {_looked_at(path, args)}")
     return 0
 
 
-def _open(path: str | os.PathLike[str]) -> bool:
-    return webbrowser.open(f"file://{os.path.abspath(path)}")
+# A cell's page takes seconds: of a larger study they are written one at a time, as asked for.
+_CELL_PAGES = 16
+
+
+def _view_study(results: "StudyResults", args: argparse.Namespace) -> int:
+    from bilinear.page.study import write_study_page
+    from bilinear.page.write import write_page
+
+    if args.seeds is not None or args.remainders is not None:
+        raise ConfigError("--seeds, --remainders: expected with a sweep alone, got a study")
+    path = args.out or results.path / "view.html"
+    cells = [cell for cell in results.begun if cell.jobs]
+    if len(cells) <= _CELL_PAGES:
+        for cell in cells:
+            print(f"writing a page of {len(cell.jobs)} models in {cell.folder} …", flush=True)
+            write_page(cell, cell.path / "view.html")
+    else:
+        print(f"{program()} view {results.folder}/cells/… writes the page of a cell")
+    size = write_study_page(results, path)
+    print(f"wrote {path}, {size / 1e3:.0f} kB: {_looked_at(path, args)}")
+    return 0
+
+
+def _looked_at(path: str | os.PathLike[str], args: argparse.Namespace) -> str:
+    """Open a page if somebody is there to look; say what was done, or is to be."""
+    if args.no_open or not _has_a_screen():
+        return "open it in a browser, no network needed"
+    opened = webbrowser.open(f"file://{os.path.abspath(path)}")
+    return "opened in the browser" if opened else "open it in a browser, no network needed"
 
 
 def _has_a_screen() -> bool:

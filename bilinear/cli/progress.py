@@ -146,8 +146,10 @@ def _panel(state: SweepState, console: Console) -> Group:
     for narrowest, widest, _ in row:
         bands.add_column(_band_name(narrowest, widest), justify="right", no_wrap=True)
     bands.add_row(*(_percent(best) for *_, best in row))
+    bar = Table.grid()  # by itself a bar ends without a new line
+    bar.add_row(ProgressBar(total=1.0, completed=state.share, width=min(60, console.width)))
     return Group(
-        ProgressBar(total=1.0, completed=state.share, width=min(60, console.width)),
+        bar,
         Text(state.line()),
         Text("best accuracy so far on all pairs:", style="dim"),
         bands,

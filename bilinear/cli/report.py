@@ -224,6 +224,7 @@ def print_study_summary(console: Console, results: StudyResults) -> None:
         console.print(f"all cells: {', '.join(shared)}", soft_wrap=True)
     print_table(console, rows, first_to_go=("all from",))
     console.print(f"results in {results.folder}", soft_wrap=True)
+    console.print(f"next: {program()} view {results.folder}", soft_wrap=True)
     if not results.complete:
         console.print(f"unfinished: {len(results.begun)} of {len(results.study)} cells begun")
     console.print(Text(_study_answer(cells, varied), style="bold"), soft_wrap=True)

@@ -156,11 +156,22 @@ class SweepConfig:
 
     def differences(self, other: "SweepConfig") -> list[str]:
         """Name the settings in which two configs differ, with both values."""
+        names = [f.name for f in dataclasses.fields(self)]
+        values = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [
-            f"{f.name}: {shown(getattr(self, f.name))} here, {shown(getattr(other, f.name))} there"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != getattr(other, f.name)
+            f"{name}: {_words(here)} here, {_words(there)} there"
+            for name, here, there in values
+            if here != there
         ]
+
+
+def _words(value: object) -> str:
+    """Say a setting as it is typed: 64,32 and not a tuple."""
+    if isinstance(value, tuple):
+        return shown(",".join(map(str, value))).strip("'")
+    if isinstance(value, Schedule):
+        return f"{value.start:g} → {value.end:g} ({value.shape})"
+    return shown(value)
 
 
 def check_modulus(p: int) -> None:

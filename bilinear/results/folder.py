@@ -115,6 +115,13 @@ def open_folder(where: "str | os.PathLike[str] | Folder") -> Folder:
     return UrlFolder.at(text) if "://" in text else LocalFolder(Path(text))
 
 
+def local_path(folder: Folder) -> Path:
+    """Return where a folder is on this machine; raises ResultsError for one at a URL."""
+    if folder.path is None:
+        raise ResultsError(f"path: expected a folder of this machine, got {folder}")
+    return folder.path
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write under another name, force it to disk, rename; raises OSError, leaving nothing."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")

@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear.errors import ConfigError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.study import AXES, Study, cell_name, settings
 from bilinear.results.claim import is_claim
-from bilinear.results.folder import Folder, final_name, open_folder
+from bilinear.results.folder import Folder, final_name, local_path, open_folder
 from bilinear.results.frontier import frontier
 from bilinear.results.sums import SUMS, read_sums, verified, write_summed
 from bilinear.results.sweep_results import (
@@ -58,6 +59,11 @@ class StudyResults:
     def __repr__(self) -> str:
         """Say where, and how many cells have begun."""
         return f"StudyResults({str(self.folder)!r}, {len(self.begun)} of {len(self.study)} cells)"
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is on this machine; raises ResultsError for one at a URL."""
+        return local_path(self.folder)
 
     @cached_property
     def begun(self) -> list[Results]:

@@ -35,7 +35,7 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Job, Parent, Record, Weights
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reference import Model, ModelConfig
-from bilinear.results.folder import Folder, open_folder
+from bilinear.results.folder import Folder, local_path, open_folder
 from bilinear.results.packs import Pack, PackPlan, job_of, model_file, pack_name, pack_of_name
 from bilinear.results.seal import (
     Damaged,
@@ -121,9 +121,7 @@ class Results:
     @property
     def path(self) -> Path:
         """Where the folder is on this machine; raises ResultsError for one at a URL."""
-        if self.folder.path is None:
-            raise ResultsError(f"path: expected a folder of this machine, got {self.folder}")
-        return self.folder.path
+        return local_path(self.folder)
 
     @property
     def complete(self) -> bool:

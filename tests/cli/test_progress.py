@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bilinear.cli.progress import Display, SweepState
+from bilinear.cli.progress import Display, SweepState, _panel
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.record import Finished, Job, Progress, Record, Weights
@@ -58,3 +58,20 @@ def test_plain_lines_in_a_pipe_and_a_panel_on_a_terminal() -> None:
         assert "1/4 models ended, 0 perfect" in text
         assert ("\x1b[" in text) == terminal
         assert ("81.25 %" in text) == terminal  # best accuracy by band: the panel's alone
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_panel_fits_the_terminal_and_keeps_its_digits(width: int) -> None:
+    config = SweepConfig()
+    state = SweepState([config])
+    for d in config.widths:
+        evaluation = Record(config).add(500, 0.1, 0.1, 3072, 1000 + d / 2, -1.0)
+        state.update(0, Progress(Job(d, 0), evaluation))
+    console = Console(width=width, file=io.StringIO())
+    console.print(_panel(state, console))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    assert set(lines[0]) <= {"━", "╸", "╺"}
+    bands = min(8, width // 10)
+    assert len(lines[-2].split()) == bands
+    assert lines[-1].count("%") == bands
