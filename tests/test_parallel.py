@@ -323,9 +323,9 @@ def test_a_sharded_checkpoint_loads_in_one_process(
     torch.testing.assert_close(state, alone[0].state_dict(), rtol=1e-8, atol=1e-9)
 
 
-def test_readme_shows_what_is_trained_here() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    block = next(part for part in readme.split("```") if "bilinear.parallel" in part)
+def test_docs_show_what_is_trained_here() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "layer.md").read_text(encoding="utf-8")
+    block = next(part for part in text.split("```") if "bilinear.parallel" in part)
     names: dict[str, Any] = {"model": transformer(), "mesh": None}
     calls = []
     with pytest.MonkeyPatch.context() as patch:
