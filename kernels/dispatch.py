@@ -93,8 +93,11 @@ def tile(
     """Tile of one kernel for m rows on `device`; tensors elsewhere than on CUDA get sm_90's."""
     capability = (9, 0)
     if device is not None and device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
+        capability = _capability(device)
     return tile_of_class(kernel, m, arithmetic_class(dtype, precision), device_class(capability))
+
+
+_capability = functools.cache(torch.cuda.get_device_capability)
 
 
 def device_class(capability: tuple[int, int]) -> str:
@@ -122,5 +125,9 @@ def table() -> dict[str, Any]:
 
 def tile_of_class(kernel: str, m: int, kind: str, device: str) -> Tile:
     """Tile of one kernel for m rows, by classes of arithmetic and of device."""
-    entry = table()["tiles"][device][kind][kernel]
-    return Tile(**entry["small" if m <= table()["small_m"] else "large"])
+    return _tile(kernel, "small" if m <= table()["small_m"] else "large", kind, device)
+
+
+@functools.cache
+def _tile(kernel: str, rows: str, kind: str, device: str) -> Tile:
+    return Tile(**table()["tiles"][device][kind][kernel][rows])

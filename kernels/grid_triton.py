@@ -215,6 +215,15 @@ class TritonGrid:
         sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _BLOCK}
         launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
 
+    def keep_for(self, stream: torch.cuda.Stream) -> None:
+        """Give no tensor's memory to others before what is enqueued on `stream` by then has ended.
+
+        A lane is let go while its last launch, whose models are all done, may still begin.
+        """
+        for tensor in vars(self).values():
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(stream)
+
     def stop(self, models: Sequence[int]) -> None:
         """Train these no further; on a GPU nothing is waited for."""
         on_gpu = self.device.type == "cuda"

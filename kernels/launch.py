@@ -72,7 +72,13 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def is_wide(*tensors: Tensor | None) -> bool:
     """Whether some element lies further than a 32-bit offset from its tensor's first."""
-    return any(t is not None and _last_offset(t) >= 2**31 for t in tensors)
+    return any(t is not None and _is_wide(t) for t in tensors)
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    if tensor.is_contiguous():  # nearly always, and asked at every launch
+        return tensor.numel() > 2**31
+    return _last_offset(tensor) >= 2**31
 
 
 def _last_offset(tensor: Tensor) -> int:

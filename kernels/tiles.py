@@ -1,6 +1,7 @@
 """The shape of the work of one Triton program."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,14 @@ class Tile:
         Kernels of the layer keep block_m whatever their rows: a user of varying M would meet the
         compiler at each power of two, and rows past M are only masked.
         """
-        blocks = {f"block_{name}": extent for name, extent in extents.items()}
-        fitted = {name: min(getattr(self, name), cover(most)) for name, most in blocks.items()}
-        return replace(self, **fitted)
+        return _fitted(self, tuple(extents.items()))
+
+
+@lru_cache(4096)
+def _fitted(tile: Tile, extents: tuple[tuple[str, int], ...]) -> Tile:
+    blocks = {f"block_{name}": extent for name, extent in extents}
+    fitted = {name: min(getattr(tile, name), cover(most)) for name, most in blocks.items()}
+    return replace(tile, **fitted)
 
 
 def cover(extent: int) -> int:

@@ -36,7 +36,6 @@ METRICS = [
     "smsp__inst_executed_op_local_st.sum",
     *(f"smsp__average_warps_issue_stalled_{stall}_per_issue_active.ratio" for stall in _STALLS),
 ]
-_STEPS = 20
 
 
 def items(visit: Visit) -> list[Item]:
@@ -82,17 +81,19 @@ def read(output: str) -> dict[str, str]:
 def _training(device: torch.device, d: int) -> None:
     from bilinear.experiment.config import SweepConfig
     from bilinear.experiment.record import Job
-    from bilinear.training.gpu import make_grid
+    from bilinear.kernels.grid_triton import chunks_of
+    from bilinear.training.gpu import make_grid, recipe_of
 
     on_gpu = device.type == "cuda"
-    p, seeds, steps = (64, 128, _STEPS) if on_gpu else (5, 1, 1)
+    p, seeds = (64, 128) if on_gpu else (5, 1)
     config = SweepConfig(
         p=p, widths=(min(d, p),), seeds=tuple(range(seeds)), steps=1000, hold=10**6, remainders=()
     )
-    grid = make_grid(config, [Job(min(d, p), seed) for seed in range(seeds)], device)
+    jobs = [Job(min(d, p), seed) for seed in range(seeds)]
+    grid = make_grid(config, jobs, device, chunks_of(recipe_of(config)))
     models = torch.arange(seeds, dtype=torch.int32, device=device)
     for _ in range(2):
-        grid.run(models, steps)
+        grid.step(models)
 
 
 def _dual(device: torch.device) -> None:
@@ -107,8 +108,8 @@ def _dual(device: torch.device) -> None:
 
 
 RUNS: dict[str, tuple[str, Callable[[torch.device], None]]] = {
-    "training, d = 16": ("grid_run_kernel", lambda device: _training(device, 16)),
-    "training, d = 64": ("grid_run_kernel", lambda device: _training(device, 64)),
+    "training, d = 16": ("grid_step_kernel", lambda device: _training(device, 16)),
+    "training, d = 64": ("grid_step_kernel", lambda device: _training(device, 64)),
     "dual forward, 16384 x 512 x 512, bf16": ("dual_kernel", _dual),
 }
 

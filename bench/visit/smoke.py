@@ -95,7 +95,10 @@ def cases(device: torch.device) -> dict[str, Callable[[], tuple[Pairs, float]]]:
     for p, d, batch in ((7, 5, 0), (7, 20, 0), (67, 4, 0), (11, 4, 20)):
         label = f"training p={p} d={d}" + (f" batch={batch}" if batch else "")
         found[label] = lambda p=p, d=d, b=batch: _training(p, d, b, device)  # type: ignore[misc]
-    found["training, a launch a step"] = lambda: _training(7, 5, 0, device, launches=True)
+    # As the sweep trains; the interpreter takes its time for what a device has wgmma for.
+    for p, d in ((7, 5), *(((64, 16), (64, 20), (64, 64)) if device.type == "cuda" else ())):
+        label = f"training p={p} d={d}, launches a step"
+        found[label] = lambda p=p, d=d: _training(p, d, 0, device, launches=True)  # type: ignore[misc]
     return found
 
 
@@ -170,7 +173,7 @@ def _training(
     start = [torch.randn(size) / 3 for size in ((d, 2 * p), (d, 2 * p), (p, d))]
     grid = TritonGrid(
         how, [(start[0], start[1], start[2])], [split.pairs], [0], [7], device,
-        chunks=2 if launches else 1,
+        chunks=4 if launches else 1,
     )  # fmt: skip
     models = torch.zeros(1, dtype=torch.int32, device=device)
     if launches:

@@ -9,7 +9,10 @@ from typing import Any
 from bench.visit.commands import Done, run
 from bench.visit.items import Item, Visit
 
-_KERNELS = [f"tests/kernels/test_{name}.py" for name in ("grid_triton", "mlp", "dual", "pointwise")]
+_KERNELS = [
+    f"tests/kernels/test_{name}.py"
+    for name in ("grid_triton", "mlp", "dual", "pointwise", "partials")
+]
 # name: (what pytest is given, the most seconds)
 _SETS: dict[str, tuple[list[str], float]] = {
     "kernels": (_KERNELS, 270.0),

@@ -6,14 +6,14 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer.call import TRANSFORMED, Call, Detail, Gradients
+from bilinear.layer.call import PLAIN, TRANSFORMED, Call, Detail, Gradients
 
 NAME = "triton"
 # Triton reads the same variable when it decorates a kernel, so a later change would not count.
@@ -63,6 +63,12 @@ def detail(call: Call, direction: str) -> Detail:
 
 
 def _plan(call: Call, direction: str, *, saved: bool = False) -> Detail:
+    """Looked up where such a call came before: traced ones may hold sizes that have no hash."""
+    make = _known_plan if call.context == PLAIN else _new_plan
+    return make(call, direction, saved)
+
+
+def _new_plan(call: Call, direction: str, saved: bool) -> Detail:
     from bilinear.kernels import dispatch
 
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
@@ -74,6 +80,7 @@ def _plan(call: Call, direction: str, *, saved: bool = False) -> Detail:
     return Detail(plan.path, plan.config, plan.reason)
 
 
+_known_plan = lru_cache(4096)(_new_plan)
 _capability = cache(torch.cuda.get_device_capability)
 
 

@@ -249,6 +249,7 @@ class _Lane:
         self._interactions: dict[Job, Tensor] = {}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
+            self._grid.keep_for(self._stream)
         with self._on(self._stream):
             self._steps = _Steps(self._grid, a_step)
 

@@ -144,6 +144,10 @@ def test_offsets_beyond_32_bits_are_seen():
     assert launch.is_wide(torch.empty_strided((2, 9), (2**31, 1), device="meta"))
     assert launch.is_wide(None, torch.empty(2**20, 2**11 + 1, device="meta"))
     assert not launch.is_wide(torch.empty(2**20, 2**11, device="meta").expand(2**20, 2**11))
+    # The cheap answer for contiguous tensors is that of the strides.
+    for rows in (2**20, 2**20 + 1):
+        tensor = torch.empty(rows, 2**11, device="meta")
+        assert launch.is_wide(tensor) == (launch._last_offset(tensor) >= 2**31) == (rows > 2**20)
 
 
 def test_kernels_with_wide_offsets(monkeypatch):

@@ -14,7 +14,7 @@ from torch import Tensor
 from bilinear import Bilinear, explain
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.kernels import dispatch, dual, mlp, pointwise
-from bilinear.layer import custom_ops, eager, select
+from bilinear.layer import custom_ops, eager, select, triton_kernels
 from bilinear.layer.gates import GATES
 
 # Triton's interpreter reads one-element arrays in a way that NumPy is about to stop taking.
@@ -33,6 +33,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     monkeypatch.setattr(dispatch, "choose", choose)
     select._chosen.clear()
+    triton_kernels._known_plan.cache_clear()
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
     yield wanted
     torch.use_deterministic_algorithms(False)
