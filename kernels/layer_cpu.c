@@ -35,13 +35,13 @@
 /* Panels of one more row than they hold: a stride of 4096 bytes would fill a few sets of the cache. */
 #define PANEL_FLOATS(rows) (((rows) + 1) * PANEL)
 
-#define CHUNK 128 /* of a long sum; a multiple of 16 */
+#define CHUNK 256 /* of a long sum; a multiple of 16 */
 #define MOST_BLOCK_ROWS 384
 #define FEWEST_BLOCK_ROWS 16
-#define WANTED_BLOCKS 32
 #define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */
 #define MOST_SHARES 16
-#define MOST_SHARED_FLOATS (INT64_C(1) << 22)
+#define SHARE_ROWS 256
+#define LARGE_SUMS (INT64_C(1) << 17) /* floats */
 /* Below so many multiplications a second thread costs more than it takes over. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
 
@@ -195,13 +195,24 @@ static Work backward_work(int isa) {
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Rows of a block: what fits the cache, fewer where that would leave threads without work. */
+/* Shares of the rows: few enough that to form a share's products takes longer than to write its
+ * sums and to add them, which are as large as the weights. */
+static int64_t shares_of(const Task *t) {
+    const Layer *l = &t->layer;
+    int64_t sums = 2 * t->d16 * t->d_in16 + t->d16 * t->d_out16;
+    int64_t rows = sums > LARGE_SUMS ? 2 * SHARE_ROWS : SHARE_ROWS;
+    int64_t fewest = l->m >= 4 * FEWEST_BLOCK_ROWS ? 2 : 1;
+    return least(MOST_SHARES, most(fewest, l->m / rows));
+}
+
+/* Rows of a block: a share's, in equal blocks that fit the cache. */
 static int64_t block_rows(const Task *t) {
     const Layer *l = &t->layer;
     int64_t floats = t->d_in16 + 2 * t->d16 + (l->d_out ? t->d_out16 + t->d16 : 0);
-    int64_t fitting = BLOCK_BYTES / (4 * floats) / 8 * 8;
-    int64_t wanted = (l->m / WANTED_BLOCKS + 7) / 8 * 8;
-    return least(MOST_BLOCK_ROWS, most(FEWEST_BLOCK_ROWS, least(fitting, wanted)));
+    int64_t fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, BLOCK_BYTES / (4 * floats)));
+    int64_t rows = most(1, (l->m + t->shares - 1) / t->shares);
+    int64_t blocks = (rows + fitting - 1) / fitting;
+    return ((rows + blocks - 1) / blocks + 1) / 2 * 2;
 }
 
 static void plan(Task *t, int threads, int is_backward) {
@@ -209,21 +220,21 @@ static void plan(Task *t, int threads, int is_backward) {
     t->d_in16 = PADDED(l->d_in);
     t->d16 = PADDED(l->d);
     t->d_out16 = PADDED(l->d_out);
+    t->shares = shares_of(t);
     t->block = block_rows(t);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);
     t->w_t_stride = PANEL_FLOATS(l->d_in);
     t->w_n_stride = PANEL_FLOATS(2 * t->d16);
     t->w_p_t_stride = PANEL_FLOATS(l->d);
-    t->w_p_n_stride = PANEL_FLOATS(most(l->d_out, t->d_out16));
+    t->w_p_n_stride = PANEL_FLOATS(l->d_out);
     int64_t panels = t->d_in16 + 2 * t->d16 + (l->d_out ? t->d_out16 + t->d16 : 0);
     t->thread_floats = panels / PANEL * t->block_stride + 64;
-    t->sums_dw_p = l->dweight ? t->d_in16 / PANEL * t->w_n_stride : 0;
-    t->sums_dbias = t->sums_dw_p + (l->dw_p ? t->d16 / PANEL * t->w_p_n_stride : 0);
+    t->sums_dw_p = l->dweight ? 2 * t->d16 * t->d_in16 : 0;
+    t->sums_dbias = t->sums_dw_p + (l->dw_p ? t->d_out16 * t->d16 : 0);
     t->sums_db_p = t->sums_dbias + 2 * t->d16;
     t->sums_floats = t->sums_db_p + t->d_out16;
-    int64_t fitting = most(1, MOST_SHARED_FLOATS / t->sums_floats);
-    t->shares = least(least(t->blocks, MOST_SHARES), fitting);
+    t->shares = least(t->shares, t->blocks);
     int64_t work = l->m * l->d * (2 * l->d_in + l->d_out) * (is_backward ? 2 : 1);
     int64_t units = is_backward ? t->shares : t->blocks;
     t->threads = (int)least(least(threads, units), work / LEAST_WORK_A_THREAD);

@@ -24,7 +24,9 @@ def _import() -> ModuleType | None:
 
 _compiled: Any = _import()
 _best_isa: int = -1 if _compiled is None else _compiled.best_isa()
+# Names of this module's: a call of few rows takes microseconds, and each attribute costs some.
 _get_num_threads = torch.get_num_threads
+_empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
 
 def unavailable_because(dtype: torch.dtype, gate: str) -> str:
@@ -107,13 +109,13 @@ def backward(
     two_d = weight.shape[0]
     d_out = 0 if w_p is None else w_p.shape[0]
     need_x, need_weight, need_bias, need_w_p, need_b_p = needs
-    dx = x.new_empty((m, d_in)) if need_x else None
-    dweight = x.new_empty((two_d, d_in)) if need_weight else None
-    dbias = x.new_empty(two_d) if need_bias else None
-    dw_p = x.new_empty((d_out, two_d // 2)) if need_w_p else None
-    db_p = x.new_empty(d_out) if need_b_p else None
     dout, x, weight = _unnegated(dout), _unnegated(x), _dense(weight)
     bias, w_p = None if bias is None else _dense(bias), None if w_p is None else _dense(w_p)
+    dx = _empty_like(x, memory_format=_CONTIGUOUS) if need_x else None
+    dweight = _empty_like(weight) if need_weight else None
+    dbias = x.new_empty(two_d) if need_bias else None
+    dw_p = _empty_like(w_p) if need_w_p and w_p is not None else None
+    db_p = x.new_empty(d_out) if need_b_p else None
     _compiled.backward(
         isa, _get_num_threads(), _DTYPES[x.dtype], _GATES[gate], m, d_in, two_d // 2, d_out,
         x.data_ptr(), *x.stride(),
@@ -137,5 +139,5 @@ def _unnegated(tensor: Tensor) -> Tensor:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    tensor = _unnegated(tensor)
+    tensor = tensor.resolve_neg() if tensor.is_neg() else tensor
     return tensor if tensor.is_contiguous() else tensor.contiguous()

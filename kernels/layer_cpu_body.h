@@ -20,6 +20,8 @@ typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 
 INLINE vf N(load)(const float *x) { return *(const vf *)x; }
 INLINE void N(store)(float *x, vf v) { *(vf *)x = v; }
+INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
+INLINE void N(store_anywhere)(float *x, vf v) { *(N(loose) *)x = v; }
 INLINE vf N(splat)(float x) { return x - (vf){0}; }
 INLINE vf N(pick)(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 #define load N(load)
@@ -34,8 +36,7 @@ static void N(read16)(float *to, const char *at, int64_t index, int64_t stride, 
     if (dtype == FLOAT32) {
         const float *from = (const float *)at + index;
         if (stride == 1 && count == PANEL) {
-            UNROLL for (int i = 0; i < PANEL; i += LANES)
-                store(to + i, *(const N(loose) *)(from + i));
+            UNROLL for (int i = 0; i < PANEL; i += LANES) store(to + i, N(load_anywhere)(from + i));
             return;
         }
         for (int64_t i = 0; i < count; i++) to[i] = from[i * stride];
@@ -72,7 +73,7 @@ static void N(write_part)(char *at, int64_t index, const float *from, int64_t co
 
 INLINE void N(write)(char *at, int64_t index, vf v, int64_t count, int dtype) {
     if (dtype == FLOAT32 && count >= LANES) {
-        *(N(loose) *)((float *)at + index) = v;
+        N(store_anywhere)((float *)at + index, v);
         return;
     }
     float part[LANES] __attribute__((aligned(64)));
@@ -82,24 +83,34 @@ INLINE void N(write)(char *at, int64_t index, vf v, int64_t count, int dtype) {
 
 /* --- Panels. --- */
 
+/* Rows of 16 floats each, `stride` apart, one after the other. */
+static void N(copy_panel)(float *to, const float *from, int64_t stride, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++, to += PANEL, from += stride)
+        UNROLL for (int i = 0; i < PANEL; i += LANES) store(to + i, N(load_anywhere)(from + i));
+}
+
 /* (rows, columns) at `from` to panels of 16 columns. */
 static void N(pack)(float *to, int64_t stride, View from, int64_t rows, int64_t columns, int dtype) {
     for (int64_t c = 0; c < columns; c += PANEL, to += stride) {
         int64_t count = columns - c < PANEL ? columns - c : PANEL;
+        if (dtype == FLOAT32 && from.column == 1 && count == PANEL) {
+            N(copy_panel)(to, (const float *)from.at + c, from.row, rows);
+            continue;
+        }
         for (int64_t r = 0; r < rows; r++)
             N(read16)(to + r * PANEL, from.at, r * from.row + c * from.column, from.column, count,
                       dtype);
     }
 }
 
-/* Square of LANES × LANES at `from`, rows 16 floats apart, transposed to `to`. */
-INLINE void N(transpose)(float *to, const float *from) {
+/* Square of LANES × LANES at `from`, its rows `stride` apart, transposed to `to`, 16 apart. */
+INLINE void N(transpose)(float *to, const float *from, int64_t stride) {
 #ifdef __clang__
     for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < LANES; j++) to[i * PANEL + j] = from[j * PANEL + i];
+        for (int j = 0; j < LANES; j++) to[i * PANEL + j] = from[j * stride + i];
 #else
     vf rows[LANES];
-    UNROLL for (int i = 0; i < LANES; i++) rows[i] = load(from + i * PANEL);
+    UNROLL for (int i = 0; i < LANES; i++) rows[i] = N(load_anywhere)(from + i * stride);
     UNROLL for (int half = 1; half < LANES; half *= 2) {
         vi low, high;
         UNROLL for (int i = 0; i < LANES; i++) {
@@ -123,13 +134,19 @@ static void N(pack_transposed)(float *to, const char *from, int64_t first, int64
     float square[PANEL * PANEL] __attribute__((aligned(64))) = {0};
     float turned[PANEL * PANEL] __attribute__((aligned(64)));
     for (int64_t c = 0; c < columns; c += PANEL) {
-        int64_t count = columns - c < PANEL ? columns - c : PANEL;
-        for (int64_t r = 0; r < rows; r++)
-            N(read16)(square + r * PANEL, from, (first + r) * columns + c, 1, count, dtype);
+        int64_t count = columns - c < PANEL ? columns - c : PANEL, stride = PANEL;
+        const float *source = square;
+        if (dtype == FLOAT32 && count == PANEL && rows == PANEL) {
+            source = (const float *)from + first * columns + c;
+            stride = columns;
+        } else {
+            for (int64_t r = 0; r < rows; r++)
+                N(read16)(square + r * PANEL, from, (first + r) * columns + c, 1, count, dtype);
+        }
         float *here = count == PANEL ? to + c * PANEL : turned;
-        for (int r = 0; r < PANEL; r += LANES)
-            for (int k = 0; k < PANEL; k += LANES)
-                N(transpose)(here + k * PANEL + r, square + r * PANEL + k);
+        UNROLL for (int r = 0; r < PANEL; r += LANES)
+            UNROLL for (int k = 0; k < PANEL; k += LANES)
+                N(transpose)(here + k * PANEL + r, source + r * stride + k, stride);
         if (count < PANEL) memcpy(to + c * PANEL, turned, (size_t)count * PANEL * 4);
     }
 }
@@ -270,7 +287,7 @@ typedef struct {
 /* c (MR, NV) = A B over one chunk of k, or += unless it is the first; and then + `last`, if given. */
 INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end, const float *a,
                     int64_t a_stride, const float *const *columns, int is_first,
-                    const float *const *last, float *c) {
+                    const float *const *last, float *c, int64_t c_row) {
     vf acc[TILE_ROWS][VECTORS];
     const float *b[VECTORS];
     UNROLL for (int v = 0; v < NV; v++) b[v] = columns[v];
@@ -288,16 +305,16 @@ INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end,
     }
     UNROLL for (int m = 0; m < MR; m++)
         UNROLL for (int v = 0; v < NV; v++) {
-            float *to = c + (m * VECTORS + v) * LANES;
-            if (!is_first) acc[m][v] += load(to);
+            float *to = c + m * c_row + v * LANES;
+            if (!is_first) acc[m][v] += N(load_anywhere)(to);
             if (last) acc[m][v] += load(last[v]);
-            store(to, acc[m][v]);
+            N(store_anywhere)(to, acc[m][v]);
         }
 }
 
 #define TILE(MR, NV)                                                               \
-    if (turned) N(tile)(MR, NV, 1, k, a, a_stride, columns, is_first, last, c);    \
-    else N(tile)(MR, NV, 0, k, a, a_stride, columns, is_first, last, c);           \
+    if (turned) N(tile)(MR, NV, 1, k, a, a_stride, columns, is_first, last, c, c_row); \
+    else N(tile)(MR, NV, 0, k, a, a_stride, columns, is_first, last, c, c_row);        \
     break;
 #define TILE_OF(NV)                    \
     switch (rows) {                    \
@@ -313,7 +330,8 @@ INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end,
 static __attribute__((noinline)) void N(any_tile)(int64_t rows, int64_t vectors, int turned,
                                                   int64_t k, const float *a, int64_t a_stride,
                                                   const float *const *columns, int is_first,
-                                                  const float *const *last, float *c) {
+                                                  const float *const *last, float *c,
+                                                  int64_t c_row) {
     switch (vectors) {
 #if VECTORS == 4
         case 4: TILE_OF(4)
@@ -324,10 +342,12 @@ static __attribute__((noinline)) void N(any_tile)(int64_t rows, int64_t vectors,
     }
 }
 
-/* C (rows ≤ 6, vectors) = A B + start, for A's rows from `a` on and B's vectors at `columns`. Long
- * sums go in chunks, which are then added: they round less. */
+/* C (rows ≤ 6, vectors), its rows `c_row` apart, = A B + start, for A's rows from `a` on and B's
+ * vectors at `columns`; += unless `is_first`. Long sums go in chunks, which are then added: they
+ * round less. */
 static void N(multiply)(const Factors *f, int64_t rows, int64_t vectors, const float *a,
-                        const float *const *columns, const float *const *start, float *c) {
+                        const float *const *columns, const float *const *start, int is_first,
+                        float *c, int64_t c_row) {
     for (int64_t part = 0; part < f->parts; part++)
         for (int64_t k = 0; k < f->k; k += CHUNK) {
             const float *at[VECTORS] = {0};
@@ -337,7 +357,7 @@ static void N(multiply)(const Factors *f, int64_t rows, int64_t vectors, const f
             int64_t length = f->k - k < CHUNK ? f->k - k : CHUNK;
             int is_last = part == f->parts - 1 && k + CHUNK >= f->k;
             N(any_tile)(rows, vectors, f->a_is_turned, length, a_at, f->a_stride, at,
-                        part == 0 && k == 0, is_last ? start : 0, c);
+                        is_first && part == 0 && k == 0, is_last ? start : 0, c, c_row);
         }
 }
 
@@ -388,34 +408,55 @@ INLINE float *N(in_panels)(float *panels, int64_t stride, int64_t row, int64_t c
     return panels + column / PANEL * stride + row * PANEL + column % PANEL;
 }
 
-/* [L, R] of a tile, columns from `column` on in each half: to memory, to panels, or as h. */
-static void N(take_preact)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
-                           int64_t column, int64_t vectors, int is_forward) {
+/* A tile of C that is taken from a buffer. */
+#define BUFFER_ROW (VECTORS * LANES)
+#define BUFFER __attribute__((aligned(64))) float c[TILE_ROWS * BUFFER_ROW]
+
+/* [L, R] of a vector of rows to memory if asked to, and h to memory or to panels. */
+INLINE void N(take_forward)(const Task *t, const Block *b, const float *left, const float *right,
+                            int64_t row, int64_t rows, int64_t column) {
     const Layer *l = &t->layer;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t v = 0; v < vectors; v++) {
-            const float *at = c + (i * VECTORS + v) * LANES;
-            vf left = load(at), right = load(at + vectors * LANES);
-            int64_t j = column + v * LANES, r = b->first + row + i, count = l->d - j;
-            if (!is_forward) {
-                store(N(in_panels)(b->preact, b->stride, row + i, j), left);
-                store(N(in_panels)(b->preact, b->stride, row + i, t->d16 + j), right);
-                continue;
-            }
-            if (count <= 0) continue; /* padding */
+    int64_t index = b->first + row, count = l->d - column;
+    float *h = l->d_out ? N(in_panels)(b->h, b->stride, row, column) : 0;
+    if (count <= 0) return; /* padding */
+    if (l->dtype == FLOAT32 && count >= LANES && l->gate == IDENTITY) {
+        float *preact = (float *)l->preact + index * 2 * l->d + column;
+        float *to = h ? h : (float *)l->out + index * l->d + column;
+        int64_t to_row = h ? PANEL : l->d;
+        for (int64_t i = 0; i < rows; i++, left += BUFFER_ROW, right += BUFFER_ROW) {
+            vf x = load(left), y = load(right);
             if (l->preact) {
-                N(write)(l->preact, r * 2 * l->d + j, left, count, l->dtype);
-                N(write)(l->preact, (r * 2 + 1) * l->d + j, right, count, l->dtype);
+                N(store_anywhere)(preact + i * 2 * l->d, x);
+                N(store_anywhere)(preact + (i * 2 + 1) * l->d, y);
             }
-            vf h = N(product)(left, right, l->gate);
-            if (l->d_out) store(N(in_panels)(b->h, b->stride, row + i, j), h);
-            else N(write)(l->out, r * l->d + j, h, count, l->dtype);
+            N(store_anywhere)(to + i * to_row, x * y);
         }
+        return;
+    }
+    for (int64_t i = 0; i < rows; i++, index++, left += BUFFER_ROW, right += BUFFER_ROW) {
+        vf x = load(left), y = load(right);
+        if (l->preact) {
+            N(write)(l->preact, index * 2 * l->d + column, x, count, l->dtype);
+            N(write)(l->preact, (index * 2 + 1) * l->d + column, y, count, l->dtype);
+        }
+        if (h) store(h + i * PANEL, N(product)(x, y, l->gate));
+        else N(write)(l->out, index * l->d + column, N(product)(x, y, l->gate), count, l->dtype);
+    }
+}
+
+INLINE void N(take_panels)(const Task *t, const Block *b, const float *left, const float *right,
+                           int64_t row, int64_t rows, int64_t column) {
+    float *to_left = N(in_panels)(b->preact, b->stride, row, column);
+    float *to_right = N(in_panels)(b->preact, b->stride, row, t->d16 + column);
+    for (int64_t i = 0; i < rows; i++) {
+        store(to_left + i * PANEL, load(left + i * BUFFER_ROW));
+        store(to_right + i * PANEL, load(right + i * BUFFER_ROW));
+    }
 }
 
 /* [L, R] = x Wᵀ + bias; a tile has as many vectors of L as of R. */
 static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
-    float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
+    BUFFER;
     Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, t->layer.d_in, 1, 0, 0, 0};
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS / 2) {
@@ -428,68 +469,50 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
             int64_t rows = fewer(b->rows - i, TILE_ROWS);
-            N(multiply)(&f, rows, 2 * n, N(row_of_a)(&f, i), columns, start, c);
-            N(take_preact)(t, b, c, i, rows, j * LANES, n, is_forward);
+            N(multiply)(&f, rows, 2 * n, N(row_of_a)(&f, i), columns, start, 1, c, BUFFER_ROW);
+            for (int64_t v = 0; v < n; v++) {
+                const float *left = c + v * LANES, *right = left + n * LANES;
+                if (is_forward) N(take_forward)(t, b, left, right, i, rows, (j + v) * LANES);
+                else N(take_panels)(t, b, left, right, i, rows, (j + v) * LANES);
+            }
         }
     }
 }
 
-/* What becomes of a tile of C: rows from `row` on, vectors from column `column` on. */
-typedef void N(Taker)(const Task *, const Block *, const float *c, int64_t row, int64_t rows,
-                      int64_t column, int64_t vectors);
-
-/* C = A B + start for a block's rows and `columns` columns, tile by tile. */
-INLINE void N(for_tiles)(const Task *t, const Block *b, const Factors *f, int64_t columns,
-                         const float *first, N(Taker) *taker) {
-    float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
-    int64_t vectors = (columns + LANES - 1) / LANES;
+/* C = A B + start for a block's rows to memory, (m, width). */
+static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f,
+                                 const float *first, char *to, int64_t width) {
+    BUFFER;
+    int64_t vectors = (width + LANES - 1) / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = fewer(vectors - j, VECTORS);
+        int in_place = t->layer.dtype == FLOAT32 && (j + n) * LANES <= width;
         const float *at[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < n; v++) {
             at[v] = N(column_of_b)(f, j + v);
             start[v] = first + (j + v) * LANES;
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS);
-            N(multiply)(f, rows, n, N(row_of_a)(f, i), at, first ? start : 0, c);
-            taker(t, b, c, i, rows, j * LANES, n);
+            int64_t rows = fewer(b->rows - i, TILE_ROWS), index = (b->first + i) * width + j * LANES;
+            N(multiply)(f, rows, n, N(row_of_a)(f, i), at, first ? start : 0, 1,
+                        in_place ? (float *)to + index : c, in_place ? width : BUFFER_ROW);
+            for (int64_t r = 0; !in_place && r < rows; r++)
+                for (int64_t v = 0; v < n; v++)
+                    N(write)(to, index + r * width + v * LANES,
+                             load(c + r * BUFFER_ROW + v * LANES), width - (j + v) * LANES,
+                             t->layer.dtype);
         }
     }
 }
 
-INLINE void N(write_tile)(char *to, int64_t width, const Task *t, const Block *b, const float *c,
-                          int64_t row, int64_t rows, int64_t column, int64_t vectors) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t v = 0; v < vectors; v++) {
-            int64_t j = column + v * LANES, index = (b->first + row + i) * width + j;
-            N(write)(to, index, load(c + (i * VECTORS + v) * LANES), width - j, t->layer.dtype);
-        }
-}
-
-static void N(take_out)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
-                        int64_t column, int64_t vectors) {
-    N(write_tile)(t->layer.out, t->layer.d_out, t, b, c, row, rows, column, vectors);
-}
-
-static void N(take_dx)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
-                       int64_t column, int64_t vectors) {
-    N(write_tile)(t->layer.dx, t->layer.d_in, t, b, c, row, rows, column, vectors);
-}
-
-/* dh of one vector: [L, R] becomes [dL, dR]. */
-INLINE void N(give_dh)(const Task *t, const Block *b, vf dh, int64_t row, int64_t column) {
+/* dh of one vector of rows, `dh_row` apart: [L, R] becomes [dL, dR]. */
+INLINE void N(take_dh)(const Task *t, const Block *b, const float *dh, int64_t dh_row, int64_t row,
+                       int64_t rows, int64_t column) {
     float *left = N(in_panels)(b->preact, b->stride, row, column);
     float *right = N(in_panels)(b->preact, b->stride, row, t->d16 + column);
     float *h = t->layer.dw_p ? N(in_panels)(b->h, b->stride, row, column) : 0;
-    N(product_backward)(left, right, dh, h, t->layer.gate);
-}
-
-static void N(take_dh)(const Task *t, const Block *b, const float *c, int64_t row, int64_t rows,
-                       int64_t column, int64_t vectors) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t v = 0; v < vectors; v++)
-            N(give_dh)(t, b, load(c + (i * VECTORS + v) * LANES), row + i, column + v * LANES);
+    for (int64_t i = 0; i < rows; i++, left += PANEL, right += PANEL, h += h ? PANEL : 0)
+        N(product_backward)(left, right, N(load_anywhere)(dh + i * dh_row), h, t->layer.gate);
 }
 
 /* --- Forward. --- */
@@ -500,7 +523,7 @@ static void N(forward_block)(const Task *t, const Block *b) {
     N(form_preact)(t, b, 1);
     if (!l->d_out) return;
     Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, l->d, 1, 0, 0, 0};
-    N(for_tiles)(t, b, &f, l->d_out, t->b_p, N(take_out));
+    N(product_to_memory)(t, b, &f, t->b_p, l->out, l->d_out);
 }
 
 /* One panel of Wᵀ, of either half. */
@@ -548,27 +571,19 @@ static void N(forward)(void *task) {
 
 /* --- Backward. --- */
 
-/* sums (panels of `b_columns`, rows) += Aᵀ B over a block, or = for a share's first. */
+/* sums (a_columns, b_columns), its rows `sums_row` apart, += Aᵀ B over a block, or = for the first. */
 static void N(add_products)(const Block *b, const float *a, int64_t a_columns, const float *from,
-                            int64_t b_columns, float *sums, int64_t sums_stride, int is_first) {
-    float c[TILE_ROWS * VECTORS * LANES] __attribute__((aligned(64)));
+                            int64_t b_columns, float *sums, int64_t sums_row, int is_first) {
     int64_t vectors = (b_columns + LANES - 1) / LANES;
     Factors f = {0, from, 0, b->stride, b->rows, 1, 0, 0, 1};
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = fewer(vectors - j, VECTORS);
         const float *at[VECTORS];
         for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
-        for (int64_t i = 0; i < a_columns;) {
-            int64_t rows = fewer(fewer(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
-            const float *a_at = a + i / PANEL * b->stride + i % PANEL;
-            N(multiply)(&f, rows, n, a_at, at, 0, c);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t v = 0; v < n; v++) {
-                    float *to = N(in_panels)(sums, sums_stride, i + r, (j + v) * LANES);
-                    vf more = load(c + (r * VECTORS + v) * LANES);
-                    store(to, is_first ? more : load(to) + more);
-                }
-            i += rows;
+        for (int64_t i = 0, rows; i < a_columns; i += rows) {
+            rows = fewer(fewer(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
+            N(multiply)(&f, rows, n, a + i / PANEL * b->stride + i % PANEL, at, 0, is_first,
+                        sums + i * sums_row + j * LANES, sums_row);
         }
     }
 }
@@ -594,12 +609,37 @@ static void N(take_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
     View from = N(rows_of)(l->dout, b->first, l->dtype);
     float dh[PANEL] __attribute__((aligned(64)));
-    for (int64_t c = 0; c < l->d; c += PANEL)
+    for (int64_t c = 0; c < l->d; c += PANEL) {
+        int64_t count = fewer(PANEL, l->d - c);
+        if (l->dtype == FLOAT32 && from.column == 1 && count == PANEL) {
+            for (int64_t i = 0; i < PANEL; i += LANES)
+                N(take_dh)(t, b, (const float *)from.at + c + i, from.row, 0, b->rows, c + i);
+            continue;
+        }
         for (int64_t r = 0; r < b->rows; r++) {
             int64_t index = r * from.row + c * from.column;
-            N(read16)(dh, from.at, index, from.column, fewer(PANEL, l->d - c), l->dtype);
-            for (int64_t i = 0; i < PANEL; i += LANES) N(give_dh)(t, b, load(dh + i), r, c + i);
+            N(read16)(dh, from.at, index, from.column, count, l->dtype);
+            for (int64_t i = 0; i < PANEL; i += LANES) N(take_dh)(t, b, dh + i, 0, r, 1, c + i);
         }
+    }
+}
+
+/* dh = dout W_p, a tile at a time. */
+static void N(form_dh)(const Task *t, const Block *b) {
+    BUFFER;
+    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, t->layer.d_out, 1, 0, 0, 0};
+    int64_t vectors = t->d16 / LANES;
+    for (int64_t j = 0; j < vectors; j += VECTORS) {
+        int64_t n = fewer(vectors - j, VECTORS);
+        const float *at[VECTORS];
+        for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
+        for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
+            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            N(multiply)(&f, rows, n, N(row_of_a)(&f, i), at, 0, 1, c, BUFFER_ROW);
+            for (int64_t v = 0; v < n; v++)
+                N(take_dh)(t, b, c + v * LANES, BUFFER_ROW, i, rows, (j + v) * LANES);
+        }
+    }
 }
 
 /* [L, R] of the block, then h where it is needed, and [dL, dR] in their place. */
@@ -614,18 +654,15 @@ static void N(form_dpreact)(const Task *t, const Block *b) {
     } else {
         N(form_preact)(t, b, 0);
     }
-    if (!l->d_out) {
-        N(take_dout)(t, b);
-        return;
-    }
-    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, l->d_out, 1, 0, 0, 0};
-    N(for_tiles)(t, b, &f, t->d16, 0, N(take_dh));
+    if (l->d_out) N(form_dh)(t, b);
+    else N(take_dout)(t, b);
 }
 
 static void N(form_dx)(const Task *t, const Block *b) {
-    int64_t half = t->d16 / PANEL * b->stride;
-    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, t->layer.d, 2, half, t->d16 * PANEL, 0};
-    N(for_tiles)(t, b, &f, t->layer.d_in, 0, N(take_dx));
+    int64_t d = t->layer.d, half = t->d16 / PANEL * b->stride;
+    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, d, 2, half, t->d16 * PANEL, 0};
+    if (d == t->d16) f.k = 2 * d, f.parts = 1; /* no padding between dL and dR */
+    N(product_to_memory)(t, b, &f, 0, t->layer.dx, t->layer.d_in);
 }
 
 static void N(backward_block)(const Task *t, const Block *b, float *sums, int is_first) {
@@ -638,14 +675,13 @@ static void N(backward_block)(const Task *t, const Block *b, float *sums, int is
     for (int64_t side = 0; side < 2; side++) {
         const float *dpreact = b->preact + side * half;
         if (l->dweight)
-            N(add_products)(b, dpreact, l->d, b->x, l->d_in, sums + side * t->d16 * PANEL,
-                            t->w_n_stride, is_first);
+            N(add_products)(b, dpreact, l->d, b->x, l->d_in, sums + side * t->d16 * t->d_in16,
+                            t->d_in16, is_first);
         if (l->dbias)
             N(add_columns)(b, dpreact, t->d16, sums + t->sums_dbias + side * t->d16, is_first);
     }
     if (l->dw_p)
-        N(add_products)(b, b->dout, l->d_out, b->h, l->d, sums + t->sums_dw_p, t->w_p_n_stride,
-                        is_first);
+        N(add_products)(b, b->dout, l->d_out, b->h, l->d, sums + t->sums_dw_p, t->d16, is_first);
     if (l->db_p) N(add_columns)(b, b->dout, t->d_out16, sums + t->sums_db_p, is_first);
 }
 
@@ -657,22 +693,14 @@ static void N(backward_share)(const Task *t, float *scratch, int64_t share) {
     }
 }
 
-/* The shares' sums at `offset`, 16 floats or less, added in order, to `index` of a gradient. */
-static void N(add_shares)(const Task *t, int64_t offset, char *to, int64_t index, int64_t count) {
-    for (int64_t i = 0; i < PANEL && i < count; i += LANES) {
+/* One row of a gradient: the shares' sums from `offset` on, added in order. */
+static void N(add_row)(const Task *t, int64_t offset, char *to, int64_t row, int64_t columns) {
+    for (int64_t c = 0; c < columns; c += LANES) {
+        const float *at = t->sums + offset + c;
         vf total = splat(0.0f);
-        for (int64_t share = 0; share < t->shares; share++)
-            total += load(t->sums + share * t->sums_floats + offset + i);
-        N(write)(to, index + i, total, count - i, t->layer.dtype);
+        for (int64_t share = 0; share < t->shares; share++, at += t->sums_floats) total += load(at);
+        N(write)(to, row * columns + c, total, columns - c, t->layer.dtype);
     }
-}
-
-/* One row of a gradient (rows, columns) whose sums lie in panels from `offset` on. */
-static void N(add_row)(const Task *t, int64_t offset, int64_t stride, char *to, int64_t row,
-                       int64_t columns) {
-    for (int64_t c = 0; c < columns; c += PANEL)
-        N(add_shares)(t, offset + c / PANEL * stride, to, row * columns + c,
-                      fewer(PANEL, columns - c));
 }
 
 /* Everything summed over rows; a unit is 16 rows of [dW; dW_p] or all biases. */
@@ -682,16 +710,15 @@ static void N(add_unit)(const Task *t, int64_t unit) {
     if (unit < w_units) {
         int64_t half = unit * PANEL >= t->d16, first = unit * PANEL - half * t->d16;
         for (int64_t r = first; l->dweight && r < fewer(first + PANEL, l->d); r++)
-            N(add_row)(t, (half * t->d16 + r) * PANEL, t->w_n_stride, l->dweight, half * l->d + r,
-                       l->d_in);
+            N(add_row)(t, (half * t->d16 + r) * t->d_in16, l->dweight, half * l->d + r, l->d_in);
     } else if (unit < w_units + w_p_units) {
         int64_t first = (unit - w_units) * PANEL;
         for (int64_t r = first; l->dw_p && r < fewer(first + PANEL, l->d_out); r++)
-            N(add_row)(t, t->sums_dw_p + r * PANEL, t->w_p_n_stride, l->dw_p, r, l->d);
+            N(add_row)(t, t->sums_dw_p + r * t->d16, l->dw_p, r, l->d);
     } else {
         for (int64_t half = 0; l->dbias && half < 2; half++)
-            N(add_row)(t, t->sums_dbias + half * t->d16, PANEL, l->dbias, half, l->d);
-        if (l->db_p) N(add_row)(t, t->sums_db_p, PANEL, l->db_p, 0, l->d_out);
+            N(add_row)(t, t->sums_dbias + half * t->d16, l->dbias, half, l->d);
+        if (l->db_p) N(add_row)(t, t->sums_db_p, l->db_p, 0, l->d_out);
     }
 }
 
@@ -754,6 +781,8 @@ static void N(backward)(void *task) {
 #undef MULTIPLY_ADD
 #undef TILE
 #undef TILE_OF
+#undef BUFFER
+#undef BUFFER_ROW
 #undef LAYER_NAME
 #undef LAYER_LANES
 #undef LAYER_TILE_VECTORS
