@@ -7,7 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
-from bilinear.layer.call import PLAIN, TRACED, Call
+from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
 from bilinear.layer.context import autocast_dtype, context_of
 from bilinear.layer.fused_modules import Fused, FusedBilinear, FusedMLP, w_l_of, w_p_of
 from bilinear.layer.gates import gate_name
@@ -115,13 +115,14 @@ def _own_forwards(model: nn.Module) -> list[Choice]:
 
 
 def _choice(name: str, call: Call, direction: str, two_weights: bool) -> Choice:
+    op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
+    if two_weights and not is_packed(call.device, call.context == TRACED):
+        on = "eager" if call.context == TRANSFORMED else "matmuls"
+        return Choice(name, op, on, "", None, detail(call))
     chosen = select(call)
     refusals = [i.refusal(call) for i in IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]]
     kernel, tile, reason = chosen.detail(call, direction)
-    if two_weights:
-        packed = is_packed(call.device, call.context == TRACED)
-        reason = f"{reason}; {detail(call)}" if packed else detail(call)
-    op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
+    reason = f"{reason}; {detail(call)}" if two_weights else reason
     return Choice(name, op, chosen.NAME, kernel, tile, "; ".join([*refusals, reason]))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from bilinear import explain, fuse
 from bilinear.layer.gates import GATES
 from bilinear.layer.two_weights import gated_mlp
 
@@ -153,3 +154,24 @@ def test_a_retained_graph_gives_the_same_bits() -> None:
     loss = ours(*given).square().sum()
     first, second = (torch.autograd.grad(loss, given, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class GatedMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(6, 5), nn.Linear(6, 5)
+        self.down_proj, self.act_fn = nn.Linear(5, 6), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+def test_explain_says_which_way_the_weights_are_taken() -> None:
+    model = GatedMLP()
+    fuse(model, strict=True)
+    told = explain(model).choices
+    assert [choice.implementation for choice in told] == ["matmuls", "matmuls"]
+    assert all("W_l and W_r take a matmul each" in choice.reason for choice in told)
+    assert type(model(torch.randn(3, 6)).grad_fn).__name__ == "TwoWeightsBackward"
+    told = explain(model, compiled=True).choices
+    assert all("packed at every call, a copy of both" in choice.reason for choice in told)
