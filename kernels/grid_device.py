@@ -509,7 +509,7 @@ def adamw(
             row = at // D
             owner = tl.where(row < 3 * p, -1, row % p // chunk_of_b)
             g = tl.load(gradient_ptr + at, mask=inside & (owner <= 0), other=0.0)
-            for chunk in range(1, CHUNKS):
+            for chunk in tl.static_range(1, CHUNKS):  # unrolled: their reads wait together
                 mine = inside & ((owner < 0) | (owner == chunk))
                 g += tl.load(gradient_ptr + chunk * size + at, mask=mine, other=0.0)
         w = tl.load(weights_ptr + at, mask=inside, other=0.0)

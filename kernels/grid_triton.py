@@ -33,8 +33,9 @@ _LEAST_P_FOR_CHUNKS = 32
 _CYCLES = {16: 4_200, 32: 6_800, 64: 11_000}
 _CYCLES_OTHER = 1_300
 _CLOCK = 1.7e9
-_UPDATE = Tile(block_m=0, num_warps=8, num_stages=1)
-_BLOCK = 2048
+_UPDATE = Tile(block_m=0, num_warps=16, num_stages=1)
+# Elements of an AdamW step that a program holds at a time, beside its tiles and alone.
+_BLOCK, _UPDATE_BLOCK = 2048, 8192
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class TritonGrid:
             self.counters, self.history, models, self._split_of, self._schedule, self._hyper,
             r.n_train, r.steps, r.eval_every, r.hold, int(r.goal_is_val),
         )  # fmt: skip
-        sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _BLOCK}
+        sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _UPDATE_BLOCK}
         launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
 
     def keep_for(self, stream: torch.cuda.Stream) -> None:
