@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     narrow.add_argument(
         "--drop",
         choices=DROPS,
-        help="the unit that goes: the one whose loss, or norm, is least, or a random one (loss)",
+        help="the unit that goes: of the weakest circuit, of the least loss or norm, any (circuit)",
     )
     narrow.add_argument("--tries", type=WHOLE, help="units tried in turn at narrow widths")
     narrow.add_argument("--redraws", type=WHOLE, help="times a unit is drawn anew at a width")

@@ -43,8 +43,6 @@ class Run:
         phase: Phase,
         weights: Weights | None = None,
         lineage: Lineage | None = None,
-        *,
-        to_end: bool = False,
     ) -> "Run":
         """A run that goes on after this one, from its weights unless others are given."""
         return replace(
@@ -53,7 +51,6 @@ class Run:
             weights=weights or self.weights,
             lineage=lineage or self.lineage,
             record=Record(self.config, list(self.record.evaluations)),
-            to_end=to_end,
         )
 
 
@@ -170,8 +167,11 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) 
     config = work.config
     known = dict(work.parents)
     for job in jobs:
+        # Early in its training the widest model has a frequency a unit or two, and chains from it
+        # seldom get below width 6; at the end it has a few, of several units each.
+        to_end = config.narrow is not None and config.parent(job.d_hidden) is None
         tried = yield [
-            Run(index, config, job, config.recipe, weights, lineage, Record(config))
+            Run(index, config, job, config.recipe, weights, lineage, Record(config), to_end)
             for weights, lineage in _starts(config, job, known, losses)
         ]
         kept, tries = _kept(tried), len(tried)
@@ -184,9 +184,6 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) 
             kept = _kept([*tried, *redrawn])
         if narrow and narrow.last_at(job.d_hidden) and not kept.record.at_goal:
             kept = _kept((yield [run.again(narrow.last) for run in tried]))
-        if narrow and narrow.settles_at(job.d_hidden) and kept.record.at_goal:
-            (settled,) = yield [kept.again(narrow.settle, to_end=True)]
-            kept = settled if settled.record.at_goal else kept
         lineage = kept.lineage._replace(tries=tries)
         known[job] = Parent(kept.weights, lineage.units)
         yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)

@@ -1,4 +1,4 @@
-"""Which hidden units a model loses when it is narrowed; decided on the training pairs alone."""
+"""Which hidden units a model loses when it is narrowed: by its weights, or the training pairs."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import torch
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job, Weights
 from bilinear.experiment.streams import generator
+from bilinear.reading.fourier import unit_amplitudes
 
 # Of a model of this config and seed: the mean loss (nats) on its training pairs without each unit.
 LossesWithout = Callable[[SweepConfig, int, Weights], list[float]]
@@ -43,6 +44,8 @@ def order_of_units(
         source = generator("drop", config.p, job.d_hidden, job.seed, d)
         order: list[int] = torch.randperm(d, generator=source).tolist()
         return order
+    if config.narrow.drop == "circuit":
+        return _weakest_circuits_first(model)
     if config.narrow.drop == "norm":
         w_l, w_r, w_p = (w.double() for w in model)
         scores = (w_l.norm(dim=1) * w_r.norm(dim=1) * w_p.norm(dim=0)).tolist()
@@ -50,3 +53,18 @@ def order_of_units(
         scores = losses_without(config, job.seed, model)
     scores = [math.inf if math.isnan(score) else score for score in scores]
     return sorted(range(d), key=scores.__getitem__)
+
+
+def _weakest_circuits_first(model: Weights) -> list[int]:
+    """Units by the amplitude of all that serve the same frequency, then by their own.
+
+    Leaving units out one by one by what each is missed thins every circuit alike, down to a unit a
+    frequency, which is right on few pairs; this keeps some circuits whole. A frequency that shares
+    a factor with p gives two classes the same logit, so it cannot be the last one.
+    """
+    p = len(model.w_p)
+    own, served = unit_amplitudes(model).abs().max(dim=-1)
+    whole = torch.zeros(p // 2 + 1, dtype=own.dtype).index_add_(0, served, own)
+    alone = [math.gcd(k, p) == 1 for k in served.tolist()]
+    scores = list(zip(alone, whole[served].tolist(), own.tolist(), strict=True))
+    return sorted(range(len(scores)), key=scores.__getitem__)

@@ -11,9 +11,8 @@ from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.schedule import Phase, Schedule
 
 NARROW = Narrowing(
-    tries=3, tries_up_to=5, redraws=2, last_up_to=2, settle_up_to=5,
+    tries=3, tries_up_to=5, redraws=2, last_up_to=2,
     last=Phase(70, Schedule(0.1, 0.1), Schedule(0, 0)),
-    settle=Phase(9, Schedule(0.1, 0.1), Schedule(0, 0)),
 )  # fmt: skip
 CONFIG = SweepConfig(p=8, widths=(8, 6, 5, 2, 1), steps=50, remainders=(), narrow=NARROW)
 
@@ -26,8 +25,8 @@ def test_each_width_starts_from_the_next_wider() -> None:
 
 def test_the_most_steps() -> None:
     # Three tries at 5, which loses one unit; one way at the others, which lose several or are wide.
-    # 5 may settle, 6 is too wide for it; 2 may end with the long phase, 1 not.
-    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 259, 120, 100]
+    # 2 may end with the long phase, 1 not.
+    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 250, 120, 100]
 
 
 def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
@@ -43,11 +42,10 @@ def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"drop": "first"}, "drop: expected loss, norm, random, got 'first'"),
+        ({"drop": "first"}, "drop: expected circuit, loss, norm, random, got 'first'"),
         ({"tries": 0}, "tries: expected an integer ≥ 1, got 0"),
         ({"redraws": -1}, "redraws: expected an integer ≥ 0, got -1"),
         ({"last": 0.1}, "last: expected a Phase, got 0.1"),
-        ({"settle": (3, 0.1)}, "settle: expected a Phase, got (3, 0.1)"),
     ],
 )
 def test_wrong_settings_are_named(wrong: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from bilinear.errors import ConfigError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.initial_weights import initial_weights
 from bilinear.experiment.narrowing import Narrowing
-from bilinear.experiment.record import Finished, Job, Lineage, Parent, Weights
+from bilinear.experiment.record import Finished, Job, Lineage, Weights
 from bilinear.experiment.schedule import Phase, Schedule
 from bilinear.experiment.task import modular_addition, split_pairs
 from bilinear.kernels import grid_cpu
@@ -25,6 +25,7 @@ from bilinear.reading.exact_circuit import exact_circuit
 from bilinear.reference import Model, ModelConfig
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
+from bilinear.training import chains
 from bilinear.training.backend import Work, train
 from bilinear.training.chains import Chains, Run
 from bilinear.training.choose import choose
@@ -38,8 +39,8 @@ needs_compiled = pytest.mark.skipif(
 )
 STILL = Schedule(0, 0)
 NARROW = Narrowing(
-    tries=3, tries_up_to=5, redraws=2, settle_up_to=6, last_up_to=3,
-    last=Phase(60, Schedule(0.02, 0.02), STILL), settle=Phase(20, Schedule(0.01, 0.01), STILL),
+    drop="loss", tries=3, tries_up_to=5, redraws=2, last_up_to=3,
+    last=Phase(60, Schedule(0.02, 0.02), STILL),
 )  # fmt: skip
 # Seven is small enough that some models reach the goal within these steps, and some do not.
 CONFIG = SweepConfig(
@@ -133,20 +134,20 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
 
     def descend(rng: random.Random) -> list[tuple[Job, list[int], int]]:
         work = Work(CONFIG, list(map(Job._make, CONFIG.jobs)))
-        chains = Chains([work], lambda c, s, w: w.w_p.abs().sum(0).tolist())
+        queue = Chains([work], lambda c, s, w: w.w_p.abs().sum(0).tolist())
         flying: list[Run] = []
         models: list[Finished] = []
         while True:
-            while (run := chains.take(wait=False)) is not None:
+            while (run := queue.take(wait=False)) is not None:
                 flying.append(run)
             if not flying:
                 return sorted(
                     (m.job, list(m.lineage.units), m.lineage.tries) for m in models if m.lineage
                 )
             run = flying.pop(rng.randrange(len(flying)))
-            if chains.wanted(run):
+            if queue.wanted(run):
                 pretend(run, reaches(run))
-                models += chains.bring_back(run)
+                models += queue.bring_back(run)
 
     one = descend(random.Random(order_seed))
     assert one == descend(random.Random(order_seed + 100))
@@ -154,26 +155,22 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
 
 
 def test_of_tries_the_first_at_the_goal_is_kept_else_the_first() -> None:
-    config = replace(
-        CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, redraws=0, settle_up_to=0)
-    )
+    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, redraws=0))
 
     def kept(succeeding: set[int]) -> Finished:
-        chains = Chains(
-            [Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [0.0, 1.0, 2.0, 3.0, 4.0]
-        )
-        root = chains.take()
+        queue = Chains([Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [0.0, 1.0, 2.0, 3.0, 4.0])
+        root = queue.take()
         assert root is not None
         pretend(root, True)
-        chains.bring_back(root)
-        tries = [chains.take(wait=False) for _ in range(3)]
-        assert chains.take(wait=False) is None
+        queue.bring_back(root)
+        tries = [queue.take(wait=False) for _ in range(3)]
+        assert queue.take(wait=False) is None
         models: list[Finished] = []
         for run in reversed(tries):
             assert run is not None
-            if chains.wanted(run):
+            if queue.wanted(run):
                 pretend(run, run.lineage.dropped[0] in succeeding)
-                models += chains.bring_back(run)
+                models += queue.bring_back(run)
         (model,) = models
         return model
 
@@ -211,13 +208,13 @@ def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
 def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
     """No step moves the weights, so no way reaches the goal, and the first model is kept."""
     still = replace(CONFIG, lr=STILL, weight_decay=STILL, widths=(8, 7), seeds=(0,))
-    chains = Chains([Work(still, [Job(8, 0), Job(7, 0)])], lambda c, s, w: w.w_p[0].tolist())
+    queue = Chains([Work(still, [Job(8, 0), Job(7, 0)])], lambda c, s, w: w.w_p[0].tolist())
     seen: list[Run] = []
     models: list[Finished] = []
-    while (run := chains.take(wait=False)) is not None:
+    while (run := queue.take(wait=False)) is not None:
         seen.append(replace(run))
         pretend(run, reaches=len(seen) == 4)
-        models += chains.bring_back(run)
+        models += queue.bring_back(run)
     root, first, redrawn, second = seen
     assert root.lineage.units == tuple(range(8))
     (out,) = first.lineage.dropped
@@ -235,41 +232,36 @@ def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
     assert [e.step for e in models[-1].record.evaluations] == list(range(1, 2 * 3 + 1))
 
 
-@pytest.mark.parametrize("stays", [True, False])
-def test_a_model_at_the_goal_settles_and_is_kept_if_it_stays_there(stays: bool) -> None:
-    config = replace(CONFIG, widths=(5, 4), seeds=(0,))
-    chains = Chains([Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [0.0] * 5)
-    runs: list[Run] = []
-    models: list[Finished] = []
-    while (run := chains.take(wait=False)) is not None:
-        if chains.wanted(run):
-            runs.append(run)
-            pretend(run, reaches=not run.to_end or stays)
-            models += chains.bring_back(run)
-    _root, first, settled = runs
-    assert [run.to_end for run in runs] == [False, False, True]
-    assert settled.phase == NARROW.settle
-    kept = settled if stays else first
-    assert models[-1].record is kept.record
-    assert models[-1].weights is kept.weights
-    assert models[-1].record.at_goal
-
-
 @pytest.mark.parametrize("backend", [of_cpu(), GpuBackend(torch.device("cpu"), "test", 2**30)])
-def test_a_settling_model_trains_to_the_end(backend: CpuBackend | GpuBackend) -> None:
-    """From the exact circuit and a unit of nothing, with steps that move no weight."""
-    narrow = replace(NARROW, last_up_to=1, settle=Phase(20, STILL, STILL))
-    config = replace(CONFIG, widths=(3, 2), seeds=(0,), narrow=narrow, lr=STILL, weight_decay=STILL)
+def test_the_widest_model_alone_trains_to_its_last_step(
+    backend: CpuBackend | GpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the exact circuit and units of nothing, with steps that move no weight."""
+    config = replace(CONFIG, widths=(4, 3, 2), seeds=(0,), lr=STILL, weight_decay=STILL)
     circuit = exact_circuit(7)
     exact = Weights(circuit["w_l"], circuit["w_r"], circuit["w_p"])
-    wider = Weights(*(torch.cat([w[:1], torch.zeros_like(w[:1]), w[1:]]) for w in exact.of_rows()))
-    parent = Parent(wider._replace(w_p=wider.w_p.T.contiguous()), (4, 5, 6))
-    events = train(backend, config, [Job(2, 0)], parents={Job(3, 0): parent})
-    model = finished(events)[Job(2, 0)]
-    assert [e.step for e in model.record.evaluations] == [10, 20, 30, 40, 50]
-    assert model.lineage == Lineage((4, 6), 3, (5,))
-    assert model.row["perfect"]
-    assert all(map(torch.equal, model.weights, exact))
+    four = Weights(*(F.pad(w, (0, 0, 1, 1)) for w in exact.of_rows()))
+    root = four._replace(w_p=four.w_p.T.contiguous())
+    monkeypatch.setattr(chains, "initial_weights", lambda *_, **__: root)
+    models = finished(train(backend, config))
+    steps = {job.d_hidden: m.record.evaluations[-1].step for job, m in models.items()}
+    assert steps == {4: 80, 3: 30, 2: 30}
+    for model in models.values():
+        assert model.row["perfect"]
+    assert models[Job(2, 0)].lineage == Lineage((1, 2), 3, (3,))
+    assert all(map(torch.equal, models[Job(2, 0)].weights, exact))
+
+
+def test_the_weakest_circuit_goes_first() -> None:
+    """Frequency 4 shares a factor with 8; of 1 and 3, 3 has less amplitude in all."""
+    angle = 2 * torch.pi * torch.arange(8) / 8
+    served, size = [3, 1, 4, 1, 3, 3], [1.0, 2.0, 9.0, 1.0, 0.5, 0.7]
+    wave = torch.stack([torch.cos(k * angle) for k in served])
+    side = torch.cat([wave, wave], 1)
+    model = Weights(side, side, (wave * torch.tensor(size)[:, None]).T.contiguous())
+    config = replace(CONFIG, p=8, narrow=replace(NARROW, drop="circuit", tries=6))
+    ways = ways_to_narrow(config, Job(5, 0), model, lambda *_: pytest.fail("asked"))
+    assert [unit for (unit,) in ways] == [2, 4, 5, 0, 3, 1]
 
 
 def test_a_gpu_narrows_as_a_cpu_does() -> None:
