@@ -41,7 +41,8 @@
 #define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */
 #define MOST_SHARES 16
 #define SHARE_ROWS 256
-#define LARGE_SUMS (INT64_C(1) << 17) /* floats */
+#define LARGE_SUMS (INT64_C(1) << 17)   /* floats */
+#define LARGE_OUTPUT (INT64_C(1) << 23) /* floats: a last-level cache */
 /* Below so many multiplications a second thread costs more than it takes over. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
 
@@ -82,6 +83,7 @@ typedef struct {
     int threads;
     int64_t d_in16, d16, d_out16;
     int64_t block, blocks, shares;
+    int streams; /* whether [L, R] and h go past the caches: they are larger */
     /* Weights in panels: _t for products with Wᵀ (panels of W's rows), _n for products with W. */
     float *w_t, *w_n, *w_p_t, *w_p_n, *bias, *b_p;
     int64_t w_t_stride, w_n_stride, w_p_t_stride, w_p_n_stride; /* from panel to panel */
@@ -215,6 +217,12 @@ static int64_t block_rows(const Task *t) {
     return ((rows + blocks - 1) / blocks + 1) / 2 * 2;
 }
 
+static int streams(const Layer *l) {
+    int64_t floats = l->m * ((l->preact ? 2 * l->d : 0) + (l->d_out ? 0 : l->d));
+    int is_aligned = l->d % PANEL == 0 && ((uintptr_t)l->out | (uintptr_t)l->preact) % 64 == 0;
+    return is_aligned && floats > LARGE_OUTPUT;
+}
+
 static void plan(Task *t, int threads, int is_backward) {
     const Layer *l = &t->layer;
     t->d_in16 = PADDED(l->d_in);
@@ -224,6 +232,7 @@ static void plan(Task *t, int threads, int is_backward) {
     t->block = block_rows(t);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);
+    t->streams = streams(l);
     t->w_t_stride = PANEL_FLOATS(l->d_in);
     t->w_n_stride = PANEL_FLOATS(2 * t->d16);
     t->w_p_t_stride = PANEL_FLOATS(l->d);

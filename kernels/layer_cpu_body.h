@@ -22,6 +22,14 @@ INLINE vf N(load)(const float *x) { return *(const vf *)x; }
 INLINE void N(store)(float *x, vf v) { *(vf *)x = v; }
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
 INLINE void N(store_anywhere)(float *x, vf v) { *(N(loose) *)x = v; }
+/* Past the caches, if that can be asked for: to whole lines of 64 bytes, aligned. */
+INLINE void N(stream)(float *x, vf v) {
+#if LANES == 16 && !defined(__clang__)
+    __builtin_ia32_movntps512(x, v);
+#else
+    N(store_anywhere)(x, v);
+#endif
+}
 INLINE vf N(splat)(float x) { return x - (vf){0}; }
 INLINE vf N(pick)(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 #define load N(load)
@@ -83,23 +91,19 @@ INLINE void N(write)(char *at, int64_t index, vf v, int64_t count, int dtype) {
 
 /* --- Panels. --- */
 
-/* Rows of 16 floats each, `stride` apart, one after the other. */
-static void N(copy_panel)(float *to, const float *from, int64_t stride, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++, to += PANEL, from += stride)
-        UNROLL for (int i = 0; i < PANEL; i += LANES) store(to + i, N(load_anywhere)(from + i));
-}
-
-/* (rows, columns) at `from` to panels of 16 columns. */
+/* (rows, columns) at `from` to panels of 16 columns; row by row, as memory is read fastest. */
 static void N(pack)(float *to, int64_t stride, View from, int64_t rows, int64_t columns, int dtype) {
-    for (int64_t c = 0; c < columns; c += PANEL, to += stride) {
-        int64_t count = columns - c < PANEL ? columns - c : PANEL;
-        if (dtype == FLOAT32 && from.column == 1 && count == PANEL) {
-            N(copy_panel)(to, (const float *)from.at + c, from.row, rows);
-            continue;
+    int64_t whole = dtype == FLOAT32 && from.column == 1 ? columns / PANEL : 0;
+    for (int64_t r = 0; r < rows; r++, to += PANEL) {
+        const float *row = (const float *)from.at + r * from.row;
+        for (int64_t p = 0; p < whole; p++)
+            UNROLL for (int i = 0; i < PANEL; i += LANES)
+                store(to + p * stride + i, N(load_anywhere)(row + p * PANEL + i));
+        for (int64_t c = whole * PANEL; c < columns; c += PANEL) {
+            int64_t count = columns - c < PANEL ? columns - c : PANEL;
+            N(read16)(to + c / PANEL * stride, from.at, r * from.row + c * from.column, from.column,
+                      count, dtype);
         }
-        for (int64_t r = 0; r < rows; r++)
-            N(read16)(to + r * PANEL, from.at, r * from.row + c * from.column, from.column, count,
-                      dtype);
     }
 }
 
@@ -248,16 +252,16 @@ INLINE vf N(product)(vf left, vf right, int gate) {
     return gate == IDENTITY ? left * right : N(gated)(left, gate, &slope) * right;
 }
 
-/* L, R to dL, dR in place, for dh; and h where it is asked for. */
-INLINE void N(product_backward)(float *left, float *right, vf dh, float *h, int gate) {
-    vf l = load(left), r = load(right), slope, g = l, dg = dh * r;
+/* [L, R] to [dL, dR] for dh; gives h. */
+INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
+    vf l = *left, r = *right, slope, g = l, dg = dh * r;
     if (gate != IDENTITY) {
         g = N(gated)(l, gate, &slope);
         dg = (vf)((vi)(dg * slope) & ~N(is_cut)(l, gate));
     }
-    store(left, dg);
-    store(right, dh * g);
-    if (h) store(h, g * r);
+    *left = dg;
+    *right = dh * g;
+    return g * r;
 }
 
 /* --- Products of panels. --- */
@@ -425,11 +429,15 @@ INLINE void N(take_forward)(const Task *t, const Block *b, const float *left, co
         int64_t to_row = h ? PANEL : l->d;
         for (int64_t i = 0; i < rows; i++, left += BUFFER_ROW, right += BUFFER_ROW) {
             vf x = load(left), y = load(right);
-            if (l->preact) {
+            if (l->preact && t->streams) {
+                N(stream)(preact + i * 2 * l->d, x);
+                N(stream)(preact + (i * 2 + 1) * l->d, y);
+            } else if (l->preact) {
                 N(store_anywhere)(preact + i * 2 * l->d, x);
                 N(store_anywhere)(preact + (i * 2 + 1) * l->d, y);
             }
-            N(store_anywhere)(to + i * to_row, x * y);
+            if (t->streams && !h) N(stream)(to + i * to_row, x * y);
+            else N(store_anywhere)(to + i * to_row, x * y);
         }
         return;
     }
@@ -511,8 +519,13 @@ INLINE void N(take_dh)(const Task *t, const Block *b, const float *dh, int64_t d
     float *left = N(in_panels)(b->preact, b->stride, row, column);
     float *right = N(in_panels)(b->preact, b->stride, row, t->d16 + column);
     float *h = t->layer.dw_p ? N(in_panels)(b->h, b->stride, row, column) : 0;
-    for (int64_t i = 0; i < rows; i++, left += PANEL, right += PANEL, h += h ? PANEL : 0)
-        N(product_backward)(left, right, N(load_anywhere)(dh + i * dh_row), h, t->layer.gate);
+    for (int64_t i = 0; i < rows; i++, left += PANEL, right += PANEL) {
+        vf l = load(left), r = load(right);
+        vf some = N(product_backward)(&l, &r, N(load_anywhere)(dh + i * dh_row), t->layer.gate);
+        store(left, l);
+        store(right, r);
+        if (h) store(h + i * PANEL, some);
+    }
 }
 
 /* --- Forward. --- */
@@ -567,6 +580,9 @@ static void N(forward)(void *task) {
         Block b = N(block_of)(t, scratch, i);
         N(forward_block)(t, &b);
     }
+#if LANES == 16 && !defined(__clang__)
+    __builtin_ia32_sfence(); /* what was streamed is seen by whoever goes on after this thread */
+#endif
 }
 
 /* --- Backward. --- */
@@ -609,19 +625,28 @@ static void N(take_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
     View from = N(rows_of)(l->dout, b->first, l->dtype);
     float dh[PANEL] __attribute__((aligned(64)));
-    for (int64_t c = 0; c < l->d; c += PANEL) {
-        int64_t count = fewer(PANEL, l->d - c);
-        if (l->dtype == FLOAT32 && from.column == 1 && count == PANEL) {
-            for (int64_t i = 0; i < PANEL; i += LANES)
-                N(take_dh)(t, b, (const float *)from.at + c + i, from.row, 0, b->rows, c + i);
-            continue;
-        }
-        for (int64_t r = 0; r < b->rows; r++) {
+    for (int64_t r = 0; r < b->rows; r++)
+        for (int64_t c = 0; c < l->d; c += PANEL) {
             int64_t index = r * from.row + c * from.column;
-            N(read16)(dh, from.at, index, from.column, count, l->dtype);
-            for (int64_t i = 0; i < PANEL; i += LANES) N(take_dh)(t, b, dh + i, 0, r, 1, c + i);
+            N(read16)(dh, from.at, index, from.column, fewer(PANEL, l->d - c), l->dtype);
+            UNROLL for (int i = 0; i < PANEL; i += LANES)
+                N(take_dh)(t, b, dh + i, 0, r, 1, c + i);
         }
-    }
+}
+
+/* The same from [L, R] in memory to [dL, dR] in panels, where whole vectors can be read. */
+static void N(take_saved_and_dout)(const Task *t, const Block *b) {
+    const Layer *l = &t->layer;
+    const float *dh = (const float *)N(rows_of)(l->dout, b->first, FLOAT32).at;
+    const float *saved = (const float *)l->saved_preact + b->first * 2 * l->d;
+    float *to = b->preact, *to_right = to + l->d / PANEL * b->stride;
+    for (int64_t r = 0; r < b->rows; r++, dh += l->dout.row, saved += 2 * l->d)
+        for (int64_t c = 0; c < l->d; c += LANES) {
+            vf left = N(load_anywhere)(saved + c), right = N(load_anywhere)(saved + l->d + c);
+            N(product_backward)(&left, &right, N(load_anywhere)(dh + c), l->gate);
+            store(N(in_panels)(to, b->stride, r, c), left);
+            store(N(in_panels)(to_right, b->stride, r, c), right);
+        }
 }
 
 /* dh = dout W_p, a tile at a time. */
@@ -645,6 +670,11 @@ static void N(form_dh)(const Task *t, const Block *b) {
 /* [L, R] of the block, then h where it is needed, and [dL, dR] in their place. */
 static void N(form_dpreact)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
+    if (l->saved_preact && !l->d_out && l->dtype == FLOAT32 && l->d % PANEL == 0 &&
+        l->dout.column == 1) {
+        N(take_saved_and_dout)(t, b);
+        return;
+    }
     if (l->saved_preact) {
         int64_t element = l->dtype == FLOAT32 ? 4 : 2;
         View left = {l->saved_preact, 2 * l->d, 1};

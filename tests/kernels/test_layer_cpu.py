@@ -183,6 +183,18 @@ def test_gradients_asked_for_are_the_ones_formed(save_preact: bool) -> None:
             assert mine is None or (want is not None and torch.equal(mine, want))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_outputs_larger_than_the_caches(isa: int) -> None:
+    a = arguments(11000, 4, 256, None)
+    dout = gradient_of(a)
+    for mine, theirs in zip(
+        compiled(a, dout, "identity", isa), composed(a, dout, "identity"), strict=True
+    ):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
+
+
 def test_no_rows() -> None:
     a = arguments(0, 5, 3, 4)
     out, _, dx, *sums = compiled(a, torch.randn(0, 4), "identity")
