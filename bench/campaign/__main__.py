@@ -1,6 +1,7 @@
 """`python -m bench.campaign`: attack, print what went wrong, write the figures."""
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -20,8 +21,15 @@ from bench.campaign.pairs import pairs
 from bench.campaign.processes import warm_up
 from bench.campaign.store import bucket
 from bench.campaign.sweeps import Folders, sweeps
-from bench.measure.environment import write_result
+from bench.measure.environment import RESULTS, write_result
 
+_UNITS = {
+    "kills": "kills",
+    "pairs": "pairs",
+    "damages": "damages",
+    "commands": "command lines",
+    "calls": "calls",
+}
 DEFAULTS = {"kills": 500, "pairs": 200, "damages": 500, "commands": 500, "calls": 200}
 
 
@@ -55,12 +63,29 @@ def _none() -> Iterator[None]:
     yield None
 
 
+def totals(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Add up the cases of every part over several runs, and those that went wrong."""
+    found: dict[str, dict[str, int]] = {}
+    for part, unit in _UNITS.items():
+        done = [run[part] for run in runs if part in run]
+        cases = sum(one[unit] for one in done)
+        found[part] = {unit: cases, "wrong": sum(len(one["wrong"]) for one in done)}
+    return found
+
+
+def _earlier() -> list[dict[str, Any]]:
+    file = RESULTS / "campaign.json"
+    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
+    return runs
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     for part, n in DEFAULTS.items():
         parser.add_argument(f"--{part}", type=int, default=n, metavar="N")
     parser.add_argument("--no-store", action="store_true", help="leave out the S3 server")
+    parser.add_argument("--add", action="store_true", help="to the figures there are")
     parser.add_argument("--no-result", action="store_true", help="print the figures alone")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
@@ -74,7 +99,8 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     wrong = sum(len(part["wrong"]) for part in found.values() if isinstance(part, dict))
     if not args.no_result:
-        print(f"wrote {write_result('campaign', found)}")
+        runs = [*_earlier(), found] if args.add else [found]
+        print(f"wrote {write_result('campaign', {'totals': totals(runs), 'runs': runs})}")
     print(f"{wrong} went wrong")
     return 1 if wrong else 0
 

@@ -13,7 +13,7 @@ from bench.campaign.processes import Process
 # Twelve models of p = 7, half a second of work on one core.
 _SHORT = ["--p", "7", "--widths", "6..3", "--seeds", "3", "--steps", "800", "--hold", "800"]
 _STUDY = ["--p", "5,7", "--widths", "5..3", "--seeds", "2", "--steps", "800", "--hold", "800"]
-_NARROW = ["--p", "7", "--widths", "6..2", "--seeds", "2", "--steps", "300", "--hold", "300"]
+_NARROW = ["--p", "7", "--widths", "8..5", "--seeds", "2", "--steps", "300", "--hold", "300"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def sweeps(url: str | None) -> list[Sweep]:
         Sweep("study", tuple(_STUDY)),
     ]
     if "--narrow" in build_parser().format_help():
-        found.append(Sweep("narrowed", (*_NARROW, "--narrow")))
+        found.append(Sweep("narrowed", (*_NARROW, "--narrow", "--tries", "2")))
     found *= 4  # a store on loopback takes five times as long: it is drawn less often
     if url is not None:
         found += [
