@@ -177,7 +177,8 @@ class BilinearFunction(torch.autograd.Function):
                 call, dout, rows, weight, bias, w_p, preact.pop(), needs
             )
         else:
-            some = custom_ops.backward(dout, rows, weight, bias, w_p, preact.pop(), needs, gate)
+            # While it is traced `preact` is a tuple to PyTorch 2.11.
+            some = custom_ops.backward(dout, rows, weight, bias, w_p, preact[0], needs, gate)
             found = custom_ops.spread(some, needs)
         if found[0] is not None and x.dim() != 2:
             found = found[0].view(x.shape), *found[1:]
