@@ -12,6 +12,7 @@ from bilinear.results.folder import Folder
 
 SUMS = "SHA256SUMS"
 _MOST_BYTES = 2**16
+_NAMES = {"config.json", "environment.json", "study.json", "table.parquet", "summary.json"}
 
 
 def digest(content: bytes) -> str:
@@ -32,7 +33,7 @@ def read_sums(folder: Folder) -> dict[str, str] | None:
         return None
     found = re.findall(rb"([0-9a-f]{64})  ([\w.-]+)\n", content)
     digests = {name.decode("ascii", "replace"): value.decode() for value, name in found}
-    if encode_sums(digests) != content:
+    if encode_sums(digests) != content or not digests.keys() <= _NAMES:
         raise ResultsError(f"{folder}/{SUMS}: damaged; the sweep's own command with --out mends it")
     return digests
 

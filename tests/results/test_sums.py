@@ -15,23 +15,27 @@ def test_the_usual_tool_agrees(whole: Path) -> None:
 def test_files_and_their_digests(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path)
     assert read_sums(folder) is None
-    write_summed(folder, {"a.json": b"one", "b.json": b"two"}, last="a.json")
-    write_summed(folder, {"a.json": b"uno"})
+    write_summed(folder, {"config.json": b"one", "summary.json": b"two"}, last="config.json")
+    write_summed(folder, {"config.json": b"uno"})
     sums = read_sums(folder)
-    assert sums == {"a.json": digest(b"uno"), "b.json": digest(b"two")}
-    assert verified(sums, "a.json", b"uno")
-    assert not verified(sums, "a.json", b"one")
-    assert not verified(sums, "c.json", b"uno")
-    assert not verified(None, "a.json", b"uno")
+    assert sums == {"config.json": digest(b"uno"), "summary.json": digest(b"two")}
+    assert verified(sums, "config.json", b"uno")
+    assert not verified(sums, "config.json", b"one")
+    assert not verified(sums, "table.parquet", b"uno")
+    assert not verified(None, "config.json", b"uno")
 
 
-@pytest.mark.parametrize("content", [b"x", b"\xff" * 64, b"0" * 63 + b"  a\n", b"0" * 2**17])
+OTHER_NAME = b"0" * 64 + b"  bonfig.json\n"
+DAMAGED = [b"x", b"\xff" * 64, b"0" * 63 + b"  config.json\n", OTHER_NAME, b"0" * 2**17]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_damaged_digests_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SUMS).write_bytes(content)
     with pytest.raises(ResultsError, match=SUMS):
         read_sums(LocalFolder(tmp_path))
-    write_summed(LocalFolder(tmp_path), {"a": b"one"})
-    assert read_sums(LocalFolder(tmp_path)) == {"a": digest(b"one")}
+    write_summed(LocalFolder(tmp_path), {"config.json": b"one"})
+    assert read_sums(LocalFolder(tmp_path)) == {"config.json": digest(b"one")}
 
 
 def test_the_order_of_names_is_no_matter() -> None:
