@@ -22,8 +22,8 @@ TORCHS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: torch.square(torch.relu(x)),
 }
 TOLERANCE = {
-    torch.float64: {"rtol": 1e-13, "atol": 1e-14},
-    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.float32: {"rtol": 1e-5, "atol": 5e-5},
     torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2},
     torch.float16: {"rtol": 4e-3, "atol": 4e-3},
 }
