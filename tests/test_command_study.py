@@ -4,6 +4,7 @@ import errno
 import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +209,12 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(
     assert not list(out.rglob("*.partial"))
     assert main([*GRID, "--out", str(out)]) == 0
     assert bilinear.load_results(out).complete
+
+
+def test_a_lost_study_file_is_written_again_beside_its_cells(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "study.json").rename(copy / "notes.txt")
+    assert main([*GRID, "--p", "5,11", "--out", str(copy)]) == 2
+    assert main([*GRID, "--out", str(copy)]) == 0
+    (copy / "notes.txt").unlink()
+    assert same_files(copy, folder)

@@ -176,7 +176,9 @@ def _check_mendable(folder: Folder, study: Study, error: ResultsError) -> None:
         if not (is_claim(name) or final_name(name) in _FINISHED or _PICTURE.fullmatch(name))
     }
     cells = {cell_name(cell) for cell in study}
-    if left - {"cells"} or set(folder.names("cells")) - cells:
+    there = set(folder.names("cells"))
+    # Beside cells of this study a file of the user's own is no reason to refuse.
+    if there - cells or (left - {"cells"} and not there):
         raise error
 
 
