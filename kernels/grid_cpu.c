@@ -212,6 +212,8 @@ void grid_evaluate(int isa, GridModel *m, GridMetrics *out) {
     restore_subnormals(old);
 }
 
+#ifndef WITHOUT_PYTHON /* as the sanitizers run it */
+
 /* The functions above are called through ctypes; the module itself is empty. */
 #include <Python.h>
 
@@ -219,3 +221,5 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_grid_cpu", NULL, -1
                                     NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__grid_cpu(void) { return PyModule_Create(&module); }
+
+#endif

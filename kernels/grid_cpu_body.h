@@ -10,8 +10,10 @@
 
 typedef float N(vf) __attribute__((vector_size(4 * LANES)));
 typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));
+typedef uint32_t N(vu) __attribute__((vector_size(4 * LANES)));
 #define vf N(vf)
 #define vi N(vi)
+#define vu N(vu)
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -39,7 +41,7 @@ INLINE vf N(exp)(vf x) {
     vf rr = r * r;
     y = y * rr + r;
     y = y + 1.0f;
-    vi scaled = (vi)y + ((vi)t << 23);
+    vi scaled = (vi)((vu)y + ((vu)t << 23)); /* unsigned: where x is far out, it overflows */
     return (vf)(scaled & ~(x <= -87.0f));
 }
 
@@ -336,6 +338,7 @@ static void N(evaluate)(GridModel *m, GridMetrics *out) {
 #undef PARTS
 #undef vf
 #undef vi
+#undef vu
 #undef INLINE
 #undef UNROLL
 #undef load

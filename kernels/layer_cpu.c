@@ -20,9 +20,6 @@
  * vector width: the same bits on any number of threads, and on AVX2 and AVX-512. */
 
 #define _GNU_SOURCE /* RTLD_DEFAULT */
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-
 #include <dlfcn.h>
 #include <math.h>
 #include <pthread.h>
@@ -272,6 +269,11 @@ static int allocate(Task *t, int is_backward, void **memory) {
     return 1;
 }
 
+#ifndef WITHOUT_PYTHON /* as the sanitizers run it */
+
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
 static PyObject *execute(Layer layer, int isa, int threads, int is_backward) {
     Task task = {.layer = layer};
     void *memory;
@@ -366,3 +368,5 @@ PyMODINIT_FUNC PyInit__layer_cpu(void) {
     find_threads();
     return PyModule_Create(&module);
 }
+
+#endif

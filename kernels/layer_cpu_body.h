@@ -11,9 +11,11 @@
 
 typedef float N(vf) __attribute__((vector_size(4 * LANES)));
 typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));
+typedef uint32_t N(vu) __attribute__((vector_size(4 * LANES)));
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 #define vf N(vf)
 #define vi N(vi)
+#define vu N(vu)
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -172,7 +174,7 @@ INLINE vf N(exp)(vf x) {
     vf rr = r * r;
     y = y * rr + r;
     y = y + 1.0f;
-    vi scaled = (vi)y + ((vi)t << 23);
+    vi scaled = (vi)((vu)y + ((vu)t << 23)); /* unsigned: where x is far out, it overflows */
     return (vf)(scaled & ~(x <= -87.0f));
 }
 
@@ -800,6 +802,7 @@ static void N(backward)(void *task) {
 #undef TILE_ROWS
 #undef vf
 #undef vi
+#undef vu
 #undef INLINE
 #undef UNROLL
 #undef load
