@@ -32,7 +32,7 @@
 /* Panels of one more row than they hold: a stride of 4096 bytes would fill a few sets of the cache. */
 #define PANEL_FLOATS(rows) (((rows) + 1) * PANEL)
 
-#define CHUNK 256 /* of a long sum; a multiple of 16 */
+#define CHUNK 192 /* of a long sum; a multiple of 16 */
 #define MOST_BLOCK_ROWS 384
 #define FEWEST_BLOCK_ROWS 16
 #define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */

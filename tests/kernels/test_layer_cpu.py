@@ -309,7 +309,7 @@ def relative_errors(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gate", ["identity", "silu", "gelu"])
-@pytest.mark.parametrize("shape", [(300, 96, 100, None), (2000, 64, 80, 48), (700, 400, 64, 64)])
+@pytest.mark.parametrize("shape", [(300, 96, 100, None), (2000, 64, 80, 48), (700, 512, 64, 64)])
 def test_errors_are_no_larger_than_eagers(
     shape: tuple[int, int, int, int | None], gate: str, dtype: torch.dtype
 ) -> None:
