@@ -238,6 +238,57 @@ def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) ->
     return ax
 
 
+def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
+    """Hidden units of one narrowed chain, a row each, from the widest width to the narrowest.
+
+    A tick a width: its colour is the frequency that the unit serves most, its length the amplitude
+    there against the model's largest, its angle the phase. A row ends with the width at which its
+    unit goes; those that stay longest are below. The first seed by default.
+    """
+    from matplotlib import colormaps
+
+    from bilinear.reading.fourier import serving_units, unit_amplitudes
+
+    widths = _widths(results, seed)
+    chosen = results.config.seeds[0] if seed is None else seed
+    served: list[tuple[float, ...]] = []
+    last: dict[int, int] = {}
+    for place, d in enumerate(widths):
+        model, names = _state(results, d, seed), results.units[d, chosen].tolist()
+        amplitude, _ = unit_amplitudes(model).abs().max(dim=-1)
+        units = serving_units(model)
+        size = (amplitude / amplitude.max().clamp(min=1e-30)).sqrt()
+        columns = (units.frequency.tolist(), units.phase.tolist(), size.tolist())
+        served += [(place, *one) for one in zip(names, *columns, strict=True)]
+        last |= dict.fromkeys(names, place)
+    rows = {name: y for y, name in enumerate(sorted(last, key=lambda n: (-last[n], n)))}
+    x, name, frequency, phase, length = (np.array(column) for column in zip(*served, strict=True))
+    y = np.array([rows[n] for n in name])
+    shades = colormaps["tab20"](frequency * 7 % 20)
+    step = (length * np.cos(phase), length * np.sin(phase))
+    ax.quiver(
+        x, y, *step, color=shades, pivot="mid", angles="uv", scale_units="x", scale=1.1,
+        width=1.6, units="dots", headwidth=0, headlength=0, headaxislength=0,
+    )  # fmt: skip
+    ends = [(place, rows[n]) for n, place in last.items() if place < len(widths) - 1]
+    if ends:
+        end_x, end_y = np.array(ends).T
+        ax.scatter(end_x, end_y, marker="|", s=14, color="black", lw=0.6)
+    texts = {n: int(k) for n, k in zip(name, frequency, strict=True)}
+    for n in sorted(rows, key=rows.__getitem__)[:12]:
+        ax.annotate(f"k = {texts[n]}", (last[n] + 0.6, rows[n]), va="center", fontsize=7)
+    ax.set_xticks(*_some(widths))
+    ax.set_yticks([])
+    ax.set_xlim(-1, len(widths) + 3)
+    ax.set_xlabel("hidden width d")
+    ax.set_ylabel("hidden units, those kept longest below")
+    ax.set_title(
+        "One model narrowed: a tick a unit; colour frequency, length amplitude, angle phase",
+        fontsize=10,
+    )
+    return ax
+
+
 def similarity_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
     """Cosine between the logits of every two widths on all pairs, width × width, −1 … 1.
 
@@ -297,7 +348,10 @@ def _double() -> "torch.dtype":
 
 
 def save_summary(results: "Results") -> None:
-    """Write `accuracy.png` and, if any are kept, `interactions.png` into the results folder."""
+    """Write `accuracy.png` into the results folder; `interactions.png` if matrices are kept.
+
+    `chain.png` shows the units of a narrowed sweep's first seed.
+    """
     with extra("sweep"):
         from matplotlib.figure import Figure
 
@@ -306,6 +360,10 @@ def save_summary(results: "Results") -> None:
     ax = accuracy_against_width(results.table, figure.subplots(), p=p)
     ax.set_title(f"(a + b) mod {p}: errors against hidden width, {len(results.table)} models")
     _save(figure, results.folder, "accuracy.png")
+    if results.config.narrow is not None:
+        figure = Figure(figsize=(8, 6), layout="constrained")
+        chain_of_units(results, figure.subplots())
+        _save(figure, results.folder, "chain.png")
     if not results.config.remainders:
         return
     widths, matrices = _some_widths(results)

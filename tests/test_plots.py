@@ -9,11 +9,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.quiver import Quiver
 
 import bilinear
 from bilinear import plots
 from bilinear.cli.commands import main
-from bilinear.reading.fourier import frequency_shares
+from bilinear.reading.fourier import frequency_shares, serving_units
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reading.similarity import functional_similarity
 from bilinear.results.sweep_results import Results
@@ -132,3 +133,20 @@ def test_interaction_matrices_share_one_scale(results: Results) -> None:
 def test_summary_pictures_are_there(results: Results) -> None:
     for name in ("accuracy.png", "interactions.png"):
         assert Path(results.path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_chain_of_units(tmp_path: Path, ax: Axes) -> None:
+    """A tick a unit a width, at the angle of its phase; a row ends where its unit is last seen."""
+    command = "--fused --narrow --p 11 --widths 6,5,3 --tries 1 --redraws 1 --steps 60"
+    assert main([*command.split(), "--out", str(tmp_path / "run")]) == 0
+    results = bilinear.load_results(tmp_path / "run")
+    assert (tmp_path / "run" / "chain.png").read_bytes().startswith(b"\x89PNG")
+    assert isinstance(results, Results)
+    assert plots.chain_of_units(results, ax) is ax
+    ticks, ends = ax.collections
+    assert isinstance(ticks, Quiver)
+    names = [set(results.units[d, 0].tolist()) for d in (6, 5, 3)]
+    assert len(ticks.U) == 6 + 5 + 3
+    phases = torch.cat([serving_units(results.models[d, 0]).phase for d in (6, 5, 3)])
+    np.testing.assert_allclose(np.arctan2(ticks.V, ticks.U), phases, atol=1e-6)
+    assert len(ends.get_offsets()) == len(set.union(*names) - names[-1])

@@ -19,15 +19,19 @@ _LAST = Phase(40_000, Schedule(0.02, 0.00002, "linear"), Schedule(0.03, 1e-6, "c
 class Narrowing:
     """What is done at a width of a chain, after the widest model went through its whole recipe.
 
-    `drop` orders the units of a model, the first to go first: by circuits ("circuit"), those of the
-    frequency with the least amplitude in all, frequencies that share a factor with p before all
-    others; by the training loss without the unit ("loss"); by ‖w_l‖ ‖w_r‖ ‖w_p‖ of the unit
-    ("norm"); or at random ("random"). Circuits and norms are read from the weights, no pair is
-    looked at. Up to the width `tries_up_to`, up to `tries` of the wider model's units are left out
-    in turn, until one way reaches the goal; above it the first alone. If none does, the first way's
-    model is trained up to `redraws` times more, its own first unit drawn anew each time. Up to the
-    width `last_up_to` no unit is drawn anew: every way goes on by the phase `last`, in turn.
-    Moments are fresh at every start.
+    `drop` orders the units of a model, the first to go first:
+
+    - "circuit": units without amplitude; then those of the frequency with the least amplitude in
+      all, frequencies that share a factor with p before all others;
+    - "loss": by the training loss without the unit; "norm": by ‖w_l‖ ‖w_r‖ ‖w_p‖ of the unit;
+    - "random".
+
+    Circuits and norms are read from the weights, no pair is looked at. Up to the width
+    `tries_up_to`, up to `tries` of the wider model's units are left out in turn, until one way
+    reaches the goal; above it the first alone. If none does, the first way's model is trained up to
+    `redraws` times more, its own first unit drawn anew each time. Up to the width `last_up_to` no
+    unit is drawn anew: every way goes on by the phase `last`, in turn. Moments are fresh at every
+    start.
     """
 
     drop: str = "circuit"

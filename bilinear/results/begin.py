@@ -23,6 +23,7 @@ _FINISHED = (
     "summary.json",
     "accuracy.png",
     "interactions.png",
+    "chain.png",
     "view.html",
     "sessions.json",
 )

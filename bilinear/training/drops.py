@@ -10,6 +10,8 @@ from bilinear.experiment.record import Job, Weights
 from bilinear.experiment.streams import generator
 from bilinear.reading.fourier import unit_amplitudes
 
+_DEAD = 1e-3  # of a model's largest amplitude
+
 # Of a model of this config and seed: the mean loss (nats) on its training pairs without each unit.
 LossesWithout = Callable[[SweepConfig, int, Weights], list[float]]
 
@@ -56,7 +58,9 @@ def order_of_units(
 
 
 def _weakest_circuits_first(model: Weights) -> list[int]:
-    """Units by the amplitude of all that serve the same frequency, then by their own.
+    """Units that weight decay has left without amplitude, then the rest by circuit.
+
+    A unit counts with all that serve the same frequency, then by its own amplitude.
 
     Leaving units out one by one by what each is missed thins every circuit alike, down to a unit a
     frequency, which is right on few pairs; this keeps some circuits whole. A frequency that shares
@@ -65,6 +69,7 @@ def _weakest_circuits_first(model: Weights) -> list[int]:
     p = len(model.w_p)
     own, served = unit_amplitudes(model).abs().max(dim=-1)
     whole = torch.zeros(p // 2 + 1, dtype=own.dtype).index_add_(0, served, own)
+    alive = (own > _DEAD * own.max()).tolist()
     alone = [math.gcd(k, p) == 1 for k in served.tolist()]
-    scores = list(zip(alone, whole[served].tolist(), own.tolist(), strict=True))
+    scores = list(zip(alive, alone, whole[served].tolist(), own.tolist(), strict=True))
     return sorted(range(len(scores)), key=scores.__getitem__)
