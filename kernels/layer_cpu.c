@@ -37,6 +37,7 @@
 #define FEWEST_BLOCK_ROWS 16
 #define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */
 #define MOST_SHARES 16
+#define MOST_THREADS 64
 #define SHARE_ROWS 256
 #define LARGE_SUMS (INT64_C(1) << 17)   /* floats */
 #define LARGE_OUTPUT (INT64_C(1) << 23) /* floats: a last-level cache */
@@ -88,11 +89,22 @@ typedef struct {
     int64_t thread_floats, block_stride;
     float *sums; /* of the shares, `sums_floats` each: dW, dW_p, dbias, db_p */
     int64_t sums_floats, sums_dw_p, sums_dbias, sums_db_p;
-    Counter thread, pack, block_or_share, add;
+    Counter pack, add, unit[MOST_THREADS]; /* `unit`: of the blocks or shares of each thread */
 } Task;
 
 static int64_t take(Counter *counter) {
     return __atomic_fetch_add(&counter->taken, 1, __ATOMIC_RELAXED);
+}
+
+/* The next block or share of `units` for a thread, -1 if there is none: first of those that are its
+ * own at every call of these sizes, whose memory its caches may still hold, then of the others'. */
+static int64_t take_unit(Task *t, int64_t thread, int64_t units) {
+    for (int64_t i = 0; i < t->threads; i++) {
+        int64_t whose = (thread + i) % t->threads, first = whose * units / t->threads;
+        int64_t unit = first + take(&t->unit[whose]);
+        if (unit < (whose + 1) * units / t->threads) return unit;
+    }
+    return -1;
 }
 
 /* The threads are those of the OpenMP runtime that PyTorch brought into the process, found by name:
@@ -101,6 +113,7 @@ static int64_t take(Counter *counter) {
 
 static void (*omp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 static void (*omp_barrier)(void);
+static int (*omp_thread)(void);
 static int is_forked_child = 0;
 
 static void note_fork(void) { is_forked_child = 1; }
@@ -108,10 +121,13 @@ static void note_fork(void) { is_forked_child = 1; }
 static void find_threads(void) {
     *(void **)&omp_parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
     *(void **)&omp_barrier = dlsym(RTLD_DEFAULT, "GOMP_barrier");
+    *(void **)&omp_thread = dlsym(RTLD_DEFAULT, "omp_get_thread_num");
     pthread_atfork(NULL, NULL, note_fork);
 }
 
-static int can_share_work(void) { return omp_parallel && omp_barrier && !is_forked_child; }
+static int can_share_work(void) { return omp_parallel && omp_barrier && omp_thread && !is_forked_child; }
+
+static int64_t thread_of(const Task *t) { return t->threads > 1 ? omp_thread() : 0; }
 
 static void wait_for_all(const Task *t) {
     if (t->threads > 1) omp_barrier();
@@ -244,6 +260,7 @@ static void plan(Task *t, int threads, int is_backward) {
     int64_t work = l->m * l->d * (2 * l->d_in + l->d_out) * (is_backward ? 2 : 1);
     int64_t units = is_backward ? t->shares : t->blocks;
     t->threads = (int)least(least(threads, units), work / LEAST_WORK_A_THREAD);
+    t->threads = (int)least(t->threads, MOST_THREADS);
     if (t->threads < 1 || !can_share_work()) t->threads = 1;
 }
 

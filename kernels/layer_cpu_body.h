@@ -567,7 +567,8 @@ static void N(pack_biases)(const Task *t) {
 static void N(forward)(void *task) {
     Task *t = task;
     const Layer *l = &t->layer;
-    float *scratch = t->scratch + take(&t->thread) * t->thread_floats;
+    int64_t thread = thread_of(t);
+    float *scratch = t->scratch + thread * t->thread_floats;
     int64_t halves = 2 * t->d16 / PANEL, panels = halves + t->d_out16 / PANEL;
     for (int64_t i; (i = take(&t->pack)) <= panels;) {
         int64_t out = i - halves;
@@ -578,7 +579,7 @@ static void N(forward)(void *task) {
                                fewer(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
     }
     wait_for_all(t);
-    for (int64_t i; (i = take(&t->block_or_share)) < t->blocks;) {
+    for (int64_t i; (i = take_unit(t, thread, t->blocks)) >= 0;) {
         Block b = N(block_of)(t, scratch, i);
         N(forward_block)(t, &b);
     }
@@ -782,7 +783,8 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
 static void N(backward)(void *task) {
     Task *t = task;
     const Layer *l = &t->layer;
-    float *scratch = t->scratch + take(&t->thread) * t->thread_floats;
+    int64_t thread = thread_of(t);
+    float *scratch = t->scratch + thread * t->thread_floats;
     int64_t packs = (l->saved_preact ? 0 : 2 * t->d16 / PANEL) + t->d_in16 / PANEL +
                     (l->d_out ? t->d16 / PANEL : 0);
     for (int64_t i; (i = take(&t->pack)) <= packs;) {
@@ -790,7 +792,7 @@ static void N(backward)(void *task) {
         else N(pack_for_backward)(t, i);
     }
     wait_for_all(t);
-    for (int64_t i; (i = take(&t->block_or_share)) < t->shares;) N(backward_share)(t, scratch, i);
+    for (int64_t i; (i = take_unit(t, thread, t->shares)) >= 0;) N(backward_share)(t, scratch, i);
     wait_for_all(t);
     int64_t units = (2 * t->d16 + t->d_out16) / PANEL;
     for (int64_t i; (i = take(&t->add)) <= units;) N(add_unit)(t, i);
