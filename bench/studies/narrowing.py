@@ -1,15 +1,18 @@
 """How far trained models narrow: `python -m bench.studies.narrowing FOLDER [FOLDER …]`.
 
-Gathers finished narrowed sweeps into bench/results/narrowing-pP.json, for each way to choose the
-unit that goes: by width the share of chains whose model is right on all p² pairs, with its 95 %
-Wilson interval. Every model is judged a second time, by the arithmetic below, which shares no line
-with the library's. For P = 64 a picture shows the shares beside those of models trained from
-scratch (bench/results/frontier-p64.json).
+Gathers the whole chains of narrowed sweeps into bench/results/narrowing-pP.json, for each way to
+choose the unit that goes: by width the share of chains whose model is right on all p² pairs, with
+its 95 % Wilson interval. Every model is judged a second time, by the arithmetic below, which shares
+no line with the library's. For P = 64 a picture shows the shares beside those of models trained
+from scratch (bench/results/frontier-p64.json).
 """
 
 import argparse
 import json
+import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +46,37 @@ def margins(weights: dict[str, np.ndarray], dtype: type) -> np.ndarray:
     return own - logits.max(0)
 
 
-def judged(results: Results) -> pd.DataFrame:
-    """The table with each model's count of right answers in two precisions, ties being wrong."""
-    rows = []
+def files(results: Results) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Name and tensors of every model's file, loose or in a pack, as safetensors has them."""
     for path in sorted(results.path.glob("models/*.safetensors")):
-        weights = safetensors.numpy.load_file(path)
-        d = len(weights["bi_linear.weight"]) // 2
+        yield path.stem, safetensors.numpy.load_file(path)
+    for path in sorted(results.path.glob("packs/*.zip")):
+        with zipfile.ZipFile(path) as pack:
+            for name in pack.namelist():
+                if name.endswith(".safetensors"):
+                    yield Path(name).stem, safetensors.numpy.load(pack.read(name))
+
+
+def judged(results: Results) -> pd.DataFrame:
+    """The rows of whole chains with each model's right answers in two precisions, ties wrong."""
+    table = pd.DataFrame(results.rows())
+    whole = table.groupby("seed").size() == len(results.config.widths)
+    rows = []
+    for stem, weights in files(results):
+        seed = int(stem.partition("-s")[2])
+        if not whole.get(seed, False):
+            continue
         exact = margins(weights, np.float64)
         rows.append(
             {
-                "d_hidden": d,
-                "seed": int(path.stem.partition("-s")[2]),
+                "d_hidden": len(weights["bi_linear.weight"]) // 2,
+                "seed": seed,
                 "right_float32": int((margins(weights, np.float32) > 0).sum()),
                 "right_float64": int((exact > 0).sum()),
                 "least_margin": float(exact.min()),
             }
         )
-    return results.table.merge(pd.DataFrame(rows), on=["d_hidden", "seed"], validate="1:1")
+    return table.merge(pd.DataFrame(rows), on=["d_hidden", "seed"], validate="1:1")
 
 
 def gathered(tables: list[pd.DataFrame]) -> dict[str, Any]:
@@ -76,21 +93,26 @@ def gathered(tables: list[pd.DataFrame]) -> dict[str, Any]:
     return found
 
 
-def command(results: Results) -> str:
-    """What trains a folder's models again."""
+def command(results: Results, chains: int) -> str:
+    """What trains these models of a folder again."""
     config = results.config
     assert config.narrow is not None
     return (
         f"python sweep.py --fused --narrow --drop {config.narrow.drop} --p {config.p} "
-        f"--widths {max(config.widths)}..{min(config.widths)} --seeds {len(config.seeds)}"
+        f"--widths {max(config.widths)}..{min(config.widths)} --seeds {chains}"
     )
 
 
 def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int, ax: Axes) -> Axes:
     """Share of perfect models against width, narrowed and from scratch, with intervals."""
     lines = [("from scratch", scratch, "#898989", "s")]
-    names = {"loss": "narrowed", "random": "narrowed, a random unit each time", "norm": "by norm"}
-    colours = {"loss": "#C85200", "random": "#5F9ED1", "norm": "#006BA4"}
+    names = {
+        "circuit": "narrowed",
+        "loss": "narrowed by loss",
+        "random": "narrowed, a random unit each time",
+        "norm": "by norm",
+    }
+    colours = {"circuit": "#C85200", "loss": "#FF800E", "random": "#5F9ED1", "norm": "#006BA4"}
     lines += [(names[kind], kinds[kind]["widths"], colours[kind], "o") for kind in kinds]
     for label, widths, colour, marker in lines:
         shown = [w for w in widths if w["d_hidden"] <= 40]
@@ -141,12 +163,17 @@ def main() -> None:
             if different:
                 raise ConfigError(f"{other.path}: another recipe ({'; '.join(different)})")
     some = next(iter(groups.values()))[0].config
-    kinds = {drop: gathered([judged(r) for r in found]) for drop, found in groups.items()}
+    tables = {drop: [judged(r) for r in found] for drop, found in groups.items()}
+    kinds = {drop: gathered(found) for drop, found in tables.items()}
     path = write_result(
         f"narrowing-p{some.p}",
         {
-            "recipe": json.loads(some.to_json()),
-            "commands": [command(r) for found in groups.values() for r in found],
+            "recipe": json.loads(replace(some, seeds=(0,)).to_json()),
+            "commands": [
+                command(results, table.seed.nunique())
+                for drop, found in groups.items()
+                for results, table in zip(found, tables[drop], strict=True)
+            ],
             "drop": kinds,
         },
     )

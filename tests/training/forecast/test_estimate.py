@@ -13,6 +13,7 @@ from bilinear.cli.durations import duration
 from bilinear.cli.report import comparison, print_plan
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
+from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.schedule import Schedule
 from bilinear.training.choose import choose_for
 from bilinear.training.forecast.calibration import Calibration, Curve
@@ -218,3 +219,14 @@ def test_the_plan_without_a_rate_or_a_known_recipe() -> None:
     lines = plan("--steps", "50", calibration=rate())
     assert cells_of(rows(lines)[8])[0] == "—"
     assert "no runs of a recipe like this" in lines[-1]
+
+
+def test_narrowed_widths_have_steps_of_their_own() -> None:
+    config = SweepConfig(narrow=Narrowing())
+    assert known(config)
+    assert expected_steps(config, 64) == config.steps
+    assert expected_steps(config, 40) == 100
+    assert expected_steps(config, 4) > 6 * expected_steps(config, 3)
+    assert all(expected_steps(config, d) <= config.most_steps(d) for d in config.widths)
+    assert not known(SweepConfig(p=59, widths=(9,), remainders=(), narrow=Narrowing()))
+    assert not known(SweepConfig(narrow=Narrowing(drop="random")))
