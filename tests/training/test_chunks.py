@@ -1,9 +1,11 @@
 """Cutting a study into what a cluster's devices take."""
 
 import pytest
+import torch
 
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.record import Job
+from bilinear.experiment.narrowing import Narrowing
+from bilinear.experiment.record import Job, Parent, Weights
 from bilinear.training.backend import Work
 from bilinear.training.chunks import cut, expected_work
 
@@ -20,7 +22,7 @@ STUDY = [work(5, (4, 3), 7), work(11, (9, 6, 2), 20), work(7, (1,), 1)]
 @pytest.mark.parametrize("at_once", [1, 5, 1000])
 def test_every_job_is_in_one_chunk(devices: int, at_once: int) -> None:
     chunks = cut(STUDY, devices, at_once)
-    for index, (config, jobs, _) in enumerate(STUDY):
+    for index, (config, jobs, *_) in enumerate(STUDY):
         mine = [chunk for chunk in chunks if chunk.index == index]
         assert sorted(job for chunk in mine for job in chunk.jobs) == sorted(jobs)
         assert all(chunk.config is config for chunk in mine)
@@ -56,3 +58,19 @@ def test_models_that_stop_early_are_no_reason_for_small_chunks() -> None:
     wide = [len(c.jobs) for c in chunks if c.jobs[0].d_hidden > 40]
     # A step at width 40 costs twice one at width 1, but there are thirty times fewer of them.
     assert min(wide[:-1]) > 2 * max(narrow)
+
+
+def test_a_narrowed_seed_stays_in_one_chunk_with_what_it_starts_from() -> None:
+    config = SweepConfig(
+        p=8, widths=(5, 4, 3, 2), seeds=(0, 1, 2), remainders=(), narrow=Narrowing()
+    )
+    jobs = [job for job in map(Job._make, config.jobs) if job != Job(5, 1)]
+    weights = Weights(torch.ones(5, 16), torch.ones(5, 16), torch.ones(8, 5))
+    parent = Parent(weights, (0, 1, 2, 3, 4))
+    chunks = cut([Work(config, jobs, None, {Job(5, 1): parent})], devices=1000, at_once=1)
+    assert sorted(sorted({job.seed for job in chunk.jobs}) for chunk in chunks) == [[0], [1], [2]]
+    for chunk in chunks:
+        seed = chunk.jobs[0].seed
+        widths = sorted(job.d_hidden for job in chunk.jobs)
+        assert widths == ([2, 3, 4] if seed == 1 else [2, 3, 4, 5])
+        assert chunk.parents == ({Job(5, 1): parent} if seed == 1 else {})
