@@ -329,3 +329,15 @@ def test_export_for_the_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_errors_are_value_errors() -> None:
     assert issubclass(ConfigError, ValueError)
     assert issubclass(ResultsError, ValueError)
+
+
+def test_a_narrowed_dry_run_says_how_and_how_much(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "--fused --narrow --drop norm --tries 2 --redraws 3 --p 7 --widths 4,3 --steps 10"
+    assert main([*command.split(), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "less a unit, the one of the least norm; up to width 8 up to 2 ways, 3 units" in out
+    assert "at most 10 each start, 60 in all" in out  # 4: 10; 3: two ways and three new units
+    assert main(["--fused", "--drop", "norm", "--dry-run"]) == 2
+    assert "--drop: expected with --narrow alone" in capsys.readouterr().err
+    assert main(["--narrow", "--dry-run"]) == 2
+    assert "the reference loop trains each width by itself" in capsys.readouterr().err

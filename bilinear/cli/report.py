@@ -13,6 +13,7 @@ from bilinear.cli.parser import program
 from bilinear.cli.tables import print_table
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
+from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.study import AXES, Study
 from bilinear.results.frontier import frontier
 from bilinear.results.study_results import StudyResults
@@ -166,16 +167,27 @@ def _what(study: Study) -> dict[str, str]:
 
 def _how(study: Study) -> dict[str, str]:
     cells, first = study.cells, study.cells[0]
-    steps = sum(cell.steps * len(cell.widths) * len(cell.seeds) for cell in cells)
+    steps = sum(len(cell.seeds) * sum(map(cell.most_steps, cell.widths)) for cell in cells)
     each = _alternatives([f"{cell.steps:,}" for cell in cells])
     batches = [f"{cell.batch_size or f'full ({cell.n_train} pairs)'}" for cell in cells]
-    return {
-        "steps": f"at most {each} each, {steps:,} in all; batch {_alternatives(batches)}",
+    narrowing = {} if first.narrow is None else {"narrowing": _chain(first.narrow)}
+    one = "each start" if narrowing else "each"
+    return narrowing | {
+        "steps": f"at most {each} {one}, {steps:,} in all; batch {_alternatives(batches)}",
         "learning rate": _alternatives([_schedule(cell.lr) for cell in cells]),
         "weight decay": _alternatives([_schedule(cell.weight_decay) for cell in cells]),
         "stop": f"{first.goal} accuracy 100 % at {first.hold} evaluations in a row, "
         f"one every {_alternatives([str(cell.eval_every) for cell in cells])} steps",
     }
+
+
+def _chain(narrow: Narrowing) -> str:
+    order = {"circuit": "of the weakest circuit", "random": "any"}
+    goes = order.get(narrow.drop, f"of the least {narrow.drop}")
+    return (
+        f"each width from the next wider one's weights less a unit, the one {goes}; up to width "
+        f"{narrow.tries_up_to} up to {narrow.tries} ways, {narrow.redraws} units drawn anew"
+    )
 
 
 def _cost(study: Study, out: str, at_once: int) -> dict[str, str]:
