@@ -8,6 +8,7 @@ which model is kept depends on its config and its seed alone.
 
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Condition
@@ -89,28 +90,44 @@ class Chains:
         self._serial = itertools.count()
         self._waiting: list[tuple[int, int, int, Run]] = []
         self._chain_of: dict[Run, _Chain] = {}
-        self._open = 0
+        # Begun only when their turn comes: a study's initial weights would not fit the memory.
+        self._to_begin = deque(
+            (index, w, jobs) for index, w in enumerate(work) for jobs in w.dependent()
+        )
+        self._open = len(self._to_begin)
+        self._orders = itertools.count()
+        self._losses_without = losses_without
         self._stopped = False
-        orders = itertools.count()
-        for index, w in enumerate(work):
-            for jobs in w.dependent():
-                chain = _Chain(next(orders), _models(index, w, jobs, losses_without))
-                self._open += 1
-                self._advance(chain, None)
 
     def take(self, *, wait: bool = True) -> Run | None:
         """The next run; None if all have been brought back, or none waits and `wait` is false."""
-        with self._changed:
-            while not self._stopped:
-                while self._waiting:
-                    run = heapq.heappop(self._waiting)[-1]
-                    if not run.taken and run in self._chain_of:
-                        run.taken = True
-                        return run
-                if not (wait and self._open):
+        while True:
+            with self._changed:
+                if self._stopped:
                     return None
-                self._changed.wait()
-            return None
+                self._drop_stale()
+                surest = self._waiting[0][0] if self._waiting else None
+                if surest != 0 and self._to_begin:
+                    begin = self._to_begin.popleft()
+                    chain = _Chain(next(self._orders), _models(*begin, self._losses_without))
+                elif self._waiting:
+                    run = heapq.heappop(self._waiting)[-1]
+                    run.taken = True
+                    return run
+                elif wait and self._open:
+                    self._changed.wait()
+                    continue
+                else:
+                    return None
+            self._advance(chain, None)
+
+    def _drop_stale(self) -> None:
+        """Take away entries at the head whose run is taken, or no longer wanted."""
+        while self._waiting:
+            run = self._waiting[0][-1]
+            if not run.taken and run in self._chain_of:
+                return
+            heapq.heappop(self._waiting)
 
     def wanted(self, run: Run) -> bool:
         """Whether it still matters how the run ends; if not, it need not be brought back."""
@@ -165,17 +182,20 @@ class Chains:
 def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) -> _Stages:
     """Give out the runs of one job after another, be sent them trained, give out the model."""
     config = work.config
-    known = dict(work.parents)
+    parent: Parent | None = None
     for job in jobs:
+        wider = config.parent(job.d_hidden)
+        narrow = None if wider is None else config.narrow
+        # The wider model ended in an earlier run, or just now.
+        parent = work.parents.get(Job(wider, job.seed), parent) if wider is not None else None
         # Early in its training the widest model has a frequency a unit or two, and chains from it
         # seldom get below width 6; at the end it has a few, of several units each.
-        to_end = config.narrow is not None and config.parent(job.d_hidden) is None
+        to_end = config.narrow is not None and narrow is None
         tried = yield [
             Run(index, config, job, config.recipe, weights, lineage, Record(config), to_end)
-            for weights, lineage in _starts(config, job, known, losses)
+            for weights, lineage in _starts(config, job, parent, losses)
         ]
         kept, tries = _kept(tried), len(tried)
-        narrow = None if config.parent(job.d_hidden) is None else config.narrow
         if narrow and narrow.redraws_at(job.d_hidden) and not kept.record.at_goal:
             redrawn = yield [
                 kept.again(config.recipe, *start) for start in _redrawn(config, job, kept, losses)
@@ -185,7 +205,7 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) 
         if narrow and narrow.last_at(job.d_hidden) and not kept.record.at_goal:
             kept = _kept((yield [run.again(narrow.last) for run in tried]))
         lineage = kept.lineage._replace(tries=tries)
-        known[job] = Parent(kept.weights, lineage.units)
+        parent = Parent(kept.weights, lineage.units)
         yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)
 
 
@@ -199,13 +219,12 @@ def _kept(tried: Sequence[Run]) -> Run:
 
 
 def _starts(
-    config: SweepConfig, job: Job, known: dict[Job, Parent], losses_without: LossesWithout
+    config: SweepConfig, job: Job, parent: Parent | None, losses_without: LossesWithout
 ) -> list[tuple[Weights, Lineage]]:
-    wider = config.parent(job.d_hidden)
-    if wider is None:
+    if parent is None:
         drawn = initial_weights(config.p, job.d_hidden, job.seed, config.init_scale)
         return [(Weights(*drawn), Lineage(tuple(range(job.d_hidden))))]
-    parent = known[Job(wider, job.seed)]
+    wider = len(parent.units)
     starts = []
     for out in ways_to_narrow(config, job, parent.weights, losses_without):
         kept = [i for i in range(wider) if i not in out]

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -83,12 +84,11 @@ class GpuBackend:
         lanes: list[_Lane] = []
         last_kept = time.monotonic()
         while True:
-            while (run := chains.take(wait=False)) is not None:
-                waiting.append(run)
             if narrowed or not any(lane.live for lane in lanes):
                 lanes = [lane for lane in lanes if lane.live]
                 used = sum(lane.size for lane in lanes)
-                fitting = _fitting(waiting, room - used, self.device, at_least=not lanes)
+                take = partial(chains.take, wait=False)
+                fitting = _fitting(take, waiting, room - used, self.device, at_least=not lanes)
                 for runs in _together(fitting, self.device):
                     lanes.append(_Lane(config, runs, self.device, states, self.at_once))
                     lanes[-1].launch()
@@ -179,15 +179,26 @@ def make_grid(
     )
 
 
-def _fitting(waiting: list[Run], room: float, device: torch.device, *, at_least: bool) -> list[Run]:
-    """Take the first of those waiting that fit into `room` bytes together, one `at_least`."""
-    taken: list[Run] = []
-    while waiting:
-        room -= _size(waiting[0], device)
-        if room < 0 and not (at_least and not taken):
+def _fitting(
+    take: Callable[[], Run | None],
+    waiting: list[Run],
+    room: float,
+    device: torch.device,
+    *,
+    at_least: bool,
+) -> list[Run]:
+    """Take the next runs that fit into `room` bytes together, one `at_least`.
+
+    The one that did not fit is left in `waiting`, to be the next.
+    """
+    fitting: list[Run] = []
+    while (run := waiting.pop() if waiting else take()) is not None:
+        room -= _size(run, device)
+        if room < 0 and not (at_least and not fitting):
+            waiting.append(run)
             break
-        taken.append(waiting.pop(0))
-    return taken
+        fitting.append(run)
+    return fitting
 
 
 def _size(run: Run, device: torch.device) -> int:

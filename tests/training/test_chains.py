@@ -179,6 +179,23 @@ def test_of_tries_the_first_at_the_goal_is_kept_else_the_first() -> None:
     assert kept(set()).lineage == ((1, 2, 3, 4), 5, (0,), None, 3)
 
 
+def test_weights_are_drawn_when_a_model_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a million models at once would not fit the memory."""
+    drawn: list[tuple[int, ...]] = []
+
+    def draw(p: int, d: int, seed: int, *_: object, **__: object) -> Weights:
+        drawn.append((d, seed))
+        return random_weights(d)
+
+    monkeypatch.setattr(chains, "initial_weights", draw)
+    config = replace(CONFIG, narrow=None)
+    queue = Chains([Work(config, list(map(Job._make, config.jobs)))], lambda *_: [])
+    assert drawn == []
+    for taken in range(1, 4):
+        assert queue.take() is not None
+        assert len(drawn) == taken
+
+
 @needs_compiled
 def test_bits_for_any_number_of_threads_and_company() -> None:
     alone = replace(CONFIG, seeds=(3,))
