@@ -441,11 +441,11 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
     from bilinear.cli import report
     from bilinear.cli.progress import Display
     from bilinear.cli.session import recording
-    from bilinear.training.forecast.calibration import remembered
+    from bilinear.training.forecast.calibration import calibrate
     from bilinear.training.run import run_study, run_sweep
 
     started = time.monotonic()
-    rate = remembered(backend, study.cells)
+    rate = calibrate(backend, study.cells, measure=False)
     report.print_expectation(console, study, rate)
     with stoppable(), Display(study.cells, console, rate) as display:
         on_event = recording(display, out, backend)
@@ -456,7 +456,7 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
             only = study.cells[0]
             results = run_sweep(only, backend, out, partial(on_event, 0), plots.save_summary)
     seconds = time.monotonic() - started
-    report.print_hindsight(console, backend, study.cells, display.state.trained, seconds)
+    report.print_hindsight(console, backend, display.state, seconds)
     if len(study) > 1:
         report.print_study_summary(console, results)
     else:

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from bilinear.cli.durations import duration
-from bilinear.cli.work import Left, Work
+from bilinear.cli.remaining import Remaining
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Finished, Job, Progress
 from bilinear.training.forecast.calibration import Calibration
+from bilinear.training.forecast.estimate import Times
 from bilinear.training.run import Resumed
 
 _PLAIN_SECONDS = 5.0
@@ -35,7 +36,7 @@ class SweepState:
         self.best: dict[int, float] = {}
         self.smallest: int | None = None
         self.started = time.monotonic()
-        self.work = Work(cells, rate)
+        self.remaining = Remaining(cells, rate)
         self.trained: list[list[int]] = [[] for _ in cells]
         self._left = [len(cell.widths) * len(cell.seeds) for cell in cells]
         self.steps_ended = 0
@@ -62,7 +63,7 @@ class SweepState:
             self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
         # Ways to narrow a model that missed the goal took all steps of the recipe.
         steps = row["steps"] + (row.get("tries", 1) - 1) * self.cells[index].steps
-        self.work.end(index, job.d_hidden, steps, here)
+        self.remaining.end(index, job.d_hidden, steps, here)
         if here:
             self.trained[index].append(job.d_hidden)
             self.steps_ended += steps
@@ -81,14 +82,14 @@ class SweepState:
         """Their mean rate."""
         return self.steps / max(time.monotonic() - self.started, 1e-9)
 
-    def left(self) -> Left | None:
+    def left(self) -> Times | None:
         """How long it still takes; None before that can be known."""
-        return self.work.left(self._in_training(), time.monotonic() - self.started)
+        return self.remaining.left(self._in_training(), time.monotonic() - self.started)
 
     @property
     def share(self) -> float:
         """Share of the work expected in all that is done, 0 … 1."""
-        return self.work.share(self._in_training())
+        return self.remaining.share(self._in_training())
 
     def _in_training(self) -> list[tuple[int, int, int]]:
         return [(index, job.d_hidden, step) for (index, job), step in self.training.items()]
@@ -130,7 +131,7 @@ def _band_name(narrowest: int, widest: int) -> str:
     return f"d={narrowest}" if narrowest == widest else f"d={narrowest}…{widest}"
 
 
-def _in_words(left: Left | None) -> str:
+def _in_words(left: Times | None) -> str:
     """`about 40 s left (at most 5 min)`."""
     if left is None:
         return "time left not known yet"

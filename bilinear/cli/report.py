@@ -10,8 +10,8 @@ from rich.text import Text
 
 from bilinear.cli.durations import duration
 from bilinear.cli.parser import program
+from bilinear.cli.progress import SweepState
 from bilinear.cli.tables import print_table
-from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import sweep_cost
 from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.study import AXES, Study
@@ -20,7 +20,7 @@ from bilinear.results.study_results import StudyResults
 from bilinear.results.sweep_results import Results
 from bilinear.training.backend import Backend
 from bilinear.training.forecast.calibration import Calibration, calibrate
-from bilinear.training.forecast.estimate import Estimate, estimate, whole
+from bilinear.training.forecast.estimate import Estimate, Times, estimate
 
 # For so many devices a dry run says how long training takes.
 _DEVICES = (1, 8, 64)
@@ -47,8 +47,7 @@ def print_plan(
     if calibration is None:
         console.print(f"{'time':>14}  unknown: no step could be measured in the time that may take")
         return
-    found = estimate(calibration, whole(study.cells))
-    _print_time(console, found, calibration)
+    _print_time(console, estimate(calibration, study.cells), calibration)
 
 
 def plan(
@@ -68,10 +67,13 @@ def plan(
 
 
 def _times(study: Study, calibration: Calibration) -> list[dict[str, float | None]]:
-    found = estimate(calibration, whole(study.cells))
+    found = estimate(calibration, study.cells)
+    times = {
+        n: found.times(n * calibration.at_once) for n in sorted({*_DEVICES, calibration.devices})
+    }
     return [
-        {"devices": n, "about_seconds": found.about(n), "at_most_seconds": found.at_most(n)}
-        for n in sorted({*_DEVICES, calibration.devices})
+        {"devices": n, "about_seconds": about, "at_most_seconds": at_most}
+        for n, (about, at_most) in times.items()
     ]
 
 
@@ -79,73 +81,55 @@ def print_expectation(console: Console, study: Study, calibration: Calibration |
     """Say before a run how long it should take, if the rate is known from before."""
     if calibration is None:
         return
-    found = estimate(calibration, whole(study.cells))
-    about, most = found.about(calibration.devices), found.at_most(calibration.devices)
+    lanes = calibration.at_once * calibration.devices
+    about, most = estimate(calibration, study.cells).times(lanes)
     if most < _WORTH_SECONDS:
         return
     said = f"at most {duration(most)}"
     console.print(said if about is None else f"about {duration(about)} ({said})")
 
 
-def _print_time(console: Console, found: Estimate, calibration: Calibration) -> None:
+def _print_time(console: Console, found: Estimate, rate: Calibration) -> None:
     place = " " * 16
-    one = f"{found.at_once} models at once" if found.at_once > 1 else "one model at a time"
+    one = f"{rate.at_once} models at once" if rate.at_once > 1 else "one model at a time"
     console.print(f"{'time':>14}  of training; a device is one like this: {one},")
-    console.print(f"{place}{calibration.processor}; rate {calibration.source}", soft_wrap=True)
+    console.print(f"{place}{rate.processor}; rate {rate.source}", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("devices", "about", "at most"):
         table.add_column(heading, justify="right")
     table.add_column()
-    now = calibration.devices
-    for devices in sorted({*_DEVICES, now}):
-        about = found.about(devices)
-        table.add_row(
-            str(devices),
-            "—" if about is None else duration(about),
-            duration(found.at_most(devices)),
-            "all there are now" if devices == now > 1 else "",
-        )
+    for devices in sorted({*_DEVICES, rate.devices}):
+        about, at_most = found.times(devices * rate.at_once)
+        now = "all there are now" if devices == rate.devices > 1 else ""
+        said = "—" if about is None else duration(about)
+        table.add_row(str(devices), said, duration(at_most), now)
     console.print(Padding(table, (0, 0, 0, len(place))))
-    longest = found.most.longest
-    basis = "" if found.likely else "; no runs of a recipe like this to say more"
-    console.print(
-        f"{place}at most: all use all steps, the longest {duration(longest)}{basis}", soft_wrap=True
-    )
-    if found.likely:
-        console.print(f"{place}about: they stop where models of the default recipe did")
-
-
-def print_hindsight(
-    console: Console,
-    backend: Backend,
-    cells: Sequence[SweepConfig],
-    trained: Sequence[Sequence[int]],
-    seconds: float,
-) -> None:
-    """Say how far the estimate of a run was off; nothing of a short one.
-
-    `trained` are the widths of the models that this run trained of each cell. Their rate is
-    measured after the run if it never was.
-    """
-    if not any(trained) or seconds < _WORTH_SECONDS:
-        return
-    rate = calibrate(backend, cells)
-    if rate is not None:
-        found = estimate(rate, zip(cells, trained, strict=True))
-        console.print(comparison(found, seconds, rate.devices), soft_wrap=True)
-
-
-def comparison(found: Estimate, seconds: float, devices: int = 1) -> str:
-    """Say in one line how far the estimate for so many devices was off."""
-    about, most = found.about(devices), found.at_most(devices)
-    took = f"took {duration(seconds)}"
+    longest = f"at most: all use all steps, the longest {duration(found.most.longest)}"
+    stops = "about: they stop where models of the default recipe did"
     if about is None:
-        return f"estimated at most {duration(most)}, {took}: {seconds / most:.0%} of it"
-    off = seconds / about - 1
-    return (
-        f"estimated about {duration(about)} (at most {duration(most)}), {took}: "
-        f"{abs(off):.0%} {'more' if off > 0 else 'less'}"
-    )
+        longest += "; no runs like this were counted, to say more"
+    console.print(f"{place}{longest}", soft_wrap=True)
+    if about is not None:
+        console.print(f"{place}{stops}")
+
+
+def print_hindsight(console: Console, backend: Backend, ran: SweepState, seconds: float) -> None:
+    """Say how far the estimate was off for the models this run trained; nothing of a short run."""
+    if not any(ran.trained) or seconds < _WORTH_SECONDS:
+        return
+    if rate := calibrate(backend, ran.cells):  # measured now if it never was
+        times = estimate(rate, ran.cells, ran.trained).times(rate.at_once * rate.devices)
+        console.print(comparison(times, seconds), soft_wrap=True)
+
+
+def comparison(times: Times, seconds: float) -> str:
+    """Say in one line how far an estimate was off."""
+    most, took = f"at most {duration(times.at_most)}", f"took {duration(seconds)}"
+    if times.about is None:
+        return f"estimated {most}, {took}: {seconds / times.at_most:.0%} of it"
+    off = seconds / times.about - 1
+    more = "more" if off > 0 else "less"
+    return f"estimated about {duration(times.about)} ({most}), {took}: {abs(off):.0%} {more}"
 
 
 def _what(study: Study) -> dict[str, str]:

@@ -21,8 +21,7 @@ import torch
 
 import bilinear
 from bilinear.results.folder import Folder, open_folder
-from bilinear.training.backend import Backend
-from bilinear.training.forecast.calibration import processor
+from bilinear.training.backend import Backend, processor
 
 FILE = "sessions.json"
 

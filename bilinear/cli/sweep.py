@@ -16,7 +16,7 @@ from bilinear.experiment.study import MAX_MODELS, Study
 from bilinear.results.folder import open_folder
 from bilinear.results.sweep_results import Results
 from bilinear.training.choose import choose
-from bilinear.training.forecast.calibration import remembered
+from bilinear.training.forecast.calibration import calibrate
 from bilinear.training.run import fresh_folder, run_sweep
 
 
@@ -64,7 +64,7 @@ def sweep(
     out = str(fresh_folder(Study((config,))) if out is None else open_folder(out))
     backend = choose(config, fused=True, device=device)
     console = Console(highlight=False, markup=False, quiet=not progress)
-    with Display([config], console, remembered(backend, [config])) as display:
+    with Display([config], console, calibrate(backend, [config], measure=False)) as display:
         on_event = recording(display, out, backend)
         return run_sweep(config, backend, out, partial(on_event, 0))
 

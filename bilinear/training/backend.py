@@ -1,8 +1,9 @@
 """The seam between a sweep and the machine it runs on: what every training backend does."""
 
+import contextlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -69,6 +70,21 @@ def environment(backend: Backend) -> dict[str, str]:
     }
 
 
+def processor(backend: Backend) -> str:
+    """Name what `backend` trains on: a GPU, or else this machine's processor."""
+    device = torch.device(getattr(backend, "device", "cpu"))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
+@cache
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def train(
     backend: Backend,
     config: SweepConfig,
@@ -78,6 +94,6 @@ def train(
 ) -> Iterator[Progress | Finished]:
     """Train jobs of one config, all of them if none are named; see `Backend.train`."""
     jobs = list(map(Job._make, config.jobs)) if jobs is None else jobs
-    with closing(backend.train([Work(config, jobs, scratch, parents)])) as events:  # type: ignore[type-var]
+    with contextlib.closing(backend.train([Work(config, jobs, scratch, parents)])) as events:  # type: ignore[type-var]
         for _, event in events:
             yield event

@@ -112,15 +112,13 @@ class RayBackend:
         """Those of one device of the cluster."""
         return self._site.fill
 
-    def calibrate(self, cells: Sequence[SweepConfig], budget_seconds: float) -> Calibration | None:
+    def calibrate(self, cells: Sequence[SweepConfig]) -> Calibration | None:
         """Have one device measured, on whichever node has one free, with the cache there.
 
         None if it takes too long, or no device becomes free for a minute. Raises EngineError if
         the worker dies.
         """
-        asked = _calibrate.options(**_needs(self._device)).remote(
-            tuple(cells), self._device, budget_seconds
-        )
+        asked = _calibrate.options(**_needs(self._device)).remote(tuple(cells), self._device)
         ready, _ = ray.wait([asked], timeout=_FREE_SECONDS)
         if not ready:
             ray.cancel(asked)
@@ -328,11 +326,9 @@ def _describe(cells: tuple[SweepConfig, ...], device: str) -> _Site:
 
 
 @ray.remote
-def _calibrate(
-    cells: tuple[SweepConfig, ...], device: str, budget_seconds: float
-) -> Calibration | None:
+def _calibrate(cells: tuple[SweepConfig, ...], device: str) -> Calibration | None:
     backend = choose_for(cells, fused=True, device=device, workers=1)
-    return calibration.calibrate(backend, cells, budget_seconds=budget_seconds)
+    return calibration.calibrate(backend, cells)
 
 
 @ray.remote(num_returns="streaming")

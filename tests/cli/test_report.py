@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from bilinear.cli import report
+from bilinear.cli.progress import SweepState
 from bilinear.cli.report import print_hindsight
 from bilinear.experiment.config import SweepConfig
-from bilinear.training.forecast.calibration import Calibration, Curve
+from bilinear.training.forecast.calibration import Calibration
 
 CELL = SweepConfig(widths=(6, 4))
 RATE = 1e9
-CURVE = Curve(64, ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE)))
+POINTS = ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE))
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Measured:
 
     def __call__(self, *_: Any, **__: Any) -> Calibration | None:
         self.asked += 1
-        return Calibration(1, "", {0: [CURVE]}, "", self.devices) if self.devices else None
+        return Calibration(1, "", POINTS, "", self.devices) if self.devices else None
 
 
 @pytest.fixture
@@ -38,8 +39,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
 def said(trained: Sequence[Sequence[int]], seconds: float) -> str:
     console = Console(width=100, highlight=False)
+    ran = SweepState([CELL] * len(trained))
+    ran.trained = [list(widths) for widths in trained]
     with console.capture() as text:
-        print_hindsight(console, None, [CELL] * len(trained), trained, seconds)  # type: ignore[arg-type]
+        print_hindsight(console, None, ran, seconds)  # type: ignore[arg-type]
     return text.get()
 
 
@@ -61,13 +64,13 @@ def test_nothing_trained_nothing_said(measured: Measured) -> None:
 
 
 def test_a_cluster_is_held_against_as_many_devices(measured: Measured) -> None:
-    alone = said([[2] * 40], 60)
+    alone = said([[32] * 400], 60)
     measured.devices = 4
 
     def seconds(text: str) -> float:
         return float(text.split()[2])
 
-    assert seconds(said([[2] * 40], 60)) == pytest.approx(seconds(alone) / 4, rel=0.1)
+    assert seconds(said([[32] * 400], 60)) == pytest.approx(seconds(alone) / 4, rel=0.1)
 
 
 def test_no_rate_no_line(measured: Measured) -> None:

@@ -1,67 +1,88 @@
-"""How long training takes, told before it does."""
+"""How long a queue of models takes, at most and as models of the default recipe were seen to."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import work_of_step
 from bilinear.training.forecast.calibration import Calibration
-from bilinear.training.forecast.expected_steps import expected_steps, known
+from bilinear.training.forecast.expected_steps import expected_steps
 
 
-@dataclass(frozen=True)
+class Course(NamedTuple):
+    """A model's training: the work of a step, and how many steps it takes.
+
+    Work is in seconds where the rate is known, else in FLOP.
+    """
+
+    step: float
+    most: int
+    likely: float
+
+
+def course(config: SweepConfig, d_hidden: int, rate: Calibration | None) -> Course:
+    """Return the course of a model of this config and width."""
+    step = work_of_step(config, d_hidden) if rate is None else rate.step_seconds(config, d_hidden)
+    return Course(step, config.most_steps(d_hidden), expected_steps(config, d_hidden))
+
+
+class Times(NamedTuple):
+    """Seconds: `at_most` if no model stops early, `about` None if nothing says that some do."""
+
+    about: float | None
+    at_most: float
+
+
+@dataclass
 class Load:
-    """Models' seconds on one lane of a device: of all together, and of the longest one."""
+    """Work of models in a queue: of all together, and of the longest one."""
 
     total: float = 0.0
     longest: float = 0.0
 
-    def plus(self, seconds: float, models: int) -> "Load":
-        """Add models of so many seconds each."""
-        return Load(self.total + models * seconds, max(self.longest, seconds))
+    def add(self, work: float, models: int) -> None:
+        """Add models of so much work each."""
+        self.total += models * work
+        self.longest = max(self.longest, work)
 
 
-@dataclass(frozen=True)
 class Estimate:
-    """Seconds of training on devices that each train `at_once` models at a time.
+    """Load of models in a queue, if all use all their steps and if they stop as expected."""
 
-    `most` is of models that use all their steps; `likely` of models that stop as those of the
-    default recipe did, None if they say nothing of any of these.
-    """
+    def __init__(self) -> None:
+        """No models yet."""
+        self.most, self.likely = Load(), Load()
 
-    at_once: int
-    most: Load
-    likely: Load | None
+    def add(self, course: Course, models: int = 1, taken: int = 0) -> None:
+        """Add models that have taken so many steps.
 
-    def at_most(self, devices: int = 1) -> float:
-        """Bound of a queue in any order: all but the longest model shared out, then that one.
-
-        (R. L. Graham, Bounds for certain multiprocessing anomalies, 1966.)
+        Those that outlived their likely steps are given half as long again.
         """
-        lanes = devices * self.at_once
-        return (self.most.total - self.most.longest) / lanes + self.most.longest
+        rest = course.most - taken
+        self.most.add(course.step * rest, models)
+        self.likely.add(course.step * min(rest, max(course.likely - taken, taken / 2)), models)
 
-    def about(self, devices: int = 1) -> float | None:
-        """As long as the shared-out whole, or as the longest model; the queue is longest first."""
-        if self.likely is None:
-            return None
-        return max(self.likely.total / (devices * self.at_once), self.likely.longest)
+    def times(self, lanes: int, speed: float = 1.0) -> Times:
+        """Return how long so many lanes take, each of which does `speed` work a second.
+
+        At most: in any order, all but the longest model shared out, then that one (R. L. Graham,
+        Bounds for certain multiprocessing anomalies, 1966). About: the longest model starts first.
+        """
+        at_most = (self.most.total - self.most.longest) / lanes + self.most.longest
+        if self.likely == self.most:
+            return Times(None, at_most / speed)
+        return Times(max(self.likely.total / lanes, self.likely.longest) / speed, at_most / speed)
 
 
 def estimate(
-    calibration: Calibration, work: Iterable[tuple[SweepConfig, Sequence[int]]]
+    rate: Calibration, cells: Sequence[SweepConfig], trained: Sequence[Sequence[int]] | None = None
 ) -> Estimate:
-    """Estimate cells, each with the widths of the models to be trained, one entry a model."""
-    most, likely, any_known = Load(), Load(), False
-    for config, widths in work:
-        any_known |= known(config) and bool(widths)
+    """Estimate all models of these cells, or those of the widths `trained`, an entry a model."""
+    found = Estimate()
+    widths_of = trained or [[d for d, _ in cell.jobs] for cell in cells]
+    for config, widths in zip(cells, widths_of, strict=True):
         for d, models in Counter(widths).items():
-            step = calibration.step_seconds(config, d)
-            most = most.plus(config.most_steps(d) * step, models)
-            likely = likely.plus(expected_steps(config, d) * step, models)
-    return Estimate(calibration.at_once, most, likely if any_known else None)
-
-
-def whole(cells: Iterable[SweepConfig]) -> Iterable[tuple[SweepConfig, Sequence[int]]]:
-    """Return all models of all cells, as `estimate` takes them."""
-    return ((cell, [d for d, _ in cell.jobs]) for cell in cells)
+            found.add(course(config, d, rate), models)
+    return found

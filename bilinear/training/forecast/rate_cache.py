@@ -1,7 +1,7 @@
 """The user's cache of measured rates: a JSON file a curve, which may be deleted at any time.
 
-A file that is missing, damaged or of another key counts as not there: its curve is measured again,
-which takes a second. Where nothing can be written, every run measures.
+A file that is missing or damaged counts as not there: its curve is measured again, which takes a
+second. Where nothing can be written, every run measures.
 """
 
 import contextlib
@@ -9,9 +9,9 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from itertools import pairwise
 from pathlib import Path
+
+from bilinear.results.folder import write_whole
 
 Points = tuple[tuple[float, float], ...]
 
@@ -24,29 +24,21 @@ def cache_folder() -> Path:
 
 
 def read(key: dict[str, str]) -> Points | None:
-    """Return the points of the curve with this key: positive and rising; None if not there."""
+    """Return the points of the curve with this key, all positive; None if there is none."""
     with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
-        content = json.loads(_file(key).read_bytes())
-        points = tuple((float(work), float(seconds)) for work, seconds in content["points"])
-        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(points))
-        positive = all(0 < value < math.inf for point in points for value in point)
-        if content["key"] == key and points and rising and positive:
+        found = json.loads(_file(key).read_bytes())["points"]
+        points = tuple(sorted((float(work), float(seconds)) for work, seconds in found))
+        if points and all(0 < value < math.inf for point in points for value in point):
             return points
     return None
 
 
 def write(key: dict[str, str], points: Points) -> None:
-    """Write under another name first, since other processes read and write here too."""
+    """Keep a curve; the key is in the file, too, for whoever looks there."""
     with contextlib.suppress(OSError, RuntimeError):
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "w") as out:
-                json.dump({"key": key, "points": points}, out, indent=2)
-            os.replace(partial, file)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        write_whole(file, json.dumps({"key": key, "points": points}, indent=2).encode())
 
 
 def _file(key: dict[str, str]) -> Path:

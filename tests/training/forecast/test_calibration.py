@@ -6,13 +6,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import bilinear
 from bilinear.experiment.config import SweepConfig
@@ -23,9 +20,7 @@ from bilinear.training.choose import choose
 from bilinear.training.forecast import calibration
 from bilinear.training.forecast.calibration import (
     Calibration,
-    Curve,
     calibrate,
-    to_measure,
 )
 from bilinear.training.forecast.rate_cache import cache_folder, read, write
 
@@ -55,7 +50,7 @@ class Counting:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and timings that end at once."""
     monkeypatch.setenv("BILINEAR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(calibration, "_MEASURED_SECONDS", SLEEP)
+    monkeypatch.setattr(calibration, "_LEAST_SECONDS", SLEEP / 2)
     monkeypatch.setattr(calibration, "_TIMINGS", 1)
     return tmp_path / "cache"
 
@@ -64,62 +59,45 @@ def cell(p: int = 7, **more: object) -> SweepConfig:
     return replace(SweepConfig(p=p, widths=(p, 1), remainders=()), **more)
 
 
-rises = st.lists(
-    st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e-2)), min_size=1, max_size=6
-)  # of work and of seconds, point to point
-
-
-def curve(steps: list[tuple[float, float]], p: int = 7) -> Curve:
-    work, seconds, points = 1.0, 1e-5, []
-    for more_work, more_seconds in steps:
-        work, seconds = work + more_work, seconds + more_seconds
-        points.append((work, seconds))
-    return Curve(p, tuple(points))
-
-
-@given(rises, st.lists(st.floats(0.01, 1e5), min_size=2))
-def test_a_curve_goes_through_its_points_and_never_falls(
-    steps: list[tuple[float, float]], work: list[float]
-) -> None:
-    measured = curve(steps)
-    for at, seconds in measured.points:
-        assert measured.seconds(at) == pytest.approx(seconds)
-    found = [measured.seconds(w) for w in sorted(work)]
-    assert all(a <= b * (1 + 1e-12) for a, b in pairwise(found))
-
-
 def test_between_points_linear_and_outside_proportional() -> None:
-    measured = Curve(7, ((10.0, 1.0), (30.0, 2.0)))
-    assert [measured.seconds(work) for work in (5, 20, 60)] == [0.5, 1.5, 4.0]
+    config = cell()
+    works = [work_of_step(config, d) for d in (2, 4)]
+    rate = Calibration(1, "", ((works[0], 1.0), (works[1], 2.0)), "")
+    found = [rate.step_seconds(config, d) for d in (2, 3, 4)]
+    assert found == pytest.approx([1.0, 1.5, 2.0])
+    for d, (work, seconds) in ((1, rate.points[0]), (7, rate.points[1])):
+        assert rate.step_seconds(config, d) == pytest.approx(
+            seconds * work_of_step(config, d) / work
+        )
 
 
-@given(st.integers(5, 60))
-def test_a_modulus_between_two_lies_between_them(p: int) -> None:
-    low, high = Curve(5, ((1e3, 1e-5), (1e8, 1e-3))), Curve(60, ((1e3, 2e-5), (1e8, 9e-3)))
-    found = Calibration(1, "", {0: [high, low]}, "").step_seconds(cell(p), 3)
-    work = work_of_step(cell(p), 3)
-    assert low.seconds(work) * (1 - 1e-9) <= found <= high.seconds(work) * (1 + 1e-9)
-    assert found == pytest.approx(
-        low.seconds(work) * (high.seconds(work) / low.seconds(work)) ** (math.log(p / 5, 12))
-    )
+def test_a_smaller_modulus_takes_the_rate_of_the_work_it_does() -> None:
+    rate = Calibration(1, "", ((1e3, 1e-6), (1e9, 1.0)), "")
+    assert rate.step_seconds(cell(11), 3) == pytest.approx(work_of_step(cell(11), 3) / 1e9)
 
 
 def test_the_second_time_nothing_is_measured(folder: Path) -> None:
-    backend, cells = Counting(), [cell(7), cell(11), cell(7, batch_size=4)]
+    backend, cells = Counting(), [cell(7), cell(11)]
+    assert calibrate(backend, cells, measure=False) is None
+    assert backend.asked == 0
     first = calibrate(backend, cells)
     assert first is not None
-    assert first.at_once == 2
-    assert first.source == "measured now"
-    assert first.step_seconds(cells[0], 7) == pytest.approx(SLEEP / 10, rel=0.5)
+    assert (first.at_once, first.source) == (2, "measured now")
+    assert first.step_seconds(cells[1], 11) == pytest.approx(SLEEP / 10, rel=0.5)
     asked = backend.asked
     assert asked > 0
-    second = calibrate(backend, cells)
+    for measure in (True, False):
+        again = calibrate(backend, cells, measure=measure)
+        assert again == replace(first, source="measured before")
     assert backend.asked == asked
-    assert second == replace(first, source="measured before")
-    third = calibrate(backend, [*cells, cell(13)])
-    assert third is not None
-    assert third.source == "measured now and before"
-    assert len(list(folder.glob("*.json"))) == len(list(folder.iterdir())) == 4
+    assert len(list(folder.glob("*.json"))) == len(list(folder.iterdir())) == 1
+
+
+def test_the_largest_modulus_is_measured(folder: Path) -> None:
+    calibrate(Counting(), [cell(7), cell(13), cell(11)])
+    calibrate(Counting(), [cell(13, batch_size=4)])
+    keys = [json.loads(file.read_text())["key"] for file in folder.iterdir()]
+    assert sorted((key["p"], key["batch"]) for key in keys) == [("13", "0"), ("13", "4")]
 
 
 @pytest.mark.parametrize("what", ["name", "reason", "at_once", "torch", "bilinear", "processor"])
@@ -131,7 +109,7 @@ def test_another_machine_or_version_is_measured_anew(
     if what in ("name", "reason", "at_once"):
         monkeypatch.setattr(backend, what, 3 if what == "at_once" else "other", raising=False)
     elif what == "processor":
-        monkeypatch.setattr(calibration, "_cpu", lambda: "other")
+        monkeypatch.setattr(calibration, "processor", lambda _: "other")
     else:
         monkeypatch.setattr({"torch": torch, "bilinear": bilinear}[what], "__version__", "9.9")
     again = calibrate(backend, [cell()])
@@ -151,7 +129,6 @@ KEY = {"p": "7"}
         b"\xff\xfe",
         b"[]",
         b"{}",
-        json.dumps({"key": {"p": "11"}, "points": [[1, 1]]}).encode(),
         *(
             json.dumps({"key": KEY, "points": points}).encode()
             for points in (
@@ -162,8 +139,6 @@ KEY = {"p": "7"}
                 [[0, 1]],
                 [[1, -1]],
                 [[1, math.nan]],
-                [[1, 1], [1, 2]],
-                [[1, 2], [2, 1]],
                 [[1, 1], [math.inf, 1]],
             )
         ),
@@ -233,34 +208,28 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 class Elsewhere(Counting):
     """Says what it was asked instead of measuring."""
 
-    def calibrate(self, cells: Sequence[SweepConfig], budget_seconds: float) -> Calibration | None:
-        return Calibration(1, f"{len(cells)} {budget_seconds}", {}, "there", devices=5)
+    def calibrate(self, cells: Sequence[SweepConfig]) -> Calibration | None:
+        return Calibration(1, f"{len(cells)}", ((1.0, 1.0),), "there", devices=5)
 
 
 def test_a_backend_that_trains_elsewhere_measures_there(folder: Path) -> None:
     backend = Elsewhere()
-    found = calibrate(backend, [cell()], budget_seconds=1.5)
+    found = calibrate(backend, [cell()])
     assert found is not None
-    assert (found.processor, found.devices) == ("1 1.5", 5)
+    assert (found.processor, found.devices) == ("1", 5)
+    assert calibrate(backend, [cell()], measure=False) is None
     assert backend.asked == 0
     assert not folder.exists()
 
 
-def test_few_of_many_moduli_are_measured() -> None:
-    cells = [cell(p, batch_size=b) for p in range(40, 10, -1) for b in (0, 4)]
-    chosen = to_measure(cells)
-    assert [(c.batch_size, c.p) for c in chosen] == [
-        (batch, p) for batch in (0, 4) for p in (11, 21, 30, 40)
-    ]
-
-
-def test_out_of_time_the_rest_is_left_to_neighbours() -> None:
-    cells = [cell(p) for p in (7, 11, 13)]
-    found = calibrate(Counting(), cells, budget_seconds=0)
+def test_out_of_time_no_wider_model_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_BUDGET_SECONDS", 0.0)
+    found = calibrate(Counting(), [cell(7)])
     assert found is not None
-    assert [c.p for c in found.curves[0]] == [7]
-    assert found.step_seconds(cells[2], 3) > 0
-    assert calibrate(Counting(), [*cells, cell(batch_size=4)], budget_seconds=0) is None
+    assert [work for work, _ in found.points] == [work_of_step(cell(7), 1)]
+    assert found.step_seconds(cell(7), 3) > 0
 
 
 def test_steps_too_long_to_be_measured() -> None:
@@ -271,7 +240,7 @@ def test_steps_too_long_to_be_measured() -> None:
 
 def test_the_rate_of_a_true_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run takes, give or take what a busy machine makes of it."""
-    monkeypatch.setattr(calibration, "_MEASURED_SECONDS", 0.1)
+    monkeypatch.setattr(calibration, "_LEAST_SECONDS", 0.02)
     monkeypatch.setattr(calibration, "_TIMINGS", 3)
     config = cell(13, widths=(13,), steps=3000, hold=10**6)
     backend = choose(config, fused=True, device="cpu", workers=1)
