@@ -288,7 +288,7 @@ def test_the_rate_is_measured_on_a_node(
     assert first is not None
     assert second is not None
     assert second.source == "measured before"
-    assert second.curves == first.curves
+    assert second.points == first.points
     assert second.devices == 2
     assert not (tmp_path / "here").exists()
     local = choose(cells[0], fused=True, device="cpu", workers=1)
