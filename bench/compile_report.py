@@ -19,7 +19,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from bench.measure.ahead_of_time import compile_launch, cuobjdump
+from bench.measure.ahead_of_time import compile_launch, cuobjdump, serialised
 from bench.model.machine_code import hot_loop, parse
 from bench.model.scoreboard import model
 from bilinear.experiment.config import SweepConfig
@@ -76,7 +76,10 @@ class HotLoop:
 
 @dataclass(frozen=True)
 class Usage:
-    """One compiled variant; `stack` is what spills, in bytes a thread."""
+    """One compiled variant; `stack` is what spills, in bytes a thread.
+
+    `serialised`: on Hopper each wgmma waits for the one before, though the kernel doesn't ask so.
+    """
 
     kernel: str
     gate: str
@@ -88,6 +91,7 @@ class Usage:
     stack: int
     shared: int
     wgmma: bool
+    serialised: bool
     loop: HotLoop | None
 
 
@@ -181,7 +185,8 @@ def _measure(job: tuple[str, str, int, int, str]) -> list[Usage]:
         }
         shape = " ".join(f"{key}={size}" for key, size in blocks.items())
         tile = f"{shape} w={start.tile.num_warps} s={start.tile.num_stages}"
-        used = (made.registers, made.stack, made.shared, made.wgmma)
+        waits = made.wgmma and serialised(made.ptx)
+        used = (made.registers, made.stack, made.shared, made.wgmma, waits)
         loop = _hot_loop(made.cubin, start.tile.num_warps) if capability == 90 else None
         found.append(Usage(name, gate, kind, rows, capability, tile, *used, loop))
     return found
@@ -234,10 +239,14 @@ def _table(usages: list[Usage]) -> str:
     ]
     lines += [
         f"{u.kernel:<25}{u.gate:<10}{u.kind:<8}{u.rows:>5}  {u.capability:<4}{u.tile:<42}"
-        f"{u.registers:>9}{u.stack:>7}{u.shared:>9}  {'yes' if u.wgmma else 'no'}"
+        f"{u.registers:>9}{u.stack:>7}{u.shared:>9}  {_wgmma(u)}"
         for u in usages
     ]
     return "\n".join(lines)
+
+
+def _wgmma(usage: Usage) -> str:
+    return "serialised" if usage.serialised else "yes" if usage.wgmma else "no"
 
 
 def _loops(usages: list[Usage]) -> str:

@@ -114,6 +114,7 @@ def dual_input_kernel(
     w_l_at = weight_ptr + units[:, None] * wn + cols[None, :] * widen(stride_wk, WIDE)
     w_r_at = w_l_at + d * wn
     dx = tl.zeros((BM, BN), ACC)
+    tl.assume(d > 0)
     for start in range(0, d, BD):
         inside = units < d - start
         dh = tl.load(dh_at, mask=inside[None, :], other=0.0)
@@ -182,6 +183,7 @@ def dual_weight_kernel(
     acc_r = tl.zeros((BD, BN), ACC)
     sum_l = tl.zeros((BD,), ACC)
     sum_r = tl.zeros((BD,), ACC)
+    tl.assume(last > split * chunk)
     for start in range(split * chunk, last, BM):
         inside = (tl.arange(0, BM) < last - start)[:, None]
         dh = tl.load(dh_at, mask=inside & unit_inside, other=0.0)

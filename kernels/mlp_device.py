@@ -53,6 +53,7 @@ def mlp_kernel(
     cols = tl.program_id(1) * BN + tl.arange(0, BN)
     col_inside = cols < d_out
     out = tl.zeros((BM, BN), ACC)
+    tl.assume(d > 0)
     for start in range(0, d, BD):
         units = start + tl.arange(0, BD)
         left, right = products(
@@ -109,6 +110,7 @@ def mlp_input_kernel(
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     cols = tl.program_id(1) * BN + tl.arange(0, BN)
     dx = tl.zeros((BM, BN), ACC)
+    tl.assume(d > 0)
     for start in range(0, d, BD):
         units = start + tl.arange(0, BD)
         left, right = products(
@@ -181,6 +183,7 @@ def mlp_weight_kernel(
     acc_r = tl.zeros((BD, BN), ACC)
     sum_l = tl.zeros((BD,), ACC)
     sum_r = tl.zeros((BD,), ACC)
+    tl.assume(last > split * chunk)
     for start in range(split * chunk, last, BM):
         rows = start + tl.arange(0, BM)
         left, right = products(
@@ -254,6 +257,7 @@ def mlp_projection_kernel(
     split = tl.program_id(1)
     last = tl.minimum((split + 1) * chunk, m)
     acc = tl.zeros((BD, BN), ACC)
+    tl.assume(last > split * chunk)
     for start in range(split * chunk, last, BM):
         rows = start + tl.arange(0, BM)
         left, right = products(
@@ -327,6 +331,8 @@ def mlp_backward_kernel(
     acc_p = tl.zeros((BD, BN), ACC)
     sum_l = tl.zeros((BD,), ACC)
     sum_r = tl.zeros((BD,), ACC)
+    if x_ptr.dtype.element_ty != tl.float32:  # without tensor cores it would spill
+        tl.assume(last > split * chunk)
     for start in range(split * chunk, last, BM):
         rows = start + tl.arange(0, BM)
         row_inside = (rows < last)[:, None]

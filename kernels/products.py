@@ -57,6 +57,8 @@ def products(
     w_r_at = weight_ptr + (unit + d)[None, :] * stride_wn + ks[:, None] * stride_wk
     left = tl.zeros((BM, BD), ACC)
     right = tl.zeros((BM, BD), ACC)
+    # A loop that may not run at all has ptxas wait for each wgmma of it (C7515).
+    tl.assume(d_in > 0)
     for k in range(0, d_in, BK):
         if EVEN_K:
             x, w_l, w_r = tl.load(x_at), tl.load(w_l_at), tl.load(w_r_at)
@@ -100,6 +102,7 @@ def hidden_grad(
     dout_at = dout_ptr + rows[:, None] * stride_gm + ks[None, :] * stride_gn
     w_p_at = w_p_ptr + ks[:, None] * stride_pn + units[None, :] * stride_pd
     dh = tl.zeros((BM, BD), ACC)
+    tl.assume(d_out > 0)
     for k in range(0, d_out, BK):
         inside = ks < d_out - k
         dout = tl.load(dout_at, mask=(rows < last)[:, None] & inside[None, :], other=0.0)

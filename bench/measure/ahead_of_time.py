@@ -4,6 +4,7 @@ Needs no GPU and no driver. Launchers run on meta tensors under `kernels.launch.
 start it notes becomes a cubin, with the types, constants and divisibilities Triton would see.
 """
 
+import os
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from triton.compiler import ASTSource
 
 from bilinear.kernels.launch import Launch
 
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TYPE_NAME = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -50,6 +52,7 @@ class Compiled:
     stack: int
     shared: int
     wgmma: bool
+    ptx: str
 
 
 def specialisation(start: Launch) -> Specialisation:
@@ -84,16 +87,27 @@ def compile_launch(start: Launch, capability: int) -> Compiled:
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = _resources(made.asm["cubin"])
     wgmma = "warp_group_dot" in made.asm["ttgir"]
-    return Compiled(made.asm["cubin"], registers, stack, made.metadata.shared, wgmma)
+    return Compiled(
+        made.asm["cubin"], registers, stack, made.metadata.shared, wgmma, made.asm["ptx"]
+    )
+
+
+def serialised(ptx: str) -> bool:
+    """Whether ptxas has Hopper's matrix products wait for each other (its remark C7515)."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [str(_TOOLS / "ptxas"), "-v", "-arch=sm_90a", file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return "C7515" in said
 
 
 def cuobjdump(cubin: bytes, *options: str) -> str:
     """What the disassembler that Triton ships says of a cubin."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), *options, file.name]
+        command = [str(_TOOLS / "cuobjdump"), *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

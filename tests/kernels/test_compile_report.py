@@ -91,6 +91,12 @@ def test_a_training_step_converts_two_parts_at_a_time(usages):
         assert made["barrier"] <= 60
 
 
+def test_no_product_waits_for_the_one_before(usages):
+    products = [u for u in usages if u["wgmma"]]
+    assert {u["kind"] for u in products} >= {"half", "tf32", "bf16x6"}
+    assert [u for u in products if u["serialised"]] == []
+
+
 def is_grid(usage):
     return usage["kernel"].startswith("grid")
 
