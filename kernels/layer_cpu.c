@@ -9,7 +9,7 @@
  * Panels: a matrix (rows, columns) that a product reads lies in scratch memory as panels of 16
  * columns, (columns/16, rows, 16), in float32 and padded with zeros: rows of 64 bytes one after the
  * other, whatever the strides and the dtype (float32, bfloat16, float16) outside. Weights are
- * packed once a call, x and dout a block at a time.
+ * packed once a call, x and dout a block at a time; forward's products read rows of float32 in place.
  *
  * Tiles: 6 rows and 64 bytes times 1..4 of C stay in registers while k runs over a whole block.
  * Reads: x, dout, weights, biases, and [L, R] where forward saved it. Writes: out and [L, R] if
@@ -36,6 +36,7 @@
 #define MOST_BLOCK_ROWS 384
 #define FEWEST_BLOCK_ROWS 16
 #define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */
+#define MOST_ROW 1024 /* floats from row to row of x that products read in place */
 #define MOST_SHARES 16
 #define MOST_THREADS 64
 #define SHARE_ROWS 256
@@ -53,6 +54,9 @@ typedef uint16_t float16; /* never read: the launcher refuses */
 #endif
 
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
+/* How a product's left factor lies: in panels, C's rows as their rows and k as their columns; in one
+ * panel, turned, k as its rows; or as outside, in rows. */
+enum Form { PANELS, TURNED, ROWS };
 enum Gate { IDENTITY, SILU, GELU, GELU_TANH, RELU, SIGMOID, RELU2 };
 
 /* A matrix outside, its strides in elements. */
@@ -69,6 +73,11 @@ typedef struct {
     char *out, *preact;                                   /* of forward */
     char *dx, *dweight, *dbias, *dw_p, *db_p;             /* null where not asked for */
 } Layer;
+
+/* Whether products take x's rows where they lie: read in order, and not each from a page of its own. */
+static int reads_rows(const Layer *l) {
+    return l->dtype == FLOAT32 && l->x.column == 1 && l->x.row <= MOST_ROW;
+}
 
 /* What units of work have been taken, by any thread; each on a cache line of its own. */
 typedef struct {

@@ -268,14 +268,13 @@ INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
 
 /* --- Products of panels. --- */
 
-/* The factors of C = A B. A's panels hold C's rows as their rows and k as their columns, or with
- * `a_is_turned` k as their rows and C's rows as their columns (one panel of A then). B's hold k as
- * rows. k goes through `parts` of A and B, `k` long each. */
+/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows. k goes through
+ * `parts` of A and B, `k` long each. */
 typedef struct {
     const float *a, *b;
-    int64_t a_stride, b_stride; /* from panel to panel */
+    int64_t a_stride, b_stride; /* from panel to panel; of A in rows, from row to row */
     int64_t k, parts, a_part, b_part;
-    int a_is_turned;
+    enum Form form;
 } N(Factors);
 #define Factors N(Factors)
 
@@ -291,7 +290,7 @@ typedef struct {
     }
 
 /* c (MR, NV) = A B over one chunk of k, or += unless it is the first; and then + `last`, if given. */
-INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end, const float *a,
+INLINE void N(tile)(const int MR, const int NV, const enum Form FORM, int64_t k_end, const float *a,
                     int64_t a_stride, const float *const *columns, int is_first,
                     const float *const *last, float *c, int64_t c_row) {
     vf acc[TILE_ROWS][VECTORS];
@@ -299,8 +298,10 @@ INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end,
     UNROLL for (int v = 0; v < NV; v++) b[v] = columns[v];
     UNROLL for (int m = 0; m < MR; m++)
         UNROLL for (int v = 0; v < NV; v++) acc[m][v] = splat(0.0f);
-    if (TURNED) {
+    if (FORM == TURNED) {
         MULTIPLY_ADD(k_end, 1, PANEL)
+    } else if (FORM == ROWS) {
+        MULTIPLY_ADD(k_end, a_stride, 1)
     } else {
         for (; k_end >= PANEL; k_end -= PANEL) {
             MULTIPLY_ADD(PANEL, PANEL, 1)
@@ -319,8 +320,9 @@ INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end,
 }
 
 #define TILE(MR, NV)                                                               \
-    if (turned) N(tile)(MR, NV, 1, k, a, a_stride, columns, is_first, last, c, c_row); \
-    else N(tile)(MR, NV, 0, k, a, a_stride, columns, is_first, last, c, c_row);        \
+    if (form == TURNED) N(tile)(MR, NV, TURNED, k, a, a_stride, columns, is_first, last, c, c_row); \
+    else if (form == ROWS) N(tile)(MR, NV, ROWS, k, a, a_stride, columns, is_first, last, c, c_row); \
+    else N(tile)(MR, NV, PANELS, k, a, a_stride, columns, is_first, last, c, c_row);                 \
     break;
 #define TILE_OF(NV)                    \
     switch (rows) {                    \
@@ -333,7 +335,7 @@ INLINE void N(tile)(const int MR, const int NV, const int TURNED, int64_t k_end,
     }                                  \
     break;
 
-static __attribute__((noinline)) void N(any_tile)(int64_t rows, int64_t vectors, int turned,
+static __attribute__((noinline)) void N(any_tile)(int64_t rows, int64_t vectors, enum Form form,
                                                   int64_t k, const float *a, int64_t a_stride,
                                                   const float *const *columns, int is_first,
                                                   const float *const *last, float *c,
@@ -359,16 +361,16 @@ static void N(multiply)(const Factors *f, int64_t rows, int64_t vectors, const f
             const float *at[VECTORS] = {0};
             for (int64_t v = 0; v < vectors; v++) at[v] = columns[v] + part * f->b_part + k * PANEL;
             const float *a_at = a + part * f->a_part;
-            a_at += f->a_is_turned ? k * PANEL : k / PANEL * f->a_stride;
+            a_at += f->form == TURNED ? k * PANEL : f->form == ROWS ? k : k / PANEL * f->a_stride;
             int64_t length = f->k - k < CHUNK ? f->k - k : CHUNK;
             int is_last = part == f->parts - 1 && k + CHUNK >= f->k;
-            N(any_tile)(rows, vectors, f->a_is_turned, length, a_at, f->a_stride, at,
+            N(any_tile)(rows, vectors, f->form, length, a_at, f->a_stride, at,
                         is_first && part == 0 && k == 0, is_last ? start : 0, c, c_row);
         }
 }
 
 INLINE const float *N(row_of_a)(const Factors *f, int64_t row) {
-    return f->a_is_turned ? f->a + row : f->a + row * PANEL;
+    return f->a + row * (f->form == ROWS ? f->a_stride : PANEL);
 }
 
 INLINE const float *N(column_of_b)(const Factors *f, int64_t vector) {
@@ -467,7 +469,12 @@ INLINE void N(take_panels)(const Task *t, const Block *b, const float *left, con
 /* [L, R] = x Wᵀ + bias; a tile has as many vectors of L as of R. */
 static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
     BUFFER;
-    Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, t->layer.d_in, 1, 0, 0, 0};
+    Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, t->layer.d_in, 1, 0, 0, PANELS};
+    if (reads_rows(&t->layer)) {
+        f.a = (const float *)N(rows_of)(t->layer.x, b->first, FLOAT32).at;
+        f.a_stride = t->layer.x.row;
+        f.form = ROWS;
+    }
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS / 2) {
         int64_t n = fewer(vectors - j, VECTORS / 2);
@@ -534,10 +541,10 @@ INLINE void N(take_dh)(const Task *t, const Block *b, const float *dh, int64_t d
 
 static void N(forward_block)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
-    N(pack_rows)(t, b, b->x, l->x, l->d_in);
+    if (!reads_rows(l)) N(pack_rows)(t, b, b->x, l->x, l->d_in);
     N(form_preact)(t, b, 1);
     if (!l->d_out) return;
-    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, l->d, 1, 0, 0, 0};
+    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, l->d, 1, 0, 0, PANELS};
     N(product_to_memory)(t, b, &f, t->b_p, l->out, l->d_out);
 }
 
@@ -594,7 +601,7 @@ static void N(forward)(void *task) {
 static void N(add_products)(const Block *b, const float *a, int64_t a_columns, const float *from,
                             int64_t b_columns, float *sums, int64_t sums_row, int is_first) {
     int64_t vectors = (b_columns + LANES - 1) / LANES;
-    Factors f = {0, from, 0, b->stride, b->rows, 1, 0, 0, 1};
+    Factors f = {0, from, 0, b->stride, b->rows, 1, 0, 0, TURNED};
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = fewer(vectors - j, VECTORS);
         const float *at[VECTORS];
@@ -655,7 +662,7 @@ static void N(take_saved_and_dout)(const Task *t, const Block *b) {
 /* dh = dout W_p, a tile at a time. */
 static void N(form_dh)(const Task *t, const Block *b) {
     BUFFER;
-    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, t->layer.d_out, 1, 0, 0, 0};
+    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, t->layer.d_out, 1, 0, 0, PANELS};
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = fewer(vectors - j, VECTORS);
@@ -693,7 +700,7 @@ static void N(form_dpreact)(const Task *t, const Block *b) {
 
 static void N(form_dx)(const Task *t, const Block *b) {
     int64_t d = t->layer.d, half = t->d16 / PANEL * b->stride;
-    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, d, 2, half, t->d16 * PANEL, 0};
+    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, d, 2, half, t->d16 * PANEL, PANELS};
     if (d == t->d16) f.k = 2 * d, f.parts = 1; /* no padding between dL and dR */
     N(product_to_memory)(t, b, &f, 0, t->layer.dx, t->layer.d_in);
 }
@@ -701,7 +708,7 @@ static void N(form_dx)(const Task *t, const Block *b) {
 static void N(backward_block)(const Task *t, const Block *b, float *sums, int is_first) {
     const Layer *l = &t->layer;
     int64_t half = t->d16 / PANEL * b->stride;
-    if (l->dweight || !l->saved_preact) N(pack_rows)(t, b, b->x, l->x, l->d_in);
+    if (l->dweight || (!l->saved_preact && !reads_rows(l))) N(pack_rows)(t, b, b->x, l->x, l->d_in);
     if (l->d_out) N(pack_rows)(t, b, b->dout, l->dout, l->d_out);
     if (l->dx || l->dweight || l->dbias || l->dw_p) N(form_dpreact)(t, b);
     if (l->dx) N(form_dx)(t, b);

@@ -3,6 +3,8 @@
 `make` gives f(x, weight) for the op "layer", f(x, weight, w_p) for "mlp", with weight (2d, d_in),
 left half first; `absent` says why a peer cannot be had here. eager and compile are PyTorch alone.
 
+    linear-binary  oneDNN's matmul with the product fused into it, what Inductor calls once weights are
+                frozen: x W_rᵀ first, then (x W_lᵀ) ∘ R in one; forward alone, on CPUs
     matmul+mul  one library matmul over the packed weight, then one elementwise kernel forward and
                 one backward: Liger-Kernel's pattern for SwiGLU, applied to the plain product with
                 this library's own kernels (kernels/pointwise.py)
@@ -13,7 +15,7 @@ left half first; `absent` says why a peer cannot be had here. eager and compile 
     quack       its gated MLP (Hopper and later) with relu(L) ∘ R, the cheapest gate it has, with a
                 projection only, 16 bits only
 
-The last four need a CUDA device, and the last three their packages (`pip install '.[peers]'`).
+The last four of these need a CUDA device, and the last three their packages (`pip install '.[peers]'`).
 Their adapters follow the packages' sources; THEY HAVE NOT BEEN RUN ON A GPU YET. A stand-in that
 does not compute the formula named here is refused by `verify`, not timed.
 """
@@ -38,7 +40,7 @@ PACKAGES = {
     "liger mlp": ("liger_kernel.ops.mlp", ("mlp",)),
     "quack": ("quack.mlp", ("mlp",)),
 }
-PEERS = ("eager", "compile", "max-autotune", "matmul+mul", *PACKAGES)
+PEERS = ("eager", "compile", "max-autotune", "linear-binary", "matmul+mul", *PACKAGES)
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "liger": F.silu,
     "liger mlp": F.silu,
@@ -59,6 +61,9 @@ def absent(name: str, op: str, device: torch.device, dtype: torch.dtype = torch.
     if name in ("compile", "max-autotune") and device.type == "cpu":
         has_compiler = shutil.which("c++") or shutil.which("g++")
         return "" if has_compiler else "torch.compile needs a C++ compiler, none is on the path"
+    if name == "linear-binary":
+        has_it = device.type == "cpu" and torch.backends.mkldnn.is_available()
+        return "" if has_it else f"{name} is oneDNN's, forward alone, on CPUs"
     if name in ("matmul+mul", *PACKAGES) and device.type != "cuda":
         return f"{name} needs a CUDA device; torch.cuda.is_available() is False"
     if name not in PACKAGES:
@@ -128,6 +133,13 @@ def _product(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:
     return F.linear(h, *w_p) if w_p else h
 
 
+def _linear_binary(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:
+    w_l, w_r = weight.chunk(2)
+    fused = torch.ops.mkldnn._linear_pointwise.binary
+    h: Tensor = fused(x, F.linear(x, w_r), w_l, None, "mul")
+    return F.linear(h, *w_p) if w_p else h
+
+
 def _liger(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:
     operator = importlib.import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction
     w_l, w_r = weight.chunk(2)
@@ -151,6 +163,7 @@ def _quack(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
 
 
 _ADAPTERS: dict[str, Layer] = {
+    "linear-binary": _linear_binary,
     "matmul+mul": _product,
     "liger": _liger,
     "liger mlp": _liger_mlp,
