@@ -230,9 +230,10 @@ static int64_t shares_of(const Task *t) {
 }
 
 /* Rows of a block: a share's, in equal blocks that fit the cache. */
-static int64_t block_rows(const Task *t) {
+static int64_t block_rows(const Task *t, int is_backward) {
     const Layer *l = &t->layer;
-    int64_t floats = t->d_in16 + 2 * t->d16 + (l->d_out ? t->d_out16 + t->d16 : 0);
+    int64_t floats = t->d_in16 + (l->d_out ? t->d16 : 0);
+    if (is_backward) floats += 2 * t->d16 + t->d_out16;
     int64_t fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, BLOCK_BYTES / (4 * floats)));
     int64_t rows = most(1, (l->m + t->shares - 1) / t->shares);
     int64_t blocks = (rows + fitting - 1) / fitting;
@@ -251,7 +252,7 @@ static void plan(Task *t, int threads, int is_backward) {
     t->d16 = PADDED(l->d);
     t->d_out16 = PADDED(l->d_out);
     t->shares = shares_of(t);
-    t->block = block_rows(t);
+    t->block = block_rows(t, is_backward);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);
     t->streams = streams(l);
@@ -259,7 +260,8 @@ static void plan(Task *t, int threads, int is_backward) {
     t->w_n_stride = PANEL_FLOATS(2 * t->d16);
     t->w_p_t_stride = PANEL_FLOATS(l->d);
     t->w_p_n_stride = PANEL_FLOATS(l->d_out);
-    int64_t panels = t->d_in16 + 2 * t->d16 + (l->d_out ? t->d_out16 + t->d16 : 0);
+    int64_t panels = t->d_in16 + (l->d_out ? t->d16 : 0);
+    if (is_backward) panels += 2 * t->d16 + t->d_out16;
     t->thread_floats = panels / PANEL * t->block_stride + 64;
     t->sums_dw_p = l->dweight ? 2 * t->d16 * t->d_in16 : 0;
     t->sums_dbias = t->sums_dw_p + (l->dw_p ? t->d_out16 * t->d16 : 0);

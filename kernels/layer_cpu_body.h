@@ -394,9 +394,9 @@ static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
     Block b;
     b.stride = t->block_stride;
     b.x = scratch;
-    b.preact = b.x + t->d_in16 / PANEL * b.stride;
+    b.h = b.x + t->d_in16 / PANEL * b.stride; /* what follows is backward's */
+    b.preact = b.h + (t->layer.d_out ? t->d16 / PANEL * b.stride : 0);
     b.dout = b.preact + 2 * t->d16 / PANEL * b.stride;
-    b.h = b.dout + t->d_out16 / PANEL * b.stride;
     b.first = index * t->block;
     b.rows = fewer(t->block, t->layer.m - b.first);
     return b;
@@ -466,6 +466,23 @@ INLINE void N(take_panels)(const Task *t, const Block *b, const float *left, con
     }
 }
 
+/* Lines that a tile is going to write are fetched while it is formed: it would wait for each. */
+INLINE void N(fetch)(const char *at, int64_t index, int64_t row, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; at && r < rows; r++)
+        for (int64_t c = 0; c < columns; c += 16)
+            __builtin_prefetch((const float *)at + index + r * row + c, 1);
+}
+
+INLINE void N(fetch_outputs)(const Task *t, const Block *b, int64_t row, int64_t rows,
+                             int64_t column, int64_t columns) {
+    const Layer *l = &t->layer;
+    if (t->streams || l->dtype != FLOAT32 || column + columns > l->d) return;
+    int64_t index = b->first + row;
+    if (!l->d_out) N(fetch)(l->out, index * l->d + column, l->d, rows, columns);
+    N(fetch)(l->preact, 2 * index * l->d + column, 2 * l->d, rows, columns);
+    N(fetch)(l->preact, (2 * index + 1) * l->d + column, 2 * l->d, rows, columns);
+}
+
 /* [L, R] = x Wᵀ + bias; a tile has as many vectors of L as of R. */
 static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
     BUFFER;
@@ -486,6 +503,7 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
             int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            if (is_forward) N(fetch_outputs)(t, b, i, rows, j * LANES, n * LANES);
             N(multiply)(&f, rows, 2 * n, N(row_of_a)(&f, i), columns, start, 1, c, BUFFER_ROW);
             for (int64_t v = 0; v < n; v++) {
                 const float *left = c + v * LANES, *right = left + n * LANES;
@@ -511,6 +529,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
             int64_t rows = fewer(b->rows - i, TILE_ROWS), index = (b->first + i) * width + j * LANES;
+            if (in_place) N(fetch)(to, index, width, rows, n * LANES);
             N(multiply)(f, rows, n, N(row_of_a)(f, i), at, first ? start : 0, 1,
                         in_place ? (float *)to + index : c, in_place ? width : BUFFER_ROW);
             for (int64_t r = 0; !in_place && r < rows; r++)

@@ -3,8 +3,8 @@
 `make` gives f(x, weight) for the op "layer", f(x, weight, w_p) for "mlp", with weight (2d, d_in),
 left half first; `absent` says why a peer cannot be had here. eager and compile are PyTorch alone.
 
-    linear-binary  oneDNN's matmul with the product fused into it, what Inductor calls once weights are
-                frozen: x W_rᵀ first, then (x W_lᵀ) ∘ R in one; forward alone, on CPUs
+    linear-binary  oneDNN's matmul with a product fused into it, which Inductor calls for weights
+                that are frozen: x W_rᵀ, then (x W_lᵀ) ∘ R in one; forward alone, on CPUs
     matmul+mul  one library matmul over the packed weight, then one elementwise kernel forward and
                 one backward: Liger-Kernel's pattern for SwiGLU, applied to the plain product with
                 this library's own kernels (kernels/pointwise.py)
@@ -15,7 +15,7 @@ left half first; `absent` says why a peer cannot be had here. eager and compile 
     quack       its gated MLP (Hopper and later) with relu(L) ∘ R, the cheapest gate it has, with a
                 projection only, 16 bits only
 
-The last four of these need a CUDA device, and the last three their packages (`pip install '.[peers]'`).
+The last four need a CUDA device, and the last three their packages (`pip install '.[peers]'`).
 Their adapters follow the packages' sources; THEY HAVE NOT BEEN RUN ON A GPU YET. A stand-in that
 does not compute the formula named here is refused by `verify`, not timed.
 """

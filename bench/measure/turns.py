@@ -29,6 +29,8 @@ Contestants = dict[str, Callable[[], object]]
 
 # glibc's: nothing is mapped for one tensor alone, and nothing goes back to the system.
 _KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# Inductor would start workers, each of which imports torch while the contest is timed.
+_ALONE = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 def take_turns(
@@ -67,7 +69,7 @@ def _contest(
     all_of_them: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(processes):
         with (
-            _environment(_KEEP if keep_memory else {}),
+            _environment(_ALONE | (_KEEP if keep_memory else {})),
             ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
         ):
             for name, durations in process.submit(_measure, *how).result().items():

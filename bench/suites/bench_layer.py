@@ -21,7 +21,8 @@ SHAPES = [(64, 128, 64), (4096, 128, 64), (4096, 256, 512), (16384, 64, 512)]
 # Searching for the best tiles takes long: one shape.
 AUTOTUNED = (4096, 256, 512)
 CPU = torch.device("cpu")
-FORWARD = ("fused", "eager")
+FORWARD = ("fused", "eager", "compile", "linear-binary")
+MEMORY = ("fused", "eager")
 PROCESSES = 3
 TRAINING = ("fused", "recompute", "eager", "compile", "max-autotune")
 
@@ -33,7 +34,8 @@ def ways_at(op: str, shape: Shape) -> tuple[str, ...]:
 
 
 def forwards(op: str, shape: Shape) -> Contestants:
-    return contestants(op, shape, FORWARD, "forward")
+    ways = tuple(way for way in FORWARD if way in OURS or not peers.absent(way, op, CPU))
+    return contestants(op, shape, ways, "forward")
 
 
 def trainings(op: str, shape: Shape, ways: tuple[str, ...]) -> Contestants:
@@ -64,6 +66,8 @@ def saved_bytes(f: peers.Layer, tensors: list[Tensor]) -> int:
 @pytest.mark.parametrize("op", peers.OPS)
 @pytest.mark.parametrize("way", FORWARD)
 def test_forward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
+    if way not in OURS and peers.absent(way, op, CPU):
+        pytest.skip(peers.absent(way, op, CPU))
     benchmark.group = f"{op} forward, M, d_in, d = {shape}"
     least = least_work.forward(*shape, d_out_of(op, shape))
     enter(benchmark, way, forwards, op, shape, work=least, seconds=0.9, processes=PROCESSES)
@@ -93,9 +97,9 @@ def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -
 @pytest.mark.skipif(sys.platform != "linux", reason="is about glibc's malloc")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", peers.OPS)
-@pytest.mark.parametrize("way", FORWARD)
+@pytest.mark.parametrize("way", MEMORY)
 def test_memory_given_back(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     benchmark.group = f"{op} forward and backward, memory given back, M, d_in, d = {shape}"
     least = least_work.forward_and_backward(*shape, d_out_of(op, shape))
     how = {"work": least, "seconds": 1.5, "keep_memory": False}
-    enter(benchmark, way, trainings, op, shape, FORWARD, processes=PROCESSES, **how)
+    enter(benchmark, way, trainings, op, shape, MEMORY, processes=PROCESSES, **how)

@@ -96,7 +96,8 @@ def _layer(
         or (w_p is not None and w_p.requires_grad)
         or (b_p is not None and b_p.requires_grad)
     ):
-        result: Tensor = BilinearFunction.apply(x, weight, bias, w_p, b_p, chosen, recompute, gate)
+        apply = BilinearFunction.apply if chosen is None else _apply_to_plain
+        result: Tensor = apply(x, weight, bias, w_p, b_p, chosen, recompute, gate)
         return result
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     if chosen is None:
@@ -183,3 +184,7 @@ class BilinearFunction(torch.autograd.Function):
         if found[0] is not None and x.dim() != 2:
             found = found[0].view(x.shape), *found[1:]
         return *found, None, None, None
+
+
+# Without what `Function.apply` asks on torch.func's behalf, which `choose` has answered.
+_apply_to_plain = super(torch.autograd.Function, BilinearFunction).apply
