@@ -40,7 +40,8 @@ PACKAGES = {
     "liger mlp": ("liger_kernel.ops.mlp", ("mlp",)),
     "quack": ("quack.mlp", ("mlp",)),
 }
-PEERS = ("eager", "compile", "max-autotune", "linear-binary", "matmul+mul", *PACKAGES)
+# Those that both directions, and a GPU, may have.
+PEERS = ("eager", "compile", "max-autotune", "matmul+mul", *PACKAGES)
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "liger": F.silu,
     "liger mlp": F.silu,
