@@ -1,0 +1,62 @@
+"""The suites ask for what there is: their own tests are run, all but the timing."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.measure.least_work import Work
+from bench.suites import bench_layer, bench_scaling, bench_step, bench_sweep
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Work]]:
+    """Contestants and the least work of their task, as a suite hands them over to be timed."""
+    found: list[tuple[str, Work]] = []
+
+    def enter(_: Any, way: str, make: Any, *arguments: Any, work: Work, **__: Any) -> dict:
+        assert callable(make)
+        found.append((way, work))
+        return {way: 1.0}
+
+    for suite in (bench_layer, bench_scaling, bench_step, bench_sweep):
+        monkeypatch.setattr(suite, "enter", enter)
+    return found
+
+
+def benchmark() -> Any:
+    return SimpleNamespace(extra_info={})
+
+
+def test_of_a_step(asked: list[tuple[str, Work]]) -> None:
+    for d in (8, 16):
+        bench_step.test_step(benchmark(), "torch-ops", d)
+    (_, narrow), (_, wide) = asked
+    assert wide.flop == pytest.approx(2 * narrow.flop)
+
+
+def test_of_the_layer(asked: list[tuple[str, Work]]) -> None:
+    shape = bench_layer.SHAPES[0]
+    for op in ("layer", "mlp"):
+        bench_layer.test_forward(benchmark(), "eager", op, shape)
+        bench_layer.test_forward_and_backward(benchmark(), "fused", op, shape)
+    works = [work.flop for _, work in asked]
+    assert works[1] > 2 * works[0] > 0
+    assert works[2] > works[0]
+    assert works[3] > works[1]
+
+
+def test_of_scaling(asked: list[tuple[str, Work]]) -> None:
+    bench_scaling.test_rows(benchmark(), "eager", 64)
+    bench_scaling.test_width(benchmark(), "eager", 16)
+    bench_scaling.test_models(benchmark(), "torch-ops", 2)
+    bench_scaling.test_modulus(benchmark(), "torch-ops", 16)
+    assert all(work.flop > 0 for _, work in asked)
+    assert len(asked) == 4
+
+
+def test_of_a_sweep(asked: list[tuple[str, Work]]) -> None:
+    bench_sweep.test_full_batch(benchmark(), "fused")
+    bench_sweep.test_minibatches(benchmark(), "fused")
+    (_, full), (_, minibatches) = asked
+    assert minibatches.flop > full.flop > 0
