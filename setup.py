@@ -57,10 +57,12 @@ setup(
         "sweep": SWEEP,
         "s3": [*SWEEP, "s3fs"],
         "ray": [*SWEEP, "ray"],
+        "completion": [*SWEEP, "argcomplete"],
         "notebook": [*SWEEP, "ipywidgets", "ipykernel"],
         "test": [
             *SWEEP,
             *DOCS,
+            "argcomplete",
             "pytest",
             "pytest-benchmark",
             "hypothesis",

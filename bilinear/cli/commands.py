@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold what no encoding does
+        if isinstance(stream, io.TextIOWrapper):  # a path's bytes need not be text
             stream.reconfigure(errors="backslashreplace")
     try:
-        if argv and argv[0] in _COMMANDS:
-            return _COMMANDS[argv[0]][0](argv[1:])
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]][0](argv[1:])
         return _sweep(argv)
     except (ConfigError, EngineError, ResultsError) as error:
         return _fail(naming_options(str(error)))
@@ -115,7 +115,7 @@ def _batch_size(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the sweep's options."""
-    others = "\n".join(f"  {name:8} {what}" for name, (_, what) in _COMMANDS.items())
+    others = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
     parser = Parser(
         prog=program(),
         usage="%(prog)s [options]\n       %(prog)s COMMAND [options]",
@@ -624,7 +624,7 @@ def _view(argv: Sequence[str]) -> int:
     return 0
 
 
-# A cell's page takes seconds: of a larger study they are written one at a time, as asked for.
+# A cell's page takes seconds to write: in a larger study each is written when it is asked for.
 _CELL_PAGES = 16
 
 
@@ -662,7 +662,7 @@ def _has_a_screen() -> bool:
     return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
 
 
-_COMMANDS = {
+COMMANDS = {
     "runs": (_runs, "list the results folders under runs/"),
     "show": (_show, "print the summary of a results folder"),
     "check": (_check, "verify a results folder: digests, and accuracies from the weights"),
