@@ -4,8 +4,9 @@ For `torch.distributed.tensor.parallel.parallelize_module`. Of n ranks, each hol
 of W_l, the same rows of W_r and the same columns of W_p, runs the ordinary fused layer on them, and
 the outputs are summed: one all-reduce forward, and one backward for the gradient of x.
 
-A packed weight sharded by its rows as they lie would part the products: the first ranks would hold
-left rows alone. It is sharded as (2, d, d_in) on dim 1 instead, which keeps the pairs together.
+Sharding the packed weight by its rows would separate the factors of every product: the first ranks
+would hold rows of W_l alone, the last ones rows of W_r. It is sharded as (2, d, d_in) on dim 1
+instead, which keeps the pairs together.
 """
 
 from typing import Any

@@ -160,7 +160,7 @@ def eigenspectra(
     """Signed eigenvalues of one remainder's full Q, a row a width, strongest first, one scale.
 
     `limit` is the value of full colour; None takes the median width's largest magnitude, so that
-    the few models that grow don't hide the rest. The first seed by default.
+    a few models with far larger ones don't leave the rest white. The first seed by default.
     """
     from bilinear.reading.spectra import eigenvalues
 

@@ -96,7 +96,7 @@ def _matrix(results: Results, d_hidden: int, seed: int, c: int, view: str) -> Te
 
 
 def _typical_limit(results: Results, view: str, c: int, seed: int) -> float:
-    """1.5 times the median over widths of the 99.5th percentile: a few narrow models grow."""
+    """1.5 times the median over widths of the 99.5th percentile: few have far larger entries."""
     matrices = [_matrix(results, d, s, c, view) for d, s in results.jobs if s == seed]
     tops = [m.abs().flatten().quantile(0.995) for m in matrices]
     return 1.5 * float(torch.stack(tops).median()) or 1.0

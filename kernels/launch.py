@@ -76,7 +76,7 @@ def is_wide(*tensors: Tensor | None) -> bool:
 
 
 def _is_wide(tensor: Tensor) -> bool:
-    if tensor.is_contiguous():  # nearly always, and asked at every launch
+    if tensor.is_contiguous():  # the usual case, and quick: this is asked at every launch
         return tensor.numel() > 2**31
     return _last_offset(tensor) >= 2**31
 

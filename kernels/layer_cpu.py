@@ -24,7 +24,8 @@ def _import() -> ModuleType | None:
 
 _compiled: Any = _import()
 _best_isa: int = -1 if _compiled is None else _compiled.best_isa()
-# Names of this module's: a call of few rows takes microseconds, and each attribute costs some.
+# Bound to names of this module: a call of few rows takes microseconds, and looking up an attribute
+# of another module takes a part of one.
 _get_num_threads = torch.get_num_threads
 _empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 

@@ -44,7 +44,7 @@ _OPTIONS: dict[str, list[str]] = {
     "--nonsense": ["1"],
     "--P": ["7"],
 }
-# Junk that these take: text of any kind is a fine name of a new folder.
+# Options for which junk is valid: any text can name a new folder.
 _FREE = {"--out", "--resume", "--ray-address"}
 _OTHERS = ["show", "check", "view", "export", "runs"]
 
@@ -63,7 +63,7 @@ def malformed(draw: random.Random) -> list[str]:
     extra = draw.choice([[], ["--quiet"], ["--dry-run"], ["--seeds", "2"]])
     if option in ("--epochs", "--ray-address") and draw.random() < 0.5:
         extra = ["--steps", "5", "--epochs", "5"]
-    if option == extra[:1] or option in _FREE:  # a dry run writes nothing, wherever
+    if option == extra[:1] or option in _FREE:  # a dry run writes nothing to any --out
         extra = []
     if draw.random() < 0.05:
         line = [option]  # its value is missing

@@ -61,7 +61,7 @@ class SweepState:
         if row["perfect"]:
             self.perfect += 1
             self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
-        # Ways to narrow a model that missed the goal took all steps of the recipe.
+        # Each earlier try missed the goal, so it took all steps of the recipe.
         steps = row["steps"] + (row.get("tries", 1) - 1) * self.cells[index].steps
         self.remaining.end(index, job.d_hidden, steps, here)
         if here:
@@ -69,7 +69,7 @@ class SweepState:
             self.steps_ended += steps
 
     def _see(self, d_hidden: int, acc: float) -> None:
-        if acc == acc:  # the notebook's loop knows no full accuracy before its end
+        if acc == acc:  # NaN: the notebook's loop looks at all pairs at its end alone
             self.best[d_hidden] = max(acc, self.best.get(d_hidden, 0.0))
 
     @property
@@ -147,7 +147,7 @@ def _panel(state: SweepState, console: Console) -> Group:
     for narrowest, widest, _ in row:
         bands.add_column(_band_name(narrowest, widest), justify="right", no_wrap=True)
     bands.add_row(*(_percent(best) for *_, best in row))
-    bar = Table.grid()  # by itself a bar ends without a new line
+    bar = Table.grid()  # a bar alone prints no newline at its end
     bar.add_row(ProgressBar(total=1.0, completed=state.share, width=min(60, console.width)))
     return Group(
         bar,

@@ -22,9 +22,9 @@ from bilinear.training.backend import Backend
 from bilinear.training.forecast.calibration import Calibration, calibrate
 from bilinear.training.forecast.estimate import Estimate, Times, estimate
 
-# For so many devices a dry run says how long training takes.
+# A dry run gives the time of training on these numbers of devices.
 _DEVICES = (1, 8, 64)
-# Of a shorter run, starting takes a good part, and no estimate counts that.
+# Shorter runs spend much of their time on starting, which no estimate counts.
 _WORTH_SECONDS = 5.0
 
 

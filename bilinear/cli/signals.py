@@ -28,7 +28,7 @@ class Stopped(KeyboardInterrupt):
 def leave_at_once() -> None:
     """From here on a signal ends the process: while nothing is begun, there is nothing to undo.
 
-    An exception would come out of the middle of whatever library is being imported.
+    An exception would show the traceback of whatever library is being imported.
     """
     for number in _NUMBERS:
         signal.signal(number, _leave)

@@ -76,5 +76,5 @@ def _first(seeds: int | Iterable[int]) -> Iterable[int]:
 def _integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
     if not isinstance(values, Iterable):
         raise ConfigError(f"{name}: expected integers, got {shown(values)}")
-    # One more than there can be is enough to be refused.
+    # What is given may be endless: one more than the most allowed is enough to be refused.
     return tuple(islice(values, MAX_MODELS + 1))

@@ -15,7 +15,7 @@ from bilinear.experiment.task import n_train_pairs
 
 NOTEBOOK_REMAINDERS = (0, 5, 22, 42, 63)
 GOALS = ("full", "val")
-# Sizes beyond which nothing here was made for; a table's columns hold 64 bits.
+# Larger sizes were never tried; a table's columns hold 64-bit integers.
 MOST_UNITS = 2**14
 MOST_SEED = 2**63 - 1
 MOST_STEPS = 10**8

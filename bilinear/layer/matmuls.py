@@ -17,16 +17,17 @@ from bilinear.layer.call import TRACED, TRANSFORMED, Call, Detail, Gradients
 from bilinear.layer.gates import product, product_backward
 
 NAME = "matmuls"
-# The layer alone saves no less than eager does. With fewer elements of x and [L, R] than this (4 MB
-# of float32), which stay in the cache, it isn't faster either: its Function costs what it saves.
+# Without a projection the layer saves as much for backward as eager does. With fewer elements of x
+# and [L, R] than this (4 MB of float32), which stay in the cache, it isn't faster either: calling
+# its Function costs what it saves.
 SMALL = 2**20
 # Elements of [L, R] in a block: 8 MB of float32.
 _BLOCK_ELEMENTS = 2**21
 # For d_in above this the matmuls dominate; blocks gain nothing.
 _MAX_D_IN = 256
 _MIN_ROWS = 256
-# From so many elements on (for a gate: always), [dL, dR] is written to its halves, not put together
-# from two tensors: a third less memory at the peak of backward, for 2 µs of Python.
+# From so many elements on (with a gate: always), dL and dR are written into the halves of one
+# tensor, not concatenated: a third less memory at the peak of backward, for 2 µs more Python.
 _WRITTEN_TO_HALVES = 2**16
 
 

@@ -10,8 +10,8 @@ from bilinear.layer.context import are_plain
 
 # The first that doesn't refuse a call runs it. eager refuses none.
 IMPLEMENTATIONS: tuple[Implementation, ...] = (triton_kernels, native, matmuls, eager)
-# What was chosen for plain arguments that go together, by their types, shapes, dtypes and devices;
-# cleared when so many have come.
+# Choices already made, by the types, shapes, dtypes and devices of the arguments, so that a call
+# like an earlier one skips the checks; emptied when it holds so many.
 _MOST_SIGNATURES = 4096
 _chosen: dict[object, tuple[Call, Implementation]] = {}
 
@@ -89,6 +89,6 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
     """How the kernels form float32 products: torch's setting for CUDA, "ieee" or "tf32"."""
     if dtype != torch.float32 or (device.type == "cpu" and not triton_kernels.INTERPRETED):
         return "ieee"
-    # The newer setting, which the older (torch.set_float32_matmul_precision) sets along. The older
-    # can't be read where only the newer was set: torch raises.
+    # The newer of torch's two settings: torch.set_float32_matmul_precision, the older, sets it too.
+    # Reading the older raises where only the newer was set.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

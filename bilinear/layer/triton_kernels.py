@@ -16,7 +16,7 @@ from torch import Tensor
 from bilinear.layer.call import PLAIN, TRANSFORMED, Call, Detail, Gradients
 
 NAME = "triton"
-# Triton reads the same variable when it decorates a kernel, so a later change would not count.
+# Read once, as Triton does when a kernel is decorated: a later change would have no effect there.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # What the kernels are compiled for at least, and what the interpreter is said to be.
 _MIN_CAPABILITY = (8, 0)

@@ -178,7 +178,7 @@ def page_data(
 
 
 def _setting_the_scale(rows: list[dict[str, Any]], jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of at least 99 % right, if any: weights of the others grow and would hide the rest."""
+    """Jobs of at least 99 % right, if any: models that fail have far larger entries."""
     good = {Job(row["d_hidden"], row["seed"]) for row in rows if row["full_acc"] >= 0.99}
     return [job for job in jobs if job in good] or list(jobs)
 
@@ -204,7 +204,7 @@ def _limits(models: Sequence[Weights], remainders: Sequence[int]) -> dict[str, l
     """Full colour of each picture and remainder: what shows the typical model well.
 
     1.5 times the median over models of the 99.5th percentile of |entries|. A maximum, or the
-    percentile of all entries together, would be set by the few narrow models that grow.
+    percentile of all entries together, would be that of the few models whose entries are largest.
     """
     chosen = list(remainders)
     views = {

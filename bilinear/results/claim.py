@@ -161,7 +161,7 @@ def _locked(folder: LocalFolder) -> Iterator[_Lock | None]:
             os.close(descriptor)
         if made:
             with suppress(OSError):
-                path.parent.rmdir()  # for nothing, if it is empty
+                path.parent.rmdir()  # the folder was made for the lock alone, if it is empty
 
 
 def _lock(folder: LocalFolder, path: Path) -> int | None:
@@ -256,10 +256,10 @@ class _Lease:
             self._folder.write(self._name, replace(self._owner, renewed=time.time()).encoded())
             self._checked = time.monotonic()
         except (OSError, ResultsError):
-            pass  # told by the run itself, if it lasts
+            pass  # if the store stays away, the run's own writes fail and say so
 
     def check(self) -> None:
-        """A process that was stopped for long looks before it goes on."""
+        """Look again if this process slept for long: another may have taken the folder over."""
         if self._lost is None and time.monotonic() - self._checked > _GONE_AFTER / 2:
             self._renew_once()
         if self._lost is not None:
@@ -282,7 +282,7 @@ def _leased(folder: Folder) -> Iterator[_Lease]:
     name, owner = f"owner-{number:06d}.json", _Owner()
     if not folder.create(name, owner.encoded()):
         raise _refusal(folder, _read(folder, name))
-    if folder.create(name, owner.encoded()):  # it overwrites
+    if folder.create(name, owner.encoded()):  # created twice: this store overwrites
         time.sleep(_SETTLES_IN)
     # Whoever looked at the same time as this process sees the other here, or is seen.
     undisturbed = before is None or _read(folder, before) == seen

@@ -133,7 +133,7 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        # Writing itself names no file, and opening names one that nobody asked for.
+        # The error of a write names no file, and that of opening names the temporary one.
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -195,7 +195,7 @@ class LocalFolder:
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
         path = self._inside(name)
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
             raise Unacceptable(f"{path}: expected a file")
         return open(path, "rb")
 
@@ -269,7 +269,7 @@ class UrlFolder:
             from fsspec.core import url_to_fs
 
         try:
-            # What another process wrote a moment ago must be seen: no cached listings.
+            # No cached listings: what another process wrote a moment ago must be found.
             system, root = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             raise ConfigError(f"{url}: {error} (S3: pip install 'bilinear[s3]')") from error

@@ -16,7 +16,7 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import model_disk_bytes
 from bilinear.experiment.record import Job
 
-# A sweep of at most so many models keeps a file each, to be picked up by hand.
+# A sweep of at most so many models keeps a file for each, which people can pick out.
 LOOSE_MODELS = 100
 # A pack is made in memory and, on an object store, written in one piece.
 PACK_MODELS = 256
@@ -25,7 +25,7 @@ PACK_BYTES = 2**27
 _ROWS = "rows.json"
 # Of a row of the table as JSON, at most.
 ROW_BYTES = 2**11
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's own; a real time would change the bytes
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: the time of writing would change the bytes
 
 
 class PackPlan:

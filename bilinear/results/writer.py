@@ -20,9 +20,8 @@ from bilinear.results.sums import SUMS, write_summed
 from bilinear.results.sweep_results import Results, encode_json, encode_table, table_of
 from bilinear.results.verify import ASIDE, set_aside, verify
 
-_INTEGER_COLUMNS = ("step",)
-# Of a large sweep, models that ended are held so long: packs that fill meanwhile are written at
-# once, without a file for each model.
+# In a large sweep a model that ended waits in memory so many seconds before it gets a file of its
+# own: if its pack fills meanwhile, the pack is written and the file is not needed.
 _HOLD_SECONDS = 1.0
 _HOLD_BYTES = 2**28
 
@@ -40,7 +39,7 @@ class ResultsWriter:
         `mended` what was found wrong: damaged models and files of none are set aside, and what is
         missing then is trained again.
         """
-        encode_table(table_of([]))  # a table that cannot be written is told before training
+        encode_table(table_of([]))  # fails before training, not after it, where pyarrow is broken
         self.folder, self.config = folder, config
         self._plan = PackPlan(config)
         self._loose: dict[int, set[Job]] = defaultdict(set)
@@ -146,7 +145,7 @@ class ResultsWriter:
         names = [f"models/{model_file(job)}" for job in loose]
         files = held | dict(zip(loose, self.folder.read_all(names), strict=True))
         members = [(job, files[job]) for job in jobs]
-        # Verified here: damage packed away would have a new, valid checksum.
+        # Verified first: the pack's new checksum would cover up any damage.
         rows = [self.there.row_of(job, file) for job, file in members]
         self.folder.write(f"packs/{pack_name(pack)}", encode_pack(members, rows))
         self.folder.delete(names)
@@ -185,7 +184,7 @@ def encode_model(model: Finished, remainders: Sequence[int], origin: str) -> byt
     for name, column in zip(
         Evaluation._fields, zip(*model.record.evaluations, strict=True), strict=True
     ):
-        dtype = torch.int64 if name in _INTEGER_COLUMNS else torch.float64
+        dtype = torch.int64 if name == "step" else torch.float64
         tensors[f"history.{name}"] = torch.tensor(column, dtype=dtype)
     interactions = model.interactions
     if interactions is None:

@@ -64,7 +64,8 @@ def _fused(config: SweepConfig, device: str, workers: int | None) -> Backend:
     if missing:
         return CpuBackend(TorchGridModel, 1, "torch-cpu", f"{reason}; {missing}")
     workers = workers or _cores()
-    # The others agree in every bit; without fused multiply-add no sum rounds as theirs do.
+    # All other instruction sets agree bit for bit. The baseline has no fused multiply-add, so its
+    # sums round otherwise: folders must tell the two apart by the backend's name.
     name = "compiled-cpu-baseline" if best_isa() == "baseline" else "compiled-cpu"
     reason = f"{reason}; {best_isa()} kernel, {workers} thread{'s'[: workers > 1]}, float32"
     return CpuBackend(CpuGridModel, workers, name, reason)

@@ -9,7 +9,7 @@ from bilinear.experiment.record import Job, Parent
 from bilinear.training.backend import Work
 from bilinear.training.forecast.expected_steps import expected_steps
 
-# So many pieces a device: the fewer, the longer the others wait for the last one.
+# Pieces a device. With fewer and longer ones the other devices wait longer for the last.
 _PIECES_A_DEVICE = 32
 
 
@@ -32,7 +32,7 @@ def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
     A chunk holds a small part of a device's share of the work, but at least `at_once` models where
     its config has that many left: what a device trains at the same time. Narrow models of all
     configs go first: they seldom reach their goal before the last step, so they take longest, and
-    what the estimate has wrong of them is made up for by what comes after. Narrowed models of one
+    the many short chunks after them even out what was estimated wrongly. Narrowed models of one
     seed wait for one another, so they share a chunk.
     """
     each = [{d: expected_work(w.config, d) for d in {job.d_hidden for job in w.jobs}} for w in work]

@@ -332,7 +332,7 @@ class _Lane:
     def _read(self, i: int, counters: list[int]) -> None:
         """Append the evaluations that are new.
 
-        A model in training stands before the evaluation of its last step's weights.
+        The weights after a model's last step are evaluated by its next launch, unless it is done.
         """
         taken, _, done = counters
         every, record, before = self._recipe.eval_every, self._records[i], self._before[i]
@@ -345,7 +345,7 @@ class _Lane:
     def _bring_weights(self, models: list[int]) -> None:
         """Weights and interaction matrices, made and copied beside the training that goes on.
 
-        Of runs among which one is chosen later, the matrices are made once it is.
+        Where one of several runs will be kept, its matrices are made after that choice.
         """
         kept = [] if self._config.narrow else list(self._config.remainders)
         with self._on(self._copies):

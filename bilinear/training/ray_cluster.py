@@ -193,9 +193,7 @@ class RayBackend:
             raise error.cause from None
         except RayError as error:
             del flying[stream]
-            ray.cancel(
-                stream
-            )  # what is lost may be one model alone, and the rest still in training
+            ray.cancel(stream)  # one model may be lost while the rest of its chunk still trains
             if flight.left:
                 self._note_death(flight, error)
                 waiting.appendleft(flight)

@@ -150,7 +150,7 @@ def _run(
                 _settle(writers, holding, index)
                 on_event(index, event)
     except BaseException:
-        # What stopped the run is what to tell, not that these could not be written either.
+        # The error that stopped the run is reported, not the one that writing these met as well.
         with suppress(OSError, ResultsError):
             for index in holding:
                 writers[index].settle(now=True)
