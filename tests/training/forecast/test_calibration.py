@@ -239,14 +239,19 @@ def test_steps_too_long_to_be_measured() -> None:
 
 
 def test_the_rate_of_a_true_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run takes, give or take what a busy machine makes of it."""
+    """What a run takes, give or take what a busy machine makes of it, in one of five tries."""
     monkeypatch.setattr(calibration, "_LEAST_SECONDS", 0.02)
     monkeypatch.setattr(calibration, "_TIMINGS", 3)
     config = cell(13, widths=(13,), steps=3000, hold=10**6)
     backend = choose(config, fused=True, device="cpu", workers=1)
-    found = calibrate(backend, [config])
-    assert found is not None
-    start = time.perf_counter()
-    assert len(list(train(backend, config))) >= 1
-    taken = time.perf_counter() - start
-    assert taken / 8 < found.step_seconds(config, 13) * config.steps < taken * 8
+    ratios = []
+    for _ in range(5):
+        found = calibrate(backend, [config])
+        assert found is not None
+        start = time.perf_counter()
+        assert len(list(train(backend, config))) >= 1
+        taken = time.perf_counter() - start
+        ratios.append(found.step_seconds(config, 13) * config.steps / taken)
+        if 1 / 8 < ratios[-1] < 8:
+            return
+    pytest.fail(f"expected a ratio between 1/8 and 8, got {ratios}")
