@@ -3,6 +3,7 @@
 from setuptools import Extension, find_packages, setup
 
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
+VECTORS = ["kernels/vector_cpu.h", "kernels/vector_cpu_end.h"]
 SWEEP = ["pandas", "pyarrow", "fsspec", "matplotlib", "rich"]
 
 # `kernels/` is a top-level folder of the repository but never a top-level package of an
@@ -24,7 +25,7 @@ setup(
         Extension(
             "bilinear.kernels._grid_cpu",
             sources=["kernels/grid_cpu.c"],
-            depends=["kernels/grid_cpu_body.h"],
+            depends=["kernels/grid_cpu_body.h", *VECTORS],
             # Of Python's interface it takes what every version from 3.11 on keeps: one wheel each
             # platform.
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
@@ -37,7 +38,7 @@ setup(
         Extension(
             "bilinear.kernels._layer_cpu",
             sources=["kernels/layer_cpu.c"],
-            depends=["kernels/layer_cpu_body.h"],
+            depends=["kernels/layer_cpu_body.h", *VECTORS],
             extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno"],
             py_limited_api=True,
             # Without it the layer runs on PyTorch's matmuls, as `bilinear.explain` says.

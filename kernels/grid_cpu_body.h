@@ -8,42 +8,9 @@
 #define LANES GRID_LANES
 #define PARTS (16 / GRID_LANES) /* vectors to 16 floats, the unit of padding and of every sum */
 
-typedef float N(vf) __attribute__((vector_size(4 * LANES)));
-typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));
-typedef uint32_t N(vu) __attribute__((vector_size(4 * LANES)));
-#define vf N(vf)
-#define vi N(vi)
-#define vu N(vu)
+#include "vector_cpu.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-INLINE vf N(load)(const float *x) { return *(const vf *)x; }
-INLINE void N(store)(float *x, vf v) { *(vf *)x = v; }
-INLINE vf N(splat)(float x) { return x - (vf){0}; }
 INLINE vf N(max)(vf x, vf y) { return (vf)(((vi)x & (x > y)) | ((vi)y & ~(x > y))); }
-#define load N(load)
-#define store N(store)
-#define splat N(splat)
-
-/* exp(x) for x ≤ 0, about 1 ulp; exactly 0 from −87 down, NaN for NaN. Polynomial: Cephes expf. */
-INLINE vf N(exp)(vf x) {
-    const vf shift = splat(12582912.0f); /* 1.5·2²³: adding it rounds to an integer */
-    vf t = x * 1.44269504088896341f + shift;
-    vf n = t - shift;
-    vf r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    vf rr = r * r;
-    y = y * rr + r;
-    y = y + 1.0f;
-    vi scaled = (vi)((vu)y + ((vu)t << 23)); /* unsigned: where x is far out, it overflows */
-    return (vf)(scaled & ~(x <= -87.0f));
-}
 
 /* Lane 0 of the result folds all lanes, halves first: one order for every vector width. */
 INLINE vf N(swap_halves)(vf x, int half) {
@@ -336,16 +303,9 @@ static void N(evaluate)(GridModel *m, GridMetrics *out) {
 #undef N
 #undef LANES
 #undef PARTS
-#undef vf
-#undef vi
-#undef vu
-#undef INLINE
-#undef UNROLL
-#undef load
-#undef store
-#undef splat
 #undef TILE_OF_ROWS
 #undef GRID_NAME
 #undef GRID_LANES
 #undef GRID_TILE_ROWS
 #undef GRID_TILE_VECTORS
+#include "vector_cpu_end.h"

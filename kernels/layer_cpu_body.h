@@ -9,19 +9,9 @@
 #define VECTORS LAYER_TILE_VECTORS
 #define TILE_ROWS 6
 
-typedef float N(vf) __attribute__((vector_size(4 * LANES)));
-typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));
-typedef uint32_t N(vu) __attribute__((vector_size(4 * LANES)));
+#include "vector_cpu.h"
+
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
-#define vf N(vf)
-#define vi N(vi)
-#define vu N(vu)
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-INLINE vf N(load)(const float *x) { return *(const vf *)x; }
-INLINE void N(store)(float *x, vf v) { *(vf *)x = v; }
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
 INLINE void N(store_anywhere)(float *x, vf v) { *(N(loose) *)x = v; }
 /* Past the caches, if that can be asked for: to whole lines of 64 bytes, aligned. */
@@ -32,11 +22,7 @@ INLINE void N(stream)(float *x, vf v) {
     N(store_anywhere)(x, v);
 #endif
 }
-INLINE vf N(splat)(float x) { return x - (vf){0}; }
 INLINE vf N(pick)(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
-#define load N(load)
-#define store N(store)
-#define splat N(splat)
 
 /* --- Elements outside: any dtype, any stride. --- */
 
@@ -158,25 +144,6 @@ static void N(pack_transposed)(float *to, const char *from, int64_t first, int64
 }
 
 /* --- Gates. --- */
-
-/* exp(x) for x ≤ 0, about 1 ulp; exactly 0 from −87 down, NaN for NaN. Polynomial: Cephes expf. */
-INLINE vf N(exp)(vf x) {
-    const vf shift = splat(12582912.0f); /* 1.5·2²³: adding it rounds to an integer */
-    vf t = x * 1.44269504088896341f + shift;
-    vf n = t - shift;
-    vf r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    vf rr = r * r;
-    y = y * rr + r;
-    y = y + 1.0f;
-    vi scaled = (vi)((vu)y + ((vu)t << 23)); /* unsigned: where x is far out, it overflows */
-    return (vf)(scaled & ~(x <= -87.0f));
-}
 
 /* σ(x) = 1/(1 + e⁻ˣ) and its derivative, neither by a difference. */
 INLINE vf N(sigmoid)(vf x, vf *slope) {
@@ -828,14 +795,6 @@ static void N(backward)(void *task) {
 #undef LANES
 #undef VECTORS
 #undef TILE_ROWS
-#undef vf
-#undef vi
-#undef vu
-#undef INLINE
-#undef UNROLL
-#undef load
-#undef store
-#undef splat
 #undef fewer
 #undef Factors
 #undef Block
@@ -847,3 +806,4 @@ static void N(backward)(void *task) {
 #undef LAYER_NAME
 #undef LAYER_LANES
 #undef LAYER_TILE_VECTORS
+#include "vector_cpu_end.h"

@@ -1,0 +1,10 @@
+/* The macros of vector_cpu.h, for the next vector width. */
+
+#undef vf
+#undef vi
+#undef vu
+#undef INLINE
+#undef UNROLL
+#undef load
+#undef store
+#undef splat
