@@ -19,6 +19,7 @@ setup(
         "bilinear": ["py.typed"],
         "bilinear.page": ["*.html", "*.css", "*.js"],
         "bilinear.hub": ["metadata.json"],
+        "bilinear.layer": ["native_table.json"],
         "bilinear.kernels": ["table.json"],
     },
     ext_modules=[

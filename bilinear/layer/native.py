@@ -1,6 +1,16 @@
-"""The layer on the CPU by compiled code, in one call each way."""
+"""The layer on the CPU by compiled code, in one call each way.
 
+Whether it pays is read from a table of what was measured, which `python -m
+bench.studies.native_or_torch` makes: the call runs here if the compiled layer was no slower than
+torch's matmuls at the nearest sizes of its dtype, with and without a projection and `recompute`.
+"""
+
+import json
 from collections.abc import Sequence
+from functools import cache, lru_cache
+from math import log2
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +19,47 @@ from bilinear.kernels import layer_cpu
 from bilinear.layer.call import TRANSFORMED, Call, Detail, Gradients
 
 NAME = "native"
-# For d_in above this the matmuls dominate, and torch's are as fast.
-MAX_D_IN = 512
+TABLE = Path(__file__).with_name("native_table.json")
+
+
+class Measured(NamedTuple):
+    """A row of the table: torch's time over the compiled layer's, forward and backward."""
+
+    m: int
+    d_in: int
+    d: int
+    d_out: int  # 0 without a projection
+    dtype: str
+    recompute: bool
+    threads: int
+    times_faster: float
+
+
+@cache
+def table() -> tuple[Measured, ...]:
+    """What was measured, on the machine that docs/decisions.md names."""
+    return tuple(Measured(*row) for row in json.loads(TABLE.read_text())["rows"])
+
+
+def nearest(call: Call) -> Measured | None:
+    """The row whose sizes are nearest by ratios; None where the dtype was not measured."""
+    dtype, has_projection = str(call.dtype).removeprefix("torch."), call.d_out is not None
+    sizes = max(int(call.m), 1), int(call.d_in), int(call.d)
+    return _nearest(sizes, has_projection, dtype, call.recompute, torch.get_num_threads())
+
+
+@lru_cache(4096)
+def _nearest(
+    sizes: tuple[int, ...], has_projection: bool, dtype: str, recompute: bool, threads: int
+) -> Measured | None:
+    kind = has_projection, dtype, recompute
+
+    def distance(row: Measured) -> tuple[float, float]:
+        far = sum(abs(log2(mine / its)) for mine, its in zip(sizes, row[:3], strict=True))
+        return far, abs(log2(threads / row.threads))
+
+    rows = (row for row in table() if (row.d_out > 0, row.dtype, row.recompute) == kind)
+    return min(rows, key=distance, default=None)
 
 
 def refusal(call: Call) -> str:
@@ -19,11 +68,16 @@ def refusal(call: Call) -> str:
         return f"the compiled layer is for cpu tensors, not {call.device.type}"
     if call.context == TRANSFORMED:
         return "torch's transforms see no compiled layer"
-    if call.dtype == torch.bfloat16:
-        return "torch's matmuls take bfloat16 at twice the rate of the compiled layer"
-    if call.d_in > MAX_D_IN:
-        return f"for d_in above {MAX_D_IN} torch's matmuls are as fast as the compiled layer"
-    return layer_cpu.unavailable_because(call.dtype, call.gate)
+    if missing := layer_cpu.unavailable_because(call.dtype, call.gate):
+        return missing
+    row = nearest(call)
+    return "" if row is None or row.times_faster >= 1 else f"torch's matmuls are faster {_at(row)}"
+
+
+def _at(row: Measured) -> str:
+    sizes = f"{row.m}, {row.d_in}, {row.d}" + (f", {row.d_out}" if row.d_out else "")
+    rate = f"the compiled layer at {row.times_faster} times torch's rate at ({sizes})"
+    return f"(measured: {rate}, threads: {row.threads})"
 
 
 def saves_preact(call: Call) -> bool:
@@ -34,6 +88,8 @@ def saves_preact(call: Call) -> bool:
 def detail(call: Call, direction: str) -> Detail:
     """See `call.Implementation`."""
     reason = f"compiled for {layer_cpu.best_isa()}, over blocks of rows that stay in the cache"
+    row = nearest(call)
+    reason += "" if row is None else f" {_at(row)}"
     if not layer_cpu.shares_work() and torch.get_num_threads() > 1:
         reason += "; on one thread, without OpenMP or in a forked process"
     return Detail("", None, reason)

@@ -10,9 +10,10 @@ from bilinear.layer.context import are_plain
 
 # The first that doesn't refuse a call runs it. eager refuses none.
 IMPLEMENTATIONS: tuple[Implementation, ...] = (triton_kernels, native, matmuls, eager)
-# Choices already made, by the types, shapes, dtypes and devices of the arguments, so that a call
-# like an earlier one skips the checks; emptied when it holds so many.
+# Choices already made, by the types, shapes, dtypes and devices of the arguments and the number of
+# threads, so that a call like an earlier one skips the checks; emptied when it holds so many.
 _MOST_SIGNATURES = 4096
+_get_num_threads = torch.get_num_threads
 _chosen: dict[object, tuple[Call, Implementation]] = {}
 
 
@@ -66,7 +67,7 @@ def choose(
     """
     try:
         signature = (
-            type(x), x.shape, x.dtype, x.device, recompute, gate,
+            type(x), x.shape, x.dtype, x.device, recompute, gate, _get_num_threads(),
             "ieee" if x.is_cpu and not triton_kernels.INTERPRETED else precision(x.dtype, x.device),
             type(weight), weight.shape, weight.dtype, weight.device,
             bias is None or (type(bias), bias.shape, bias.dtype, bias.device),

@@ -2,7 +2,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bilinear.layer import matmuls, native, select, triton_kernels
+from bilinear.kernels import layer_cpu
+from bilinear.layer import matmuls, select, triton_kernels
 
 
 @pytest.fixture
@@ -12,11 +13,11 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     def set_paths(
         *, compiled: bool = True, small: int = matmuls.SMALL, interpreted: bool = False
     ) -> None:
-        monkeypatch.setattr(native, "MAX_D_IN", most if compiled else 0)
+        monkeypatch.setattr(layer_cpu, "_compiled", built if compiled else None)
         monkeypatch.setattr(matmuls, "SMALL", small)
         monkeypatch.setattr(triton_kernels, "INTERPRETED", interpreted)
         select._chosen.clear()
 
-    most = native.MAX_D_IN
+    built = layer_cpu._compiled
     yield set_paths
     select._chosen.clear()

@@ -29,9 +29,48 @@ def test_refusals_say_why() -> None:
     assert "not cuda" in native.refusal(CALL._replace(device=torch.device("cuda")))
     assert "transforms" in native.refusal(CALL._replace(context=TRANSFORMED))
     assert "float64" in native.refusal(CALL._replace(dtype=torch.float64))
-    assert "bfloat16" in native.refusal(CALL._replace(dtype=torch.bfloat16))
-    assert "d_in above" in native.refusal(CALL._replace(d_in=native.MAX_D_IN + 1))
     assert "gate" in native.refusal(CALL._replace(gate="unheard of"))
+
+
+def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        native.Measured(64, 64, 64, 0, "float32", False, 1, 0.9),
+        native.Measured(64, 64, 64, 0, "float32", False, 2, 1.1),
+        native.Measured(4096, 64, 64, 0, "float32", False, 1, 1.5),
+        native.Measured(64, 64, 64, 0, "float32", True, 1, 1.5),
+        native.Measured(64, 64, 64, 64, "float32", False, 1, 1.0),
+    ]
+    monkeypatch.setattr(native, "table", lambda: rows)
+    native._nearest.cache_clear()
+    threads = 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    try:
+        said = native.refusal(CALL)
+        assert "0.9 times torch's rate at (64, 64, 64), threads: 1" in said
+        assert not native.refusal(CALL._replace(m=1000))
+        assert not native.refusal(CALL._replace(recompute=True))
+        assert not native.refusal(CALL._replace(d_out=9))  # no slower is enough
+        assert not native.refusal(CALL._replace(dtype=torch.float16))  # not measured
+        assert native.nearest(CALL._replace(m=0)) == rows[0]
+        threads = 2
+        assert not native.refusal(CALL)
+    finally:
+        native._nearest.cache_clear()
+
+
+def test_the_table_holds_what_select_asks_for() -> None:
+    """Every kind of call has rows, torch's large matmuls among them; none twice."""
+    rows = native.table()
+    assert {(row.dtype, row.recompute, row.d_out > 0) for row in rows} == {
+        (dtype, recompute, projects)
+        for dtype in ("float32", "bfloat16", "float16")
+        for recompute in (False, True)
+        for projects in (False, True)
+    }
+    assert len({row[:-1] for row in rows}) == len(rows)
+    assert all(0 < row.times_faster < 1000 for row in rows)
+    assert not native.refusal(CALL)
+    assert native.refusal(CALL._replace(m=1024, d_in=1024, d=1024))
 
 
 def test_one_thread_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
