@@ -1,6 +1,10 @@
 """The compiled layer as an implementation: what it refuses, where it runs, what memory it takes."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 
@@ -9,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bilinear import Bilinear, BilinearMLP
-from bilinear.functional import bilinear_mlp
 from bilinear.kernels import layer_cpu
 from bilinear.layer import eager, native
 from bilinear.layer.call import TRANSFORMED, Call
@@ -150,10 +153,56 @@ def test_a_model_trains_as_the_composition_does() -> None:
         assert (got - exact.grad).norm() < 1e-5 * exact.grad.norm()
 
 
+def run_alone(code: str, **variables: str) -> str:
+    """What a Python process of its own prints."""
+    environment = os.environ | variables
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_inference_needs_memory_for_a_block_only() -> None:
-    """Torch's allocator sees the output alone; a block of scratch memory is the kernel's own."""
-    x, weight, w_p = torch.randn(3000, 32), torch.randn(800, 32), torch.randn(8, 400)
-    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
-        bilinear_mlp(x, weight, w_p)
-    taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
-    assert 3000 * 8 * 4 <= taken < 2 * 3000 * 8 * 4
+    """Of 2^15 rows [L, R] has 64 MB and the output 1 MB: the process's peak grows by the latter."""
+    grown = run_alone(
+        """
+        import torch
+        from bilinear.functional import bilinear_mlp
+
+        def kilobytes(name):
+            lines = open("/proc/self/status").read().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+        x, weight, w_p = torch.randn(2**15, 32), torch.randn(512, 32), torch.randn(8, 256)
+        with torch.no_grad():
+            bilinear_mlp(x[:1000], weight, w_p)  # what is set up at the first call
+            open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
+            before = kilobytes("VmRSS")
+            out = bilinear_mlp(x, weight, w_p)
+        print(kilobytes("VmHWM") - before)
+        """
+    )
+    assert 2**15 * 8 * 4 // 1024 * 0.9 < int(grown) < 8 * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_threads_are_as_many_as_torch_is_told() -> None:
+    """By the environment, then by `set_num_threads`: none besides those of torch's own pool."""
+    counts = run_alone(
+        """
+        import os
+        import torch
+        from bilinear.functional import bilinear
+
+        x, weight = torch.randn(3000, 64), torch.randn(256, 64)
+        for threads in (None, 3, 1):
+            if threads is not None:
+                torch.set_num_threads(threads)
+            before = len(os.listdir("/proc/self/task"))
+            bilinear(x, weight)
+            print(len(os.listdir("/proc/self/task")) - before)
+        """,
+        OMP_NUM_THREADS="1",
+    )
+    assert counts.split() == ["0", "2", "0"]
