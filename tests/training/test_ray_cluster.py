@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bilinear
@@ -215,6 +216,30 @@ def test_what_the_nodes_cannot_do_is_said(two: Nodes, capsys: pytest.CaptureFixt
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_the_compiled_layer_in_an_actor(two: Nodes) -> None:
+    """It has a thread there, and the bits it has here on two."""
+
+    class Holder:
+        def out(self, x: Any, *weights: Any) -> Any:
+            import torch
+
+            from bilinear.functional import bilinear_mlp
+
+            return bilinear_mlp(*map(torch.tensor, (x, *weights))).numpy(), torch.get_num_threads()
+
+    draw = np.random.default_rng(0).standard_normal
+    tensors = [draw(size, np.float32) for size in ((1000, 64), (96, 64), (16, 48))]
+    ray.init(address=two.address, ignore_reinit_error=True, log_to_driver=False)
+    actor = ray.remote(num_cpus=1)(Holder).remote()
+    try:
+        there, threads = ray.get(actor.out.remote(*tensors), timeout=60)
+    finally:
+        ray.kill(actor)
+    here, _ = Holder().out(*tensors)
+    assert threads == 1
+    assert np.array_equal(there, here)
 
 
 def free_port() -> int:
