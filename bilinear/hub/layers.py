@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bilinear.layer.context import is_undisturbed
 from bilinear.layer.modules import has_hooks
 from bilinear.layer.two_weights import gated_mlp
 
@@ -81,6 +82,5 @@ def _run(module: Any, x: Tensor, gate: str) -> Tensor:
                 f"{name}: expected a torch.nn.Linear without hooks, got {type(linear).__name__}; "
                 "bilinear.fuse takes adapters and hooks into account"
             )
-    biases = None if left.bias is None else (left.bias, right.bias)
-    weights = left.weight, right.weight
-    return gated_mlp(x, weights, biases, down.weight, down.bias, recompute=False, gate=gate)
+    of_left, of_right, of_down = ((part.weight, part.bias) for part in (left, right, down))
+    return gated_mlp(x, *of_left, *of_right, *of_down, False, gate, is_undisturbed())

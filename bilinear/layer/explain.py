@@ -7,13 +7,14 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
+from bilinear.layer import triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
 from bilinear.layer.context import autocast_dtype, context_of
 from bilinear.layer.fused_modules import Fused, FusedBilinear, FusedMLP, w_l_of, w_p_of
 from bilinear.layer.gates import gate_name
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.select import IMPLEMENTATIONS, precision, select
-from bilinear.layer.two_weights import detail, is_packed
+from bilinear.layer.two_weights import detail, is_few, is_packed
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,23 @@ def _own_forwards(model: nn.Module) -> list[Choice]:
 
 def _choice(name: str, call: Call, direction: str, two_weights: bool) -> Choice:
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
-    if two_weights and not is_packed(call.device, call.context == TRACED):
-        on = "eager" if call.context == TRANSFORMED else "matmuls"
-        return Choice(name, op, on, "", None, detail(call))
+    # Asked of a call that gradients are taken of, as training makes it.
+    if two_weights and not is_packed(call, needs_gradients=True):
+        return Choice(name, op, *_apart(call), detail(call, needs_gradients=True))
     chosen = select(call)
     refusals = [i.refusal(call) for i in IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]]
     kernel, tile, reason = chosen.detail(call, direction)
-    reason = f"{reason}; {detail(call)}" if two_weights else reason
+    reason = f"{reason}; {detail(call, needs_gradients=True)}" if two_weights else reason
     return Choice(name, op, chosen.NAME, kernel, tile, "; ".join([*refusals, reason]))
+
+
+def _apart(call: Call) -> tuple[str, str, None]:
+    """(implementation, kernel, tile) of an MLP whose two weights are not packed."""
+    if call.context == TRANSFORMED or is_few(call):
+        return "eager", "", None
+    if call.context == PLAIN and not triton_kernels.refusal(call):
+        return "triton", "pointwise", None
+    return "matmuls", "", None
 
 
 def _calls(model: nn.Module, m: int) -> list[tuple[str, Call, bool]]:

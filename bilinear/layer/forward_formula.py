@@ -53,7 +53,7 @@ class Unread(Exception):
 def formula(module: nn.Module) -> Expression:
     """The expression that a module's forward computes of its first argument; raises Unread."""
     for kind, forward in forwards(module):
-        if kind not in _KNOWN:
+        if kind not in _KNOWN and "forward" in kind.__dict__:
             _check_source(module, forward)
     try:
         graph = _Tracer().trace(module)
@@ -66,12 +66,17 @@ def formula(module: nn.Module) -> Expression:
 
 
 def forwards(module: nn.Module) -> tuple[tuple[type[nn.Module], Any], ...]:
-    """The forwards that calling a module may run, with their classes: its own, and its bases'."""
+    """What `forward` means for a module's class and its bases, inherited ones included.
+
+    To inherit is to change with the base, and to change once the class gets a forward of its own.
+    """
     found: list[tuple[type[nn.Module], Any]] = []
     for kind in type(module).__mro__:
-        if "forward" in kind.__dict__:
-            found.append((kind, kind.__dict__["forward"]))
-        if kind in (nn.Linear, nn.Sequential, nn.Module):
+        if kind is nn.Module:
+            break
+        if hasattr(kind, "forward"):
+            found.append((kind, kind.forward))
+        if kind in (nn.Linear, nn.Sequential):
             break
     return tuple(found)
 

@@ -19,16 +19,9 @@ from bilinear.layer.forward_formula import (
     forwards,
     is_product,
 )
-from bilinear.layer.fused_modules import (
-    Fused,
-    FusedBilinear,
-    FusedMLP,
-    FusedPair,
-    Part,
-    Proof,
-    part_is_changed,
-)
+from bilinear.layer.fused_modules import Fused, FusedBilinear, FusedMLP, FusedPair
 from bilinear.layer.gates import GATES, name_in_torch
+from bilinear.layer.guard import Part, Proof, part_is_changed
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.probe import difference
 

@@ -1,10 +1,11 @@
-"""The MLP of two weights in memory of their own, as Llama-family models keep them: no copy of them.
+"""The MLP of two weights in memory of their own, as Llama-family models keep them.
 
     out = (g(x W_lᵀ + b_l) ∘ (x W_rᵀ + b_r)) W_pᵀ + b_p
 
 Two matmuls take the place of one over [W_l; W_r], which would be copied together at every call: on
-few rows, as text is generated, that costs more than the matmul. Triton's kernels, and operators
-that a compiler is to see whole, take the packed weight; so it is packed for them.
+few rows, as text is generated, that costs more than the matmul. They are packed only for operators
+that a compiler is to see whole, and for Triton's kernels where these save more traffic than the
+copy makes. On few rows torch's own operations are called one by one: nothing else costs as little.
 """
 
 from typing import Any
@@ -15,64 +16,139 @@ from torch import Tensor
 
 from bilinear.layer import eager, triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
-from bilinear.layer.context import (
-    are_plain,
-    autocast,
-    context_of,
-    context_of_gradient,
-    is_undisturbed,
-)
+from bilinear.layer.context import are_plain, autocast, context_of, context_of_gradient
 from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
 
-Pair = tuple[Tensor, Tensor]
+# Up to so many elements of h what is saved weighs less than a Function takes.
+FEW = 2**14
+# (L, R), or ([L, R],).
+Halves = tuple[Tensor, ...]
 
 
 def gated_mlp(
     x: Tensor,
-    weights: Pair,
-    biases: Pair | None,
+    w_l: Tensor,
+    b_l: Tensor | None,
+    w_r: Tensor,
+    b_r: Tensor | None,
     w_p: Tensor,
     b_p: Tensor | None,
-    *,
     recompute: bool,
     gate: str,
+    undisturbed: bool,
 ) -> Tensor:
-    """`functional.bilinear_mlp` for W_l and W_r (d, d_in), b_l and b_r (d,) apart."""
-    b_l, b_r = biases or (None, None)
-    given = x, *weights, b_l, b_r, w_p, b_p
+    """`functional.bilinear_mlp` for W_l and W_r (d, d_in), b_l and b_r (d,) apart.
+
+    `undisturbed` is `context.is_undisturbed()`.
+    """
+    if undisturbed and not recompute and x.numel() * w_l.shape[0] <= FEW * w_l.shape[1]:
+        h = GATES[gate].g(F.linear(x, w_l, b_l)) * F.linear(x, w_r, b_r)
+        return F.linear(h, w_p, b_p)
+    given = x, w_l, b_l, w_r, b_r, w_p, b_p
     needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     # What most calls are is asked first: in microseconds, the rest costs as much as a small matmul.
-    plain = is_undisturbed() and are_plain(*given)
+    plain = undisturbed and are_plain(*given)
     context = PLAIN if plain else context_of(*given)
-    if context != TRANSFORMED and is_packed(x.device, needs and context == TRACED):
-        bias = None if biases is None else torch.cat(biases)
-        packed = torch.cat(weights)
+    if context != TRANSFORMED and _is_packed_for(x, w_l, w_p, recompute, gate, context, needs):
+        bias = None if b_l is None or b_r is None else torch.cat((b_l, b_r))
+        packed = torch.cat((w_l, w_r))
         return bilinear_mlp(x, packed, w_p, bias, b_p=b_p, recompute=recompute, gate=gate)
-    x, w_l, w_r, b_l, b_r, w_p, b_p = given if plain else autocast(*given)
+    x, w_l, b_l, w_r, b_r, w_p, b_p = given if plain else autocast(*given)
     if context == PLAIN and needs:
-        out: Tensor = TwoWeights.apply(x, w_l, w_r, b_l, b_r, w_p, b_p, recompute, gate)
+        out: Tensor = TwoWeights.apply(x, w_l, b_l, w_r, b_r, w_p, b_p, recompute, gate)
         return out
     left, right = F.linear(x, w_l, b_l), F.linear(x, w_r, b_r)
-    h = product(left, right, gate) if needs or context != PLAIN else _h(left, right, gate, left)
+    traced = needs or context != PLAIN
+    h = product(left, right, gate) if traced else _h((left, right), gate, into_left=True)
     return F.linear(h, w_p, b_p)
 
 
-def is_packed(device: torch.device, traced_for_gradients: bool) -> bool:
+def _is_packed_for(
+    x: Tensor, w_l: Tensor, w_p: Tensor, recompute: bool, gate: str, context: str, needs: bool
+) -> bool:
+    on_kernels = x.is_cuda or triton_kernels.INTERPRETED
+    if context == TRACED or not on_kernels:  # a traced number of rows may be a symbol
+        return context == TRACED and (needs or on_kernels)
+    d, d_in = w_l.shape
+    sizes = x.numel() // d_in, d_in, d, w_p.shape[0], x.dtype, x.device
+    return is_packed(Call(*sizes, recompute=recompute, gate=gate), needs)
+
+
+def is_packed(call: Call, needs_gradients: bool) -> bool:
     """Whether both weights are copied together, for whatever takes them packed."""
-    return traced_for_gradients or device.type == "cuda" or triton_kernels.INTERPRETED
+    on_kernels = call.device.type == "cuda" or triton_kernels.INTERPRETED
+    if call.context == TRACED:
+        return needs_gradients or on_kernels
+    if not on_kernels or triton_kernels.refusal(call):
+        return False
+    copied, saved = _traffic(call, needs_gradients)
+    return copied < saved
 
 
-def detail(call: Call) -> str:
+def is_few(call: Call) -> bool:
+    """Whether a call is made of torch's own operations, one by one."""
+    return call.context == PLAIN and not call.recompute and call.m * call.d <= FEW
+
+
+def _traffic(call: Call, needs_gradients: bool) -> tuple[int, int]:
+    """Elements that packing moves, and those that the kernels for a packed weight save.
+
+    They read x once where two products read it twice, and in backward x once for dW and dx written
+    once where two products read x twice, write dx, read it and write it again. The dual kernel
+    reads neither L nor R again and writes them only to be saved; that of the MLP leaves h on chip.
+    """
+    kernel = triton_kernels.detail(call, "forward").kernel
+    is_saved = needs_gradients and not call.recompute
+    on_chip = {"pointwise": 0, "dual": 2 if is_saved else 4, "mlp": 6}[kernel]
+    of_x = 4 if needs_gradients else 1
+    return 4 * call.d * call.d_in, call.m * (of_x * call.d_in + on_chip * call.d)
+
+
+def detail(call: Call, needs_gradients: bool) -> str:
     """What `explain` says of how the two weights are taken."""
-    if is_packed(call.device, call.context == TRACED):
+    packed = is_packed(call, needs_gradients)
+    if call.context == TRACED and packed:
         return "W_l and W_r are packed at every call, a copy of both"
+    if is_few(call):
+        return f"torch's own operations, one by one: h has at most {FEW} elements"
+    if call.context == PLAIN and (call.device.type == "cuda" or triton_kernels.INTERPRETED):
+        copied, saved = (n * call.dtype.itemsize / 1e6 for n in _traffic(call, needs_gradients))
+        cost = f"the copy moves {copied:.3g} MB, and would save {saved:.3g} MB"
+        if packed:
+            return f"W_l and W_r are packed at every call: {cost.replace('would save', 'saves')}"
+        return f"W_l and W_r take a matmul each: {cost}"
     return "W_l and W_r take a matmul each: to pack them would copy both at every call"
 
 
-def _h(left: Tensor, right: Tensor, gate: str, out: Tensor | None = None) -> Tensor:
+def _halves(x: Tensor, w_l: Tensor, b_l: Tensor | None, w_r: Tensor, b_r: Tensor | None) -> Halves:
+    """(L, R) of x (m, d_in); [L, R] (m, 2d) alone where a kernel takes both."""
+    if not _has_kernels(x):
+        return F.linear(x, w_l, b_l), F.linear(x, w_r, b_r)
+    preact = x.new_empty(x.shape[0], 2 * w_l.shape[0])
+    left, right = preact.chunk(2, 1)
+    for half, weight, bias in ((left, w_l, b_l), (right, w_r, b_r)):
+        if bias is None:
+            torch.mm(x, weight.t(), out=half)
+        else:
+            torch.addmm(bias, x, weight.t(), out=half)
+    return (preact,)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether elementwise work on x runs as one kernel of ours."""
+    call = Call(x.shape[0], x.shape[1], 1, 1, x.dtype, x.device)
+    return (x.is_cuda or triton_kernels.INTERPRETED) and not triton_kernels.refusal(call)
+
+
+def _h(halves: Halves, gate: str, into_left: bool = False) -> Tensor:
     """g(L) ∘ R without memory for both factors."""
-    return product(left, right, gate, torch.empty_like(left) if out is None else out)
+    if len(halves) == 1:
+        from bilinear.kernels import pointwise
+
+        return pointwise.product_forward(halves[0], gate)
+    left, right = halves
+    return product(left, right, gate, left if into_left else torch.empty_like(left))
 
 
 class TwoWeights(torch.autograd.Function):
@@ -83,8 +159,8 @@ class TwoWeights(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         w_l: Tensor,
-        w_r: Tensor,
         b_l: Tensor | None,
+        w_r: Tensor,
         b_r: Tensor | None,
         w_p: Tensor,
         b_p: Tensor | None,
@@ -92,16 +168,17 @@ class TwoWeights(torch.autograd.Function):
         gate: str,
     ) -> Tensor:
         """Out (…, d_out)."""
-        left, right = F.linear(x, w_l, b_l), F.linear(x, w_r, b_r)
-        halves = (None, None) if recompute else (left, right)
-        ctx.save_for_backward(x, w_l, w_r, b_l, b_r, w_p, *halves)
+        rows = x.reshape(-1, x.shape[-1])
+        halves = _halves(rows, w_l, b_l, w_r, b_r)
+        ctx.save_for_backward(x, w_l, b_l, w_r, b_r, w_p, *(() if recompute else halves))
         ctx.gate = gate
-        return F.linear(_h(left, right, gate, left if recompute else None), w_p, b_p)
+        h = _h(halves, gate, into_left=recompute)
+        return F.linear(h, w_p, b_p).view(*x.shape[:-1], w_p.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of forward's arguments, in their order."""
-        x, w_l, w_r, b_l, b_r, w_p, left, right = ctx.saved_tensors
+        x, w_l, b_l, w_r, b_r, w_p, *halves = ctx.saved_tensors
         needs, gate = ctx.needs_input_grad, ctx.gate
         rows = x.reshape(-1, x.shape[-1])
         dout = grad_outputs[0].reshape(-1, w_p.shape[0])
@@ -110,25 +187,21 @@ class TwoWeights(torch.autograd.Function):
             dx, dweight, dbias, dw_p, db_p = _differentiable(dout, rows, *packed, w_p, gate)
             dw_l, dw_r = dweight.chunk(2)
             db_l, db_r = (None, None) if b_l is None else dbias.chunk(2)
-            return dx.view(x.shape), dw_l, dw_r, db_l, db_r, dw_p, db_p, None, None
-        if left is None:
-            left, right = F.linear(rows, w_l, b_l), F.linear(rows, w_r, b_r)
-        left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
+            return dx.view(x.shape), dw_l, db_l, dw_r, db_r, dw_p, db_p, None, None
+        halves = tuple(halves) or _halves(rows, w_l, b_l, w_r, b_r)
         db_p = dout.sum(0) if needs[6] else None
-        dw_p = dout.t() @ _h(left, right, gate) if needs[5] else None
+        dw_p = dout.t() @ _h(halves, gate) if needs[5] else None
         dx = dw_l = dw_r = db_l = db_r = None
         if any(needs[:5]):
-            dleft, dright = _halves_backward(dout @ w_p, left, right, gate)
-            del left, right
-            dw_l, dw_r = (
-                half.t() @ rows if need else None
-                for half, need in zip((dleft, dright), needs[1:3], strict=True)
-            )
-            db_l = dleft.sum(0) if needs[3] else None
+            dleft, dright = _halves_backward(dout @ w_p, halves, gate)
+            del halves
+            dw_l = dleft.t() @ rows if needs[1] else None
+            dw_r = dright.t() @ rows if needs[3] else None
+            db_l = dleft.sum(0) if needs[2] else None
             db_r = dright.sum(0) if needs[4] else None
             if needs[0]:
                 dx = torch.addmm(dleft @ w_l, dright, w_r).view(x.shape)
-        return dx, dw_l, dw_r, db_l, db_r, dw_p, db_p, None, None
+        return dx, dw_l, db_l, dw_r, db_r, dw_p, db_p, None, None
 
 
 def _differentiable(
@@ -140,8 +213,15 @@ def _differentiable(
     return eager.backward(call, dout, x, weight, bias, w_p, None, (True,) * 5)
 
 
-def _halves_backward(dh: Tensor, left: Tensor, right: Tensor, gate: str) -> Pair:
-    """(dL, dR) for dh, L and R (m, d); dh is written to."""
+def _halves_backward(dh: Tensor, halves: Halves, gate: str) -> tuple[Tensor, Tensor]:
+    """(dL, dR) for dh (m, d), L and R; dh is written to."""
+    if len(halves) == 1:
+        from bilinear.kernels import pointwise
+
+        dpreact, _ = pointwise.product_backward(dh, halves[0], gate)
+        dleft, dright = dpreact.chunk(2, 1)
+        return dleft, dright
+    left, right = halves
     dright = product(left, dh, gate, torch.empty_like(dh))
     dleft = dh.mul_(right)
     if gate != "identity":

@@ -20,10 +20,14 @@ def usages():
 
 
 def report(*arguments):
-    """The report in a process of its own: these kernels are compiled, not interpreted."""
+    return in_a_process_of_its_own("-m", "bench.compile_report", "--json", *arguments)
+
+
+def in_a_process_of_its_own(*arguments):
+    """What a script prints as JSON: these kernels are compiled, not interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "bench.compile_report", "--json", *arguments]
+    command = [sys.executable, *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -95,6 +99,13 @@ def test_no_product_waits_for_the_one_before(usages):
     products = [u for u in usages if u["wgmma"]]
     assert {u["kind"] for u in products} >= {"half", "tf32", "bf16x6"}
     assert [u for u in products if u["serialised"]] == []
+
+
+def test_the_identity_costs_no_instruction():
+    script = Path(__file__).with_name("identity_machine_code.py")
+    for kernel, instructions, equal in in_a_process_of_its_own(str(script), "90"):
+        assert instructions > 100, kernel
+        assert equal, f"{kernel}: with the identity as gate it is not the kernel without gates"
 
 
 def is_grid(usage):

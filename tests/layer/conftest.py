@@ -3,7 +3,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bilinear.kernels import layer_cpu
-from bilinear.layer import matmuls, select, triton_kernels
+from bilinear.layer import matmuls, select, triton_kernels, two_weights
 
 
 @pytest.fixture
@@ -11,11 +11,16 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Sets what the choice of an implementation hangs on; choices made before are forgotten."""
 
     def set_paths(
-        *, compiled: bool = True, small: int = matmuls.SMALL, interpreted: bool = False
+        *,
+        compiled: bool = True,
+        small: int = matmuls.SMALL,
+        interpreted: bool = False,
+        few: int = two_weights.FEW,
     ) -> None:
         monkeypatch.setattr(layer_cpu, "_compiled", built if compiled else None)
         monkeypatch.setattr(matmuls, "SMALL", small)
         monkeypatch.setattr(triton_kernels, "INTERPRETED", interpreted)
+        monkeypatch.setattr(two_weights, "FEW", few)
         select._chosen.clear()
 
     built = layer_cpu._compiled

@@ -15,7 +15,7 @@ from bilinear.layer.fused_modules import FusedBilinear, FusedMLP, FusedPair
 
 @pytest.fixture(autouse=True)
 def _function_path(paths: Callable[..., None]) -> None:
-    paths(small=0)
+    paths(small=0, few=0)
 
 
 class LlamaMLP(nn.Module):

@@ -5,7 +5,6 @@ Every case is run before and after `fuse`, after a change that comes later, and 
 
 import copy
 import functools
-import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from bilinear import explain, fuse, reference, unfuse
-from bilinear.layer.fused_modules import Fused, _guard
+from bilinear.layer.fused_modules import Fused
 
 D, HIDDEN = 8, 12
 # What torch says when its compiler meets any autograd.Function.
@@ -124,6 +123,12 @@ FUSABLE: dict[str, Callable[[], nn.Module]] = {
     "sequential": lambda: nn.Sequential(reference.Bilinear(D, HIDDEN), nn.Linear(HIDDEN, D)),
     "reference": lambda: reference.Model(reference.ModelConfig(D // 2, HIDDEN, bias=True)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _functions(paths: Callable[..., None]) -> None:
+    """What many rows run, on the few of these tests."""
+    paths(few=0)
 
 
 @pytest.fixture
@@ -682,6 +687,35 @@ def test_a_forward_that_was_read_exchanged_later(
         assert torch.equal(model(x), type(model).proof.old.forward(model, x))
 
 
+def test_a_forward_that_an_heir_gets_later(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Heir(Gated):
+        pass
+
+    class Calls(Heir):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            return super().forward(hidden_states)
+
+    heirs = Heir().double(), Calls().double()
+    for model in heirs:
+        fuse(model, strict=True)
+    monkeypatch.setattr(Heir, "forward", lambda self, y: self.up_proj(y), raising=False)
+    for model in heirs:
+        assert torch.equal(model(x), model.up_proj(x))
+        assert "the forward of Heir was exchanged" in str(explain(model))
+
+
+@pytest.mark.parametrize("kind", FUSABLE)
+def test_torch_fx_sees_the_parts(kind: str, x: Tensor) -> None:
+    plain = FUSABLE[kind]().double()
+    fused = copy.deepcopy(plain)
+    fuse(fused, strict=True)
+    plain, fused = nn.Sequential(plain), nn.Sequential(fused)
+    traced = [torch.fx.symbolic_trace(model) for model in (plain, fused)]
+    operations = [[node.target for node in one.graph.nodes] for one in traced]
+    assert operations[0] == operations[1]
+    assert torch.equal(traced[1](x), plain(x))
+
+
 def test_a_class_derived_after_fuse_is_not_undone(x: Tensor) -> None:
     sharded = Gated().double()
     fuse(sharded, strict=True)
@@ -848,12 +882,3 @@ def test_candidates_are_named_with_what_to_do() -> None:
     assert "gate_up_proj" in said["experts"]
     assert "two inputs" in said["two"]
     assert "up_proj is a Adapter" in said["lora"]
-
-
-def test_the_guard_costs_little() -> None:
-    model = Gated()
-    fuse(model, strict=True)
-    holds = _guard(model.proof)
-    assert holds(model)
-    best = min(timeit.repeat(lambda: holds(model), number=2000, repeat=20)) / 2000
-    assert best < 10e-6  # some 1.5 µs on an idle core, which a test may not have

@@ -44,6 +44,12 @@ FAMILIES: dict[str, tuple[str, type[Fused], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _functions(paths: Callable[..., None]) -> None:
+    """What many rows run, on the few of these tests."""
+    paths(few=0)
+
+
 def config_of(family: str, activation: str | None = None, **more: Any) -> Any:
     named = {} if activation is None else {"hidden_act": activation}
     return getattr(transformers, FAMILIES[family][0])(**SIZES, **named, **more)

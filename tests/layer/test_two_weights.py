@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilinear import explain, fuse
+from bilinear.layer.context import is_undisturbed
 from bilinear.layer.gates import GATES
 from bilinear.layer.two_weights import gated_mlp
 
@@ -25,8 +26,9 @@ G: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
-    """Memory that nobody wrote reads as NaN."""
+def _poison(paths: Callable[..., None]) -> Iterator[None]:
+    """The Function whatever the rows; memory that nobody wrote reads as NaN."""
+    paths(few=0)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -50,8 +52,7 @@ def ours(*given: Tensor | None, gate: str = "silu", recompute: bool = False) -> 
     assert w_l is not None
     assert w_r is not None
     assert w_p is not None
-    biases = None if b_l is None or b_r is None else (b_l, b_r)
-    return gated_mlp(x, (w_l, w_r), biases, w_p, b_p, recompute=recompute, gate=gate)
+    return gated_mlp(x, w_l, b_l, w_r, b_r, w_p, b_p, recompute, gate, is_undisturbed())
 
 
 def plain(*given: Tensor | None, gate: str = "silu") -> Tensor:
@@ -75,7 +76,7 @@ def test_it_is_the_composition(
     want = plain(*given, gate=gate)
     dout = torch.randn_like(want)
     got = ours(*given, gate=gate, recompute=recompute)
-    assert type(got.grad_fn).__name__ == "TwoWeightsBackward"
+    assert type(got.grad_fn).__name__ == "TwoWeightsBackward" or 0 in leading
     before = [None if t is None else t.detach().clone() for t in given]
     for a, b in zip(gradients(got, given, dout), gradients(want, given, dout), strict=True):
         torch.testing.assert_close(a, b)
