@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from bilinear.cli.durations import duration
@@ -90,27 +88,25 @@ def print_expectation(console: Console, study: Study, calibration: Calibration |
 
 
 def _print_time(console: Console, found: Estimate, rate: Calibration) -> None:
-    place = " " * 16
+    place = " " * (16 if console.width >= 60 else 2)
     one = f"{rate.at_once} models at once" if rate.at_once > 1 else "one model at a time"
-    console.print(f"{'time':>14}  of training; a device is one like this: {one},")
+    console.print(f"{'time':>14}  of training; a device is one like this: {one},", soft_wrap=True)
     console.print(f"{place}{rate.processor}; rate {rate.source}", soft_wrap=True)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("devices", "about", "at most"):
-        table.add_column(heading, justify="right")
-    table.add_column()
+    rows = []
     for devices in sorted({*_DEVICES, rate.devices}):
         about, at_most = found.times(devices * rate.at_once)
-        now = "all there are now" if devices == rate.devices > 1 else ""
         said = "—" if about is None else duration(about)
-        table.add_row(str(devices), said, duration(at_most), now)
-    console.print(Padding(table, (0, 0, 0, len(place))))
+        row = {"devices": str(devices), "about": said, "at most": duration(at_most)}
+        now = {"": "all there are now" if devices == rate.devices else ""}
+        rows.append(row | now if rate.devices > 1 else row)
+    print_table(console, rows, first_to_go=("",), indent=len(place))
     longest = f"at most: all use all steps, the longest {duration(found.most.longest)}"
     stops = "about: they stop where models of the default recipe did"
     if about is None:
         longest += "; no runs like this were counted, to say more"
     console.print(f"{place}{longest}", soft_wrap=True)
     if about is not None:
-        console.print(f"{place}{stops}")
+        console.print(f"{place}{stops}", soft_wrap=True)
 
 
 def print_hindsight(console: Console, backend: Backend, ran: SweepState, seconds: float) -> None:
@@ -180,7 +176,7 @@ def _cost(study: Study, out: str, at_once: int) -> dict[str, str]:
     memory = max(cost.memory_bytes for cost in costs)
     return {
         "FLOP": f"at most {flop / 1e12:,.2f}·10¹²",
-        "memory": f"at most {memory / 1e6:,.1f} MB a model in training, {at_once} at once",
+        "memory": f"at most {memory / 1e3:,.0f} kB a model in training, {at_once} at once",
         "disk": f"about {disk / 1e6:,.1f} MB at most, in {out}",
     }
 

@@ -4,22 +4,27 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 _GAP = 2
 
 
 def print_table(
-    console: Console, rows: Sequence[dict[str, str]], *, first_to_go: Sequence[str] = ()
+    console: Console,
+    rows: Sequence[dict[str, str]],
+    *,
+    first_to_go: Sequence[str] = (),
+    indent: int = 0,
 ) -> None:
     """Print rows, a dictionary by heading each, right-aligned; leave out what has no room."""
-    names = fitting(rows, console.width, first_to_go)
+    names = fitting(rows, console.width - indent, first_to_go)
     table = Table(box=None, padding=(0, _GAP, 0, 0))
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(row[name] for name in names))
-    console.print(table, markup=False)
+    console.print(Padding(table, (0, 0, 0, indent)), markup=False)
 
 
 def fitting(

@@ -164,7 +164,7 @@ def test_the_plan_of_a_sweep() -> None:
     lines = plan(calibration=rate(2))
     text = "\n".join(lines)
     assert "15.38·10¹²" in text
-    assert "0.4 MB a model in training" in text
+    assert "360 kB a model in training" in text
     assert "25.8 MB at most, in out" in text
     assert "2 models at once" in text
     assert "an abacus; rate measured now" in text
@@ -215,3 +215,14 @@ def test_narrowed_widths_have_steps_of_their_own() -> None:
         SweepConfig(widths=(20, 9), narrow=Narrowing(drop="random")),
     ):
         assert expected_steps(other, 9) == other.most_steps(9)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_plans_times_keep_their_headings_on_a_narrow_terminal(width: int) -> None:
+    study = study_from(build_parser().parse_args(["--fused"]))
+    console = Console(width=width, highlight=False)
+    with console.capture() as said:
+        print_plan(console, study, "out", choose_for(study.cells, fused=True), rate(2))
+    (heading,) = (line for line in said.get().splitlines() if line.split()[:1] == ["devices"])
+    assert heading.split() == ["devices", "about", "at", "most"]
+    assert len(heading) <= width
