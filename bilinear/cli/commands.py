@@ -185,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=DROPS,
         help="the unit that goes: of the weakest circuit, of the least loss or norm, any (circuit)",
     )
-    narrow.add_argument("--tries", type=WHOLE, help="units tried in turn at narrow widths")
+    narrow.add_argument("--tries", type=WHOLE, help="ways to narrow a model that are tried in turn")
     narrow.add_argument("--redraws", type=WHOLE, help="times a unit is drawn anew at a width")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="(auto)")

@@ -165,8 +165,8 @@ def _chain(narrow: Narrowing) -> str:
     order = {"circuit": "of the weakest circuit", "random": "any"}
     goes = order.get(narrow.drop, f"of the least {narrow.drop}")
     return (
-        f"each width from the next wider one's weights less a unit, the one {goes}; up to width "
-        f"{narrow.tries_up_to} up to {narrow.tries} ways, {narrow.redraws} units drawn anew"
+        f"each width from the next wider one's weights less a unit, the one {goes}; "
+        f"up to {narrow.tries} ways, {narrow.redraws} units drawn anew"
     )
 
 

@@ -125,12 +125,18 @@ class SweepConfig:
         """What every model is trained by first."""
         return Phase(self.steps, self.lr, self.weight_decay)
 
+    @property
+    def settling(self) -> Phase:
+        """As many steps as show that a model holds the goal, as gentle as the recipe ends."""
+        lr, decay = self.lr.end, self.weight_decay.end
+        return Phase(self.hold * self.eval_every, Schedule(lr, lr), Schedule(decay, decay))
+
     def most_steps(self, d_hidden: int) -> int:
         """Steps that a width of one seed takes at most, those of starts that are not kept too."""
-        wider = self.parent(d_hidden)
-        if self.narrow is None or wider is None:
+        if self.narrow is None:
             return self.steps
-        return self.narrow.most_steps(d_hidden, wider, self.steps)
+        wider = self.parent(d_hidden)
+        return self.narrow.most_steps(d_hidden, wider, self.recipe, self.settling.steps)
 
     def to_json(self) -> str:
         """Write as JSON, with the same text for equal configs."""

@@ -8,9 +8,11 @@ which model is kept depends on its config and its seed alone.
 
 import heapq
 import itertools
+import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Condition
 
 from bilinear.experiment.config import SweepConfig
@@ -18,7 +20,8 @@ from bilinear.experiment.initial_weights import initial_weights
 from bilinear.experiment.record import Finished, Job, Lineage, Parent, Record, Weights
 from bilinear.experiment.schedule import Phase
 from bilinear.training.backend import Work
-from bilinear.training.drops import LossesWithout, order_of_units, ways_to_narrow
+from bilinear.training.drops import LossesWithout
+from bilinear.training.starts import narrowed, nothing_goes, redrawn
 
 
 @dataclass(eq=False)
@@ -185,28 +188,64 @@ def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) 
     parent: Parent | None = None
     for job in jobs:
         wider = config.parent(job.d_hidden)
-        narrow = None if wider is None else config.narrow
         # The wider model ended in an earlier run, or just now.
         parent = work.parents.get(Job(wider, job.seed), parent) if wider is not None else None
-        # Early in its training the widest model has a frequency a unit or two, and chains from it
-        # seldom get below width 6; at the end it has a few, of several units each.
-        to_end = config.narrow is not None and narrow is None
-        tried = yield [
-            Run(index, config, job, config.recipe, weights, lineage, Record(config), to_end)
-            for weights, lineage in _starts(config, job, parent, losses)
-        ]
-        kept, tries = _kept(tried), len(tried)
-        if narrow and narrow.redraws_at(job.d_hidden) and not kept.record.at_goal:
-            redrawn = yield [
-                kept.again(config.recipe, *start) for start in _redrawn(config, job, kept, losses)
-            ]
-            tries += len(redrawn)
-            kept = _kept([*tried, *redrawn])
-        if narrow and narrow.last_at(job.d_hidden) and not kept.record.at_goal:
-            kept = _kept((yield [run.again(narrow.last) for run in tried]))
+        run = partial(Run, index, config, job)
+        if parent is None:
+            kept, tries = (yield [_widest(run, config, job)])[0], 1
+        else:
+            kept, tries = yield from _narrower(run, config, job, parent, losses)
         lineage = kept.lineage._replace(tries=tries)
         parent = Parent(kept.weights, lineage.units)
         yield Finished(job, kept.record, kept.weights, lineage=lineage if config.narrow else None)
+
+
+def _widest(run: Callable[..., Run], config: SweepConfig, job: Job) -> Run:
+    """The run of a model that starts from initial weights."""
+    weights = Weights(*initial_weights(config.p, *job, config.init_scale))
+    lineage = Lineage(tuple(range(job.d_hidden)))
+    # Early in its training the widest model of a chain has a frequency a unit or two, and chains
+    # from it seldom get below width 6; at the end it has some of several units each.
+    chain = config.narrow is not None
+    phase = config.narrow.widest(config.recipe) if config.narrow else config.recipe
+    return run(phase, weights, lineage, Record(config), to_end=chain)
+
+
+def _narrower(
+    run: Callable[..., Run], config: SweepConfig, job: Job, parent: Parent, losses: LossesWithout
+) -> Generator[list[Run], list[Run], tuple[Run, int]]:
+    """The stages of one width of a chain, as `Narrowing` tells them; its run and the starts."""
+    narrow, recipe = config.narrow, config.recipe
+    assert narrow is not None
+
+    def runs(phase: Phase, starts: Iterable[tuple[Weights, Lineage]]) -> list[Run]:
+        return [run(phase, *start, Record(config)) for start in starts]
+
+    starts = narrowed(config, job, parent, losses)
+    tries = 0
+    if nothing_goes(parent, starts[0][1]):
+        settled = yield runs(config.settling, starts[:1])
+        tries = 1
+        if settled[0].record.at_goal:
+            return settled[0], tries
+    tried = yield runs(recipe, starts)
+    kept, tries = _kept(tried), tries + len(tried)
+    if narrow.redraws_at(job.d_hidden) and not kept.record.at_goal:
+        again = [
+            kept.again(recipe, *start)
+            for start in redrawn(config, job, kept.weights, kept.lineage, losses)
+        ]
+        more = (yield again) if again else []
+        kept, tries = _kept([*tried, *more]), tries + len(more)
+    if narrow.last_at(job.d_hidden) and not kept.record.at_goal:
+        best = sorted(tried, key=_train_loss)[: narrow.last_tries]
+        kept = _kept((yield [one.again(narrow.last) for one in best]))
+    return kept, tries
+
+
+def _train_loss(run: Run) -> float:
+    loss = run.record.evaluations[-1].train_loss
+    return math.inf if math.isnan(loss) else loss
 
 
 def _kept(tried: Sequence[Run]) -> Run:
@@ -216,39 +255,3 @@ def _kept(tried: Sequence[Run]) -> Run:
     frequencies, each inexactly, and narrower models that start from it seldom reach the goal.
     """
     return tried[-1] if tried[-1].record.at_goal else tried[0]
-
-
-def _starts(
-    config: SweepConfig, job: Job, parent: Parent | None, losses_without: LossesWithout
-) -> list[tuple[Weights, Lineage]]:
-    if parent is None:
-        drawn = initial_weights(config.p, job.d_hidden, job.seed, config.init_scale)
-        return [(Weights(*drawn), Lineage(tuple(range(job.d_hidden))))]
-    wider = len(parent.units)
-    starts = []
-    for out in ways_to_narrow(config, job, parent.weights, losses_without):
-        kept = [i for i in range(wider) if i not in out]
-        units, dropped = ([parent.units[i] for i in some] for some in (kept, out))
-        lineage = Lineage(tuple(units), wider, tuple(dropped))
-        starts.append((parent.weights.of_units(kept), lineage))
-    return starts
-
-
-def _redrawn(
-    config: SweepConfig, job: Job, run: Run, losses: LossesWithout
-) -> list[tuple[Weights, Lineage]]:
-    """Starts with the unit that would go next drawn anew, each time by other numbers."""
-    unit = order_of_units(config, job, run.weights, losses)[0]
-    new_name = max(config.widths) + job.d_hidden
-    units = list(run.lineage.units)
-    gone, units[unit] = units[unit], new_name
-    lineage = run.lineage._replace(units=tuple(units), redrawn=gone)
-    starts = []
-    assert config.narrow is not None
-    for n in range(config.narrow.redraws_at(job.d_hidden)):
-        drawn = initial_weights(config.p, *job, config.init_scale, redraw=n + 1)
-        weights = Weights(*(w.clone() for w in run.weights))
-        for old, new in zip(weights.of_rows(), Weights(*drawn).of_rows(), strict=True):
-            old[unit] = new[unit]
-        starts.append((weights, lineage))
-    return starts

@@ -1,7 +1,9 @@
 """Which hidden units a model loses when it is narrowed: by its weights, or the training pairs."""
 
+import itertools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -16,24 +18,70 @@ _DEAD = 1e-3  # of a model's largest amplitude
 LossesWithout = Callable[[SweepConfig, int, Weights], list[float]]
 
 
+class Way(NamedTuple):
+    """Rows of the wider model's units that go, and rows of those whose weights become zero."""
+
+    dropped: tuple[int, ...]
+    silenced: tuple[int, ...] = ()
+
+
 def ways_to_narrow(
     config: SweepConfig, job: Job, wider: Weights, losses_without: LossesWithout
-) -> list[tuple[int, ...]]:
-    """Rows of the wider model's units to leave out for `job`, the most promising way first.
+) -> list[Way]:
+    """Ways to leave out units of the wider model for `job`, the most promising first.
 
     Several units at once are chosen one after another. See `Narrowing` for the order.
     """
     narrow = config.narrow
     assert narrow is not None
     d = len(wider.w_l)
-    if d - job.d_hidden == 1:
+    tries = narrow.tries_at(d)
+    if job.d_hidden <= narrow.last_up_to and d - job.d_hidden == 1:
         order = order_of_units(config, job, wider, losses_without)
-        return [(unit,) for unit in order[: narrow.tries_at(job.d_hidden, d)]]
+        return [Way((unit,)) for unit in order[:tries]]
     left = list(range(d))
     while len(left) > job.d_hidden:
-        order = order_of_units(config, job, wider.of_units(left), losses_without)
-        del left[order[0]]
-    return [tuple(sorted(set(range(d)) - set(left)))]
+        del left[order_of_units(config, job, wider.of_units(left), losses_without)[0]]
+    dropped = tuple(sorted(set(range(d)) - set(left)))
+    ways = [Way(dropped)]
+    if job.d_hidden <= narrow.last_up_to:
+        return ways
+    silenced: list[int] = []
+    groups = _groups(config, job, wider.of_units(left), losses_without)
+    for group in groups[:-1][: tries - 1]:
+        silenced += [left[unit] for unit in group]
+        ways.append(Way(dropped, tuple(sorted(silenced))))
+    return ways
+
+
+def _groups(
+    config: SweepConfig, job: Job, model: Weights, losses_without: LossesWithout
+) -> list[list[int]]:
+    """Units that are silenced together, in the order of units; those without amplitude are."""
+    assert config.narrow is not None
+    order = order_of_units(config, job, model, losses_without)
+    alive = living(model)
+    order = [unit for unit in order if alive[unit]]
+    if config.narrow.drop != "circuit":
+        return [[unit] for unit in order]
+    served = unit_amplitudes(model).abs().argmax(dim=-1).tolist()
+    return [list(units) for _, units in itertools.groupby(order, key=served.__getitem__)]
+
+
+def living(model: Weights) -> list[bool]:
+    """Of each unit whether weight decay has left it an amplitude."""
+    own = unit_amplitudes(model).abs().amax(dim=-1)
+    found: list[bool] = (own > _DEAD * own.max()).tolist()
+    return found
+
+
+def strongest_circuit(model: Weights) -> tuple[int, list[int]]:
+    """The frequency that would go last, and the rows of the units that serve it."""
+    last = _weakest_circuits_first(model)[-1]
+    served = unit_amplitudes(model).abs().argmax(dim=-1).tolist()
+    alive = living(model)
+    units = [unit for unit, k in enumerate(served) if k == served[last] and alive[unit]]
+    return served[last], units
 
 
 def order_of_units(
@@ -69,7 +117,7 @@ def _weakest_circuits_first(model: Weights) -> list[int]:
     p = len(model.w_p)
     own, served = unit_amplitudes(model).abs().max(dim=-1)
     whole = torch.zeros(p // 2 + 1, dtype=own.dtype).index_add_(0, served, own)
-    alive = (own > _DEAD * own.max()).tolist()
+    alive = living(model)
     alone = [math.gcd(k, p) == 1 for k in served.tolist()]
     scores = list(zip(alive, alone, whole[served].tolist(), own.tolist(), strict=True))
     return sorted(range(len(scores)), key=scores.__getitem__)

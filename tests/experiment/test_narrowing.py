@@ -11,10 +11,10 @@ from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.schedule import Phase, Schedule
 
 NARROW = Narrowing(
-    tries=3, tries_up_to=5, redraws=2, last_up_to=2,
+    widest_steps=40, tries=3, redraws=2, last_up_to=2, last_tries=2,
     last=Phase(70, Schedule(0.1, 0.1), Schedule(0, 0)),
 )  # fmt: skip
-CONFIG = SweepConfig(p=8, widths=(8, 6, 5, 2, 1), steps=50, remainders=(), narrow=NARROW)
+CONFIG = SweepConfig(p=8, widths=(8, 6, 5, 2, 1), steps=50, hold=3, remainders=(), narrow=NARROW)
 
 
 def test_each_width_starts_from_the_next_wider() -> None:
@@ -24,9 +24,9 @@ def test_each_width_starts_from_the_next_wider() -> None:
 
 
 def test_the_most_steps() -> None:
-    # Three tries at 5, which loses one unit; one way at the others, which lose several or are wide.
-    # 2 may end with the long phase, 1 not.
-    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [50, 150, 250, 120, 100]
+    # A gentle start of 3 evaluations, 3 tries, and 2 redraws down to 3. 2 may end with the long
+    # phase twice; 1 has 2 ways, and no long phase.
+    assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [40, 280, 280, 320, 130]
 
 
 def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:

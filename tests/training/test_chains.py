@@ -39,7 +39,7 @@ needs_compiled = pytest.mark.skipif(
 )
 STILL = Schedule(0, 0)
 NARROW = Narrowing(
-    drop="loss", tries=3, tries_up_to=5, redraws=2, last_up_to=3,
+    drop="loss", widest_steps=70, tries=3, redraws=2, last_up_to=3, last_tries=2,
     last=Phase(60, Schedule(0.02, 0.02), STILL),
 )  # fmt: skip
 # Seven is small enough that some models reach the goal within these steps, and some do not.
@@ -83,8 +83,17 @@ def test_losses_without_each_unit(backend: CpuBackend | GpuBackend) -> None:
 def test_the_unit_that_training_misses_least_goes_first() -> None:
     weights = random_weights(5)
     losses = [0.3, math.nan, 0.1, 0.2, 0.1]
-    ways = ways_to_narrow(CONFIG, Job(4, 0), weights, lambda *_: losses)
-    assert ways == [(2,), (4,), (3,)]  # NaN last, ties by place, three tries
+    narrower = replace(CONFIG, narrow=replace(NARROW, last_up_to=4))
+    ways = ways_to_narrow(narrower, Job(4, 0), weights, lambda *_: losses)
+    assert ways == [((2,), ()), ((4,), ()), ((3,), ())]  # NaN last, ties by place, three tries
+
+
+def test_the_next_units_are_silenced_where_leaving_one_out_is_not_enough() -> None:
+    weights = random_weights(6)
+    places = weights.w_p[0].argsort().tolist()
+    ways = ways_to_narrow(CONFIG, Job(5, 0), weights, lambda c, s, w: w.w_p[0].tolist())
+    assert [way.dropped for way in ways] == [(places[0],)] * 3
+    assert [way.silenced for way in ways] == [tuple(sorted(places[1 : 1 + n])) for n in range(3)]
 
 
 def test_several_units_go_one_after_another() -> None:
@@ -95,7 +104,8 @@ def test_several_units_go_one_after_another() -> None:
         return weights.w_p[0].tolist()  # the unit of the least first coefficient
 
     weights = random_weights(6)
-    (out,) = ways_to_narrow(CONFIG, Job(3, 0), weights, losses)
+    ((out, silenced),) = ways_to_narrow(CONFIG, Job(3, 0), weights, losses)
+    assert silenced == ()
     assert out == tuple(sorted(weights.w_p[0].argsort()[:3].tolist()))
     assert [len(each.w_l) for each in asked] == [6, 5, 4]
 
@@ -103,14 +113,22 @@ def test_several_units_go_one_after_another() -> None:
 def test_norm_and_random_orders() -> None:
     weights = random_weights(5)
     size = weights.w_l.norm(dim=1) * weights.w_r.norm(dim=1) * weights.w_p.norm(dim=0)
-    by_norm = replace(CONFIG, narrow=replace(NARROW, drop="norm"))
+    by_norm = replace(CONFIG, narrow=replace(NARROW, drop="norm", last_up_to=4))
     ways = ways_to_narrow(by_norm, Job(4, 0), weights, lambda *_: pytest.fail("asked"))
-    assert [unit for (unit,) in ways] == size.argsort()[:3].tolist()
-    at_random = replace(CONFIG, narrow=replace(NARROW, drop="random", tries=5))
+    assert [way.dropped[0] for way in ways] == size.argsort()[:3].tolist()
+    at_random = replace(CONFIG, narrow=replace(NARROW, drop="random", tries=5, last_up_to=4))
     drawn = [ways_to_narrow(at_random, Job(4, seed), weights, lambda *_: []) for seed in range(9)]
-    assert all(sorted(unit for (unit,) in ways) == list(range(5)) for ways in drawn)
+    assert all(sorted(way.dropped[0] for way in ways) == list(range(5)) for ways in drawn)
     assert len({ways[0] for ways in drawn}) > 2
     assert drawn[0] == ways_to_narrow(at_random, Job(4, 0), weights, lambda *_: [])
+
+
+def serving(*units: tuple[int, float, float], p: int = 7) -> Weights:
+    """A unit for each (frequency, phase, amplitude)."""
+    angle = 2 * torch.pi * torch.arange(p) / p
+    wave = torch.stack([size * torch.cos(k * angle + phase) for k, phase, size in units])
+    side = torch.cat([wave, wave], 1)
+    return Weights(side, side, wave.T.contiguous())
 
 
 def pretend(run: Run, reaches: bool) -> None:
@@ -154,8 +172,12 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
     assert [job for job, *_ in one] == sorted(map(Job._make, CONFIG.jobs))
 
 
-def test_of_tries_the_first_at_the_goal_is_kept_else_the_first() -> None:
-    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, redraws=0))
+def test_of_tries_the_first_at_the_goal_is_kept_else_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Width 4 counts as the last, without its last phase, so that each way leaves out another unit.
+    monkeypatch.setattr(Narrowing, "last_at", lambda *_: False)
+    config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, last_up_to=4))
 
     def kept(succeeding: set[int]) -> Finished:
         queue = Chains([Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [0.0, 1.0, 2.0, 3.0, 4.0])
@@ -224,7 +246,8 @@ def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
 
 def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
     """No step moves the weights, so no way reaches the goal, and the first model is kept."""
-    still = replace(CONFIG, lr=STILL, weight_decay=STILL, widths=(8, 7), seeds=(0,))
+    narrow = replace(NARROW, tries=1)
+    still = replace(CONFIG, lr=STILL, weight_decay=STILL, widths=(8, 7), seeds=(0,), narrow=narrow)
     queue = Chains([Work(still, [Job(8, 0), Job(7, 0)])], lambda c, s, w: w.w_p[0].tolist())
     seen: list[Run] = []
     models: list[Finished] = []
@@ -262,7 +285,7 @@ def test_the_widest_model_alone_trains_to_its_last_step(
     monkeypatch.setattr(chains, "initial_weights", lambda *_, **__: root)
     models = finished(train(backend, config))
     steps = {job.d_hidden: m.record.evaluations[-1].step for job, m in models.items()}
-    assert steps == {4: 80, 3: 30, 2: 30}
+    assert steps == {4: 70, 3: 30, 2: 30}
     for model in models.values():
         assert model.row["perfect"]
     assert models[Job(2, 0)].lineage == Lineage((1, 2), 3, (3,))
@@ -279,6 +302,57 @@ def test_the_weakest_circuit_goes_first() -> None:
     config = replace(CONFIG, p=8, narrow=replace(NARROW, drop="circuit", tries=7))
     order = order_of_units(config, Job(6, 0), model, lambda *_: pytest.fail("asked"))
     assert order == [6, 2, 4, 5, 0, 3, 1]
+
+
+def test_circuits_are_silenced_whole() -> None:
+    """Unit 0 goes, of the weakest circuit; 3 is of it too, 1 alone in the next, 4 is dead."""
+    model = serving((1, 0, 0.5), (2, 0, 1), (3, 0, 2), (1, 1, 0.6), (2, 0, 0), (3, 1, 2))
+    config = replace(CONFIG, narrow=replace(NARROW, drop="circuit", tries=9, last_up_to=2))
+    ways = ways_to_narrow(config, Job(4, 0), model, lambda *_: pytest.fail("asked"))
+    assert ways == [((0, 4), ()), ((0, 4), (3,)), ((0, 4), (1, 3))]
+
+
+def test_units_without_amplitude_go_gently() -> None:
+    """One run as gentle as the recipe ends; if it does not hold the goal, the ways follow."""
+    config = replace(
+        CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, drop="circuit", redraws=0)
+    )  # fmt: skip
+    for holds in (True, False):
+        queue = Chains([Work(config, [Job(5, 0), Job(4, 0)])], lambda *_: [])
+        root = queue.take()
+        assert root is not None
+        pretend(root, True)
+        root.weights = serving((3, 0, 2), (3, 1, 2), (2, 0, 1), (1, 0, 0), (2, 1, 1))
+        queue.bring_back(root)
+        gentle = queue.take(wait=False)
+        assert gentle is not None
+        assert gentle.phase == config.settling
+        assert gentle.phase.steps == config.hold * config.eval_every
+        assert gentle.lineage.dropped == (3,)
+        assert queue.take(wait=False) is None
+        pretend(gentle, holds)
+        models = queue.bring_back(gentle)
+        following = queue.take(wait=False)
+        assert [m.job for m in models] == [Job(4, 0)] * holds
+        assert (following is None) == holds
+        assert holds or (following is not None and following.phase == config.recipe)
+
+
+def test_the_last_phase_goes_on_from_the_least_training_losses() -> None:
+    config = replace(CONFIG, widths=(4, 3), seeds=(0,))
+    queue = Chains([Work(config, [Job(4, 0), Job(3, 0)])], lambda *_: [0.0, 1.0, 2.0, 3.0])
+    root = queue.take()
+    assert root is not None
+    pretend(root, True)
+    queue.bring_back(root)
+    tried = [queue.take(wait=False) for _ in range(3)]
+    for run, loss in zip(tried, (0.5, math.nan, 0.1), strict=True):
+        assert run is not None
+        run.record.add(10, loss, 0.0, 0, 0, 0.0)
+        queue.bring_back(run)
+    last = [run for run in (queue.take(wait=False) for _ in range(3)) if run is not None]
+    assert [run.phase for run in last] == [NARROW.last] * 2
+    assert [run.lineage.dropped for run in last] == [(2,), (0,)]
 
 
 def test_a_gpu_narrows_as_a_cpu_does() -> None:

@@ -19,12 +19,11 @@ _EVEN = [
 _ODD = [
     (13, 6000), (15, 4870), (17, 2650), (18, 1310), (20, 1150), (24, 600), (32, 480), (40, 270),
 ]  # fmt: skip
-# Narrowed, P even: steps of a width with those of starts that were not kept; 9 whole chains of
-# python sweep.py --fused --narrow --widths 64..2 --seeds 9 (bench/results/narrowing-p64.json).
+# Narrowed, P even: steps of a width with those of starts that were not kept; 23 whole chains of
+# python sweep.py --fused --narrow --widths 64..2 --seeds 48 (bench/results/narrowing-p64.json).
 _NARROWED = [
-    (1, 6000), (2, 53400), (3, 4100), (4, 52800), (5, 48900), (6, 15100), (7, 11800), (8, 7300),
-    (9, 700), (10, 6700), (11, 11600), (12, 7100), (13, 3800), (14, 3000), (15, 700), (17, 220),
-    (22, 100),
+    (1, 12000), (2, 54000), (3, 1400), (4, 550), (5, 4500), (6, 1300), (8, 1200), (9, 3700),
+    (14, 3900), (15, 730), (17, 440), (18, 200), (20, 130), (22, 100),
 ]  # fmt: skip
 # A config that differs in anything else is another recipe.
 _MAY_DIFFER = {"p", "widths", "seeds", "train_frac", "remainders", "narrow", "precision"}
@@ -33,7 +32,7 @@ _MAY_DIFFER = {"p", "widths", "seeds", "train_frac", "remainders", "narrow", "pr
 def expected_steps(config: SweepConfig, d_hidden: int) -> float:
     """Mean steps of a model of this width; all that it may take where nothing near was seen."""
     narrowed = config.parent(d_hidden) is not None
-    # The widest of narrowed widths trains to its last step.
+    # The widest of narrowed widths never stops early.
     if not _near(config) or (config.narrow is not None and not narrowed):
         return config.most_steps(d_hidden)
     table = _NARROWED if narrowed else _ODD if config.p % 2 else _EVEN

@@ -206,9 +206,9 @@ def test_the_plan_without_a_rate_or_a_known_recipe() -> None:
 
 def test_narrowed_widths_have_steps_of_their_own() -> None:
     config = SweepConfig(narrow=Narrowing())
-    assert expected_steps(config, 64) == config.steps
+    assert expected_steps(config, 64) == 2_000 < config.steps
     assert expected_steps(config, 40) == 100
-    assert expected_steps(config, 4) > 6 * expected_steps(config, 3)
+    assert expected_steps(config, 2) > 6 * expected_steps(config, 3)
     assert all(expected_steps(config, d) <= config.most_steps(d) for d in config.widths)
     for other in (
         SweepConfig(p=59, widths=(20, 9), remainders=(), narrow=Narrowing()),

@@ -1,0 +1,54 @@
+"""How long does a chain take? `python -m bench.studies.chain_time [ROUNDS]`.
+
+Whole commands as a user runs them, cold start to finished folder, in turns: one narrowed seed from
+64 units to 2, and the default sweep of independent widths, by each seed of a few. A chain's time
+depends on its seed, for ways that fail come at the price of those that do not.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from bench.measure.environment import write_result
+
+CHAIN, INDEPENDENT = ("--narrow", "--widths", "64..2"), ()
+
+
+def seconds(options: tuple[str, ...], seed: int) -> float:
+    """Of the whole command for one seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = ["--seeds", f"{seed}..{seed}", "--out", str(Path(folder) / "run")]
+        start = time.perf_counter()
+        command = [sys.executable, "sweep.py", "--fused", *options, *out]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure, print and write bench/results/chain_time.json."""
+    seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else 4)
+    chain, independent = [], []
+    for seed in seeds:
+        chain.append(seconds(CHAIN, seed))
+        independent.append(seconds(INDEPENDENT, seed))
+        print(f"seed {seed}: chain {chain[-1]:.1f} s, independent {independent[-1]:.1f} s")
+    ratio = median(chain) / median(independent)
+    path = write_result(
+        "chain_time",
+        {
+            "chain": f"python sweep.py --fused {' '.join(CHAIN)}",
+            "independent": "python sweep.py --fused",
+            "seeds": list(seeds),
+            "chain_seconds": chain,
+            "independent_seconds": independent,
+            "ratio_of_medians": ratio,
+        },
+    )
+    print(f"ratio {ratio:.2f}; wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
