@@ -19,16 +19,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import safetensors.numpy
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.measure.environment import RESULTS, write_result
 from bilinear.errors import ConfigError
+from bilinear.experiment.narrowing import Narrowing
+from bilinear.experiment.record import Weights
 from bilinear.plots import NOTEBOOK_PERFECT_WIDTHS
 from bilinear.results.frontier import frontier
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
+from bilinear.training.drops import living
 
 _OWN = ("seeds", "remainders")  # settings in which folders that are put together may differ
 
@@ -57,6 +61,12 @@ def files(results: Results) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
                     yield Path(name).stem, safetensors.numpy.load(pack.read(name))
 
 
+def from_file(tensors: dict[str, np.ndarray]) -> Weights:
+    """The model of a file's tensors."""
+    w_l, w_r = torch.from_numpy(tensors["bi_linear.weight"]).chunk(2)
+    return Weights(w_l, w_r, torch.from_numpy(tensors["projection.weight"]))
+
+
 def judged(results: Results) -> pd.DataFrame:
     """The rows of whole chains with each model's right answers in two precisions, ties wrong."""
     table = pd.DataFrame(results.rows())
@@ -74,6 +84,7 @@ def judged(results: Results) -> pd.DataFrame:
                 "right_float32": int((margins(weights, np.float32) > 0).sum()),
                 "right_float64": int((exact > 0).sum()),
                 "least_margin": float(exact.min()),
+                "working_units": sum(living(from_file(weights))),
             }
         )
     return table.merge(pd.DataFrame(rows), on=["d_hidden", "seed"], validate="1:1")
@@ -89,6 +100,8 @@ def gathered(tables: list[pd.DataFrame]) -> dict[str, Any]:
         width["perfect_float32"] = int((mine.right_float32 == pairs).sum())
         width["perfect_float64"] = int((mine.right_float64 == pairs).sum())
         width["least_margin"] = float(mine.least_margin.min()) if len(mine) else None
+        every = mine.working_units == width["d_hidden"]
+        width["perfect_with_every_unit_working"] = int(every.sum())
         width["most_tries"] = int(table[table.d_hidden == width["d_hidden"]].tries.max())
     return found
 
@@ -97,8 +110,11 @@ def command(results: Results, chains: int) -> str:
     """What trains these models of a folder again."""
     config = results.config
     assert config.narrow is not None
+    usual, narrow = Narrowing(), config.narrow
+    names = [n for n in ("tries", "redraws") if getattr(narrow, n) != getattr(usual, n)]
+    options = "".join(f"--{name} {getattr(narrow, name)} " for name in names)
     return (
-        f"python sweep.py --fused --narrow --drop {config.narrow.drop} --p {config.p} "
+        f"python sweep.py --fused --narrow --drop {narrow.drop} {options}--p {config.p} "
         f"--widths {max(config.widths)}..{min(config.widths)} --seeds {chains}"
     )
 
