@@ -138,6 +138,12 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
         )
         ax.fill_between(d, low, high, color=colour, alpha=0.18, lw=0)
         ax.plot(d, share, color=colour, marker=marker, ms=4, label=label)
+        if widths and "perfect_with_every_unit_working" in widths[0]:
+            # Above, decay leaves units without amplitude, which says nothing of what is needed.
+            few = [w for w in shown if w["d_hidden"] <= 16]
+            working = [w["perfect_with_every_unit_working"] / w["models"] for w in few]
+            at = [w["d_hidden"] for w in few]
+            ax.plot(at, working, color=colour, lw=1, ls="--", label=f"{label}, every unit working")
     if p == 64:
         smallest = min(NOTEBOOK_PERFECT_WIDTHS)
         ax.axvline(smallest, color="black", lw=1, ls=":")
@@ -157,7 +163,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
     ax.set_ylabel(f"share of models right on all {p * p:,} pairs")
     ax.set_ylim(-0.02, 1.03)
     ax.grid(alpha=0.3)
-    ax.legend(loc="center right", frameon=False)
+    ax.legend(loc="center left", bbox_to_anchor=(0.62, 0.62), frameon=False)
     return ax
 
 
