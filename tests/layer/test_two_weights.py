@@ -176,3 +176,44 @@ def test_explain_says_which_way_the_weights_are_taken() -> None:
     assert type(model(torch.randn(3, 6)).grad_fn).__name__ == "TwoWeightsBackward"
     told = explain(model, compiled=True).choices
     assert all("packed at every call, a copy of both" in choice.reason for choice in told)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_kernels_take_the_weights_as_the_traffic_says(
+    paths: Callable[..., None], gate: str, bias: bool, recompute: bool
+) -> None:
+    """Two rows: the copy moves more than the kernels save. Many: less, so they are packed."""
+    paths(few=0, interpreted=True)
+    for rows, name in ((2, "TwoWeightsBackward"), (7, "BilinearFunctionBackward")):
+        given = arguments(rows, bias=bias)
+        want = plain(*given, gate=gate)
+        got = ours(*given, gate=gate, recompute=recompute)
+        assert type(got.grad_fn).__name__ == name
+        dout = torch.randn_like(want)
+        for a, b in zip(gradients(got, given, dout), gradients(want, given, dout), strict=True):
+            torch.testing.assert_close(a, b)
+    model = GatedMLP()
+    fuse(model, strict=True)
+    told = {rows: str(explain(model, rows=rows)) for rows in (2, 64)}
+    assert "a matmul each: the copy moves 0.00048 MB, and would save 0.000432 MB" in told[2]
+    assert "packed at every call: the copy moves 0.00048 MB, and saves 0.0138 MB" in told[64]
+    assert "triton pointwise" in told[2]
+
+
+def test_few_rows_run_torchs_own_operations(paths: Callable[..., None]) -> None:
+    paths()
+    model = GatedMLP()
+    x = torch.randn(3, 6, requires_grad=True)
+    want = model(x)
+    fuse(model, strict=True)
+    got = model(x)
+    assert torch.equal(got, want)
+    assert type(got.grad_fn).__name__ == "AddmmBackward0"
+    assert "one by one: h has at most" in str(explain(model, rows=3))
+    assert type(model(torch.randn(4000, 6)).grad_fn).__name__ == "TwoWeightsBackward"
+    assert "a matmul each" in str(explain(model, rows=4000))
+    fused = GatedMLP()
+    fuse(fused, recompute=True, strict=True)
+    assert type(fused(x).grad_fn).__name__ == "TwoWeightsBackward"
