@@ -12,9 +12,12 @@
 A queue that cannot come home empty: each part is a list of items (`bench/visit`), its file
 gpu-PART.json is written after each, an item that fails, hangs or takes the device down costs no
 other, and the same command goes on where it stopped: three calls of nine minutes do all of it.
-`--again PART` forgets what a part has. Without a GPU, `--quick` runs every part on small sizes
-under Triton's interpreter, with an item in each that fails as a device would; its figures mean
-nothing, and it writes nowhere in the repository.
+`--again PART` forgets what a part has. Where the device is on another machine, that keeps nothing
+and sends back a few files, `--home FOLDER` packs everything into one file there after each part;
+`python -m bench.gpu --unpack FILE`, here, puts results and the measured table into the checkout,
+to be committed, and for the next call to go on from. Without a GPU, `--quick` runs every part on
+small sizes under Triton's interpreter, with an item in each that fails as a device would; its
+figures mean nothing, and it writes nowhere in the repository.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from pathlib import Path
 import torch
 
 from bench.measure.environment import RESULTS
-from bench.visit import tiles
+from bench.visit import parcel, tiles
 from bench.visit.commands import ROOT
 from bench.visit.items import read, write
 from bench.visit.parts import PARTS, file_of
@@ -139,8 +142,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--again", nargs="+", choices=PARTS, default=[], help="forget these first")
     parser.add_argument("--out", type=Path, help="folder to go on in (bench/results)")
     parser.add_argument("--minutes", type=float, default=9.0, help="the clock of this call (9)")
+    parser.add_argument("--home", type=Path, help="folder for one file with all that was found")
+    parser.add_argument(
+        "--unpack", type=Path, metavar="FILE", help="of --home: into --out; no more"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     args = parser.parse_args(argv)
+    if args.unpack:
+        folder = args.out or RESULTS
+        print("unpacked:", *parcel.unpack(args.unpack, folder))
+        _adopt(folder)
+        return 0
     if not (torch.cuda.is_available() or args.quick):
         parser.error("needs a CUDA device; torch.cuda.is_available() is False (try --quick)")
     folder = args.out or (Path(tempfile.mkdtemp(prefix="bilinear-gpu-")) if args.quick else RESULTS)
@@ -160,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         run_part(name, folder, end, quick=args.quick)
         if name == "tiles":
             _adopt(folder)
+        if args.home:
+            parcel.pack(folder, args.home)
     told, failures = summary(args.parts, folder)
     print(f"{told}\nwrote {folder}", flush=True)
     return failures

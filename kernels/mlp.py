@@ -60,7 +60,7 @@ def mlp_forward(
     args = (x, weight, bias, w_p, b_p, out, m, d, d_in, d_out, *strides)
     launch(
         mlp_kernel, grid, args, tile,
-        **_blocks(tile, d_in), WIDE=is_wide(x, out), GATE=gate,
+        **_blocks(tile, d_in), WIDE=is_wide(x, weight, w_p, out), GATE=gate,
         **arithmetic(x.dtype, precision),
     )  # fmt: skip
     return out
@@ -157,7 +157,7 @@ class _Backward:
         launch(
             mlp_backward_kernel, (splits,), args, tile,
             BM=tile.block_m, BD=tile.block_d, BK=tile.block_k, BN=tile.block_n,
-            WIDE=is_wide(self.dout, self.x, dx), GATE=self.gate,
+            WIDE=is_wide(self.dout, self.x, self.weight, self.w_p, dx), GATE=self.gate,
             **arithmetic(self.x.dtype, self.precision),
         )  # fmt: skip
         grads = {k: add_shares(v, self.x.dtype) for k, v in sums.items() if k in wanted}
@@ -222,7 +222,7 @@ class _Backward:
     def _launch(
         self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], tile: Tile
     ) -> None:
-        wide = is_wide(self.dout, self.x) or self.x.numel() >= 2**31
+        wide = is_wide(self.dout, self.x, self.weight, self.w_p) or self.x.numel() >= 2**31
         launch(
             kernel, grid, args, tile,
             **_blocks(tile, self.x.shape[1]), WIDE=wide, GATE=self.gate,

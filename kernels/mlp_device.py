@@ -48,6 +48,8 @@ def mlp_kernel(
 
     Reads x, weight, bias, w_p, b_p; writes out (M, d_out).
     """
+    wn, wk = widen(stride_wn, WIDE), widen(stride_wk, WIDE)
+    pn, pd = widen(stride_pn, WIDE), widen(stride_pd, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     cols = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -58,9 +60,9 @@ def mlp_kernel(
         units = start + tl.arange(0, BD)
         left, right = products(
             x_ptr, weight_ptr, bias_ptr, rows, units, m, d, d_in,
-            xm, xk, stride_wn, stride_wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
+            xm, xk, wn, wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
         )  # fmt: skip
-        w_p_at = w_p_ptr + units[:, None] * stride_pd + cols[None, :] * stride_pn
+        w_p_at = w_p_ptr + units[:, None] * pd + cols[None, :] * pn
         w_p = tl.load(w_p_at, mask=(units < d)[:, None] & col_inside[None, :], other=0.0)
         h = (gated(left, GATE) * right).to(w_p.dtype)
         out = tl.dot(h, w_p, out, input_precision=PRECISION, out_dtype=ACC)
@@ -105,6 +107,8 @@ def mlp_input_kernel(
     For each block of units, L and R over d_in, dh over d_out, then both products with the
     weights (BD, BN). Reads dout, x and the weights; writes dx (M, d_in).
     """
+    wn, wk = widen(stride_wn, WIDE), widen(stride_wk, WIDE)
+    pn, pd = widen(stride_pn, WIDE), widen(stride_pd, WIDE)
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -115,16 +119,16 @@ def mlp_input_kernel(
         units = start + tl.arange(0, BD)
         left, right = products(
             x_ptr, weight_ptr, bias_ptr, rows, units, m, d, d_in,
-            xm, xk, stride_wn, stride_wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
+            xm, xk, wn, wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
         )  # fmt: skip
         dh = hidden_grad(
             dout_ptr, w_p_ptr, rows, units, m, d, d_out,
-            gm, gn, stride_pn, stride_pd, BM, BD, BK, PRECISION, ACC,
+            gm, gn, pn, pd, BM, BD, BK, PRECISION, ACC,
         )  # fmt: skip
         inside = (units < d)[:, None] & (cols < d_in)[None, :]
-        w_at = weight_ptr + units[:, None] * stride_wn + cols[None, :] * stride_wk
+        w_at = weight_ptr + units[:, None] * wn + cols[None, :] * wk
         w_l = tl.load(w_at, mask=inside, other=0.0)
-        w_r = tl.load(w_at + d * stride_wn, mask=inside, other=0.0)
+        w_r = tl.load(w_at + d * wn, mask=inside, other=0.0)
         d_left = left_gradient(dh, left, right, GATE).to(w_l.dtype)
         d_right = right_gradient(dh, left, GATE).to(w_l.dtype)
         dx = tl.dot(d_left, w_l, dx, input_precision=PRECISION, out_dtype=ACC)
@@ -171,6 +175,8 @@ def mlp_weight_kernel(
     dweight (2d, d_in) and, from the first column block, of dbias (2d,); partials.py adds
     the shares in order.
     """
+    wn, wk = widen(stride_wn, WIDE), widen(stride_wk, WIDE)
+    pn, pd = widen(stride_pn, WIDE), widen(stride_pd, WIDE)
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     n_d = tl.cdiv(d, BD)
@@ -188,11 +194,11 @@ def mlp_weight_kernel(
         rows = start + tl.arange(0, BM)
         left, right = products(
             x_ptr, weight_ptr, bias_ptr, rows, units, m, d, d_in,
-            xm, xk, stride_wn, stride_wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
+            xm, xk, wn, wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
         )  # fmt: skip
         dh = hidden_grad(
             dout_ptr, w_p_ptr, rows, units, last, d, d_out,
-            gm, gn, stride_pn, stride_pd, BM, BD, BK, PRECISION, ACC,
+            gm, gn, pn, pd, BM, BD, BK, PRECISION, ACC,
         )  # fmt: skip
         x_at = x_ptr + rows[:, None] * xm + cols[None, :] * xk
         x = tl.load(x_at, mask=(rows < last)[:, None] & (cols < d_in)[None, :], other=0.0)
@@ -249,6 +255,7 @@ def mlp_projection_kernel(
     Each step forms h (BM, BD) and reads dout (BM, BN). Writes this chunk's share of dW_p
     (d_out, d).
     """
+    wn, wk = widen(stride_wn, WIDE), widen(stride_wk, WIDE)
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     n_d = tl.cdiv(d, BD)
@@ -262,7 +269,7 @@ def mlp_projection_kernel(
         rows = start + tl.arange(0, BM)
         left, right = products(
             x_ptr, weight_ptr, bias_ptr, rows, units, m, d, d_in,
-            xm, xk, stride_wn, stride_wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
+            xm, xk, wn, wk, BM, BD, BK, EVEN_K, PRECISION, ACC,
         )  # fmt: skip
         dout_at = dout_ptr + rows[:, None] * gm + cols[None, :] * gn
         inside = (rows < last)[:, None] & (cols < d_out)[None, :]
@@ -312,15 +319,17 @@ def mlp_backward_kernel(
     and the sums of dW_l, dW_r (BD, BK) and dW_pᵀ (BD, BN) on the chip, and writes dx and its
     shares of the sums. A null pointer is a gradient nobody asked for.
     """
+    wn, wk = widen(stride_wn, WIDE), widen(stride_wk, WIDE)
+    pn, pd = widen(stride_pn, WIDE), widen(stride_pd, WIDE)
     gm, gn = widen(stride_gm, WIDE), widen(stride_gn, WIDE)
     xm, xk = widen(stride_xm, WIDE), widen(stride_xk, WIDE)
     units = tl.arange(0, BD)
     ins = tl.arange(0, BK)
     outs = tl.arange(0, BN)
     weight_inside = (units < d)[:, None] & (ins < d_in)[None, :]
-    weight_at = weight_ptr + units[:, None] * stride_wn + ins[None, :] * stride_wk
+    weight_at = weight_ptr + units[:, None] * wn + ins[None, :] * wk
     w_l = tl.load(weight_at, mask=weight_inside, other=0.0)
-    w_r = tl.load(weight_at + d * stride_wn, mask=weight_inside, other=0.0)
+    w_r = tl.load(weight_at + d * wn, mask=weight_inside, other=0.0)
     if bias_ptr is not None:
         b_l = tl.load(bias_ptr + units, mask=units < d, other=0.0)[None, :]
         b_r = tl.load(bias_ptr + d + units, mask=units < d, other=0.0)[None, :]
@@ -349,7 +358,7 @@ def mlp_backward_kernel(
             h = tl.trans((gated(left, GATE) * right).to(x.dtype))
             acc_p = tl.dot(h, dout, acc_p, input_precision=PRECISION, out_dtype=ACC)
         if (dx_ptr is not None) or (partial_ptr is not None):
-            w_p_at = w_p_ptr + outs[:, None] * stride_pn + units[None, :] * stride_pd
+            w_p_at = w_p_ptr + outs[:, None] * pn + units[None, :] * pd
             w_p_inside = (outs < d_out)[:, None] & (units < d)[None, :]
             w_p = tl.load(w_p_at, mask=w_p_inside, other=0.0)
             dh = tl.dot(dout, w_p, input_precision=PRECISION, out_dtype=ACC)

@@ -52,7 +52,7 @@ def _launch(
     block_m = _BLOCK // block_d
     grid = (blocks(m, block_m) * blocks(d, block_d),)
     strides = (*preact.stride(), *(dh.stride() if dh is not None else (0, 0)))
-    wide = is_wide(preact, dh, dpreact)
+    wide = is_wide(preact, dh, h, dpreact)
     args = (preact, dh, h, dpreact, m, d, *strides)
     launch(product_kernel, grid, args, _RUN, BM=block_m, BD=block_d, WIDE=wide, GATE=gate)
 

@@ -1,10 +1,14 @@
 """Hardware counters of the three hottest kernels, by Nsight Compute, clocks left as found.
 
+Beside them stands what `bench/model` thinks of the same kernels: the table of modelled against
+measured cycles, which the model is to be mended by.
+
 python -m bench.visit.counters NAME      runs one of them, for the profiler to look at
 """
 
 import csv
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -39,8 +43,55 @@ METRICS = [
 
 
 def items(visit: Visit) -> list[Item]:
-    """A run under the profiler for each kernel."""
-    return [Item(name, _counted(name), least=25, most=90) for name in RUNS]
+    """A run under the profiler for each kernel, then what the model says of it."""
+    found = [Item(name, _counted(name), least=25, most=90) for name in RUNS]
+    return found + [Item(f"modelled: {name}", _modelled(name), least=20, most=60) for name in LOOPS]
+
+
+def finish(content: dict[str, Any], visit: Visit) -> None:
+    """Add the table of modelled against measured cycles."""
+    content["modelled against measured"] = against(content["items"])
+    for row in content["modelled against measured"]:
+        print(
+            "  {kernel}: modelled {modelled:,.0f} cycles, measured {measured:,.0f}, "
+            "{ratio:.2f} of it".format(**row),
+            flush=True,
+        )
+
+
+def against(items: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each kernel that both the profiler and the model have said something of."""
+    rows = []
+    for name in LOOPS:
+        counted = items.get(name, {}).get("counters", {}).get("sm__cycles_elapsed.max")
+        modelled = items.get(f"modelled: {name}", {}).get("cycles")
+        if counted and modelled:
+            measured = float(counted.split()[0].replace(",", ""))
+            rows.append({
+                "kernel": name, "modelled": modelled, "measured": measured,
+                "ratio": modelled / measured,
+            })  # fmt: skip
+    return rows
+
+
+def _modelled(name: str) -> Callable[[Visit], dict[str, Any]]:
+    def modelled(visit: Visit) -> dict[str, Any]:
+        target, match, iterations = LOOPS[name]
+        command = [sys.executable, "-m", "bench.compile_report", "--json"]
+        command += ["--only", target, "--match", match]
+        seconds = Item(name, modelled, most=60).seconds(visit)
+        # Compiled for Hopper whatever runs here, so nothing is interpreted.
+        log = visit.logs / f"modelled-{match}.log"
+        done = run(command, seconds, log, TRITON_INTERPRET="0")
+        if done.exit != 0:
+            return done.summary(3000) | {"failed": f"exit {done.exit}"}
+        loops = [used["loop"] for used in json.loads(done.output[done.output.index("[") :])]
+        an_iteration = next(loop["cycles"] for loop in loops if loop)
+        cycles = an_iteration * iterations
+        told = f"{an_iteration:,.0f} cycles an iteration, {cycles:,.0f} a launch"
+        return {"an iteration": an_iteration, "cycles": cycles, "told": told}
+
+    return modelled
 
 
 def _counted(name: str) -> Callable[[Visit], dict[str, Any]]:
@@ -85,7 +136,7 @@ def _training(device: torch.device, d: int) -> None:
     from bilinear.training.gpu import make_grid, recipe_of
 
     on_gpu = device.type == "cuda"
-    p, seeds = (64, 128) if on_gpu else (5, 1)
+    p, seeds = (64, _MODELS) if on_gpu else (5, 1)
     config = SweepConfig(
         p=p, widths=(min(d, p),), seeds=tuple(range(seeds)), steps=1000, hold=10**6, remainders=()
     )
@@ -107,6 +158,15 @@ def _dual(device: torch.device) -> None:
         dual_forward(x, weight, None, precision="ieee", save_preact=True)
 
 
+# One wave of four programs each on an H200's 132 multiprocessors, as the model counts it.
+_MODELS = 33
+# Of each run: what to compile, which kernel, and how many iterations of its hot loop the busiest
+# multiprocessor does, one after another: 16 b's; 512 tiles in four waves, 512 / 64 of each.
+LOOPS = {
+    "training, d = 16": ("90:bf16x6", "grid_step_64_16", 16),
+    "training, d = 64": ("90:bf16x6", "grid_step_64_64", 16),
+    "dual forward, 16384 x 512 x 512, bf16": ("90:half", "dual_forward", 32),
+}
 RUNS: dict[str, tuple[str, Callable[[torch.device], None]]] = {
     "training, d = 16": ("grid_step_kernel", lambda device: _training(device, 16)),
     "training, d = 64": ("grid_step_kernel", lambda device: _training(device, 64)),

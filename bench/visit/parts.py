@@ -28,7 +28,7 @@ PARTS: dict[str, Part] = {
     "tiles": Part(tiles.items, tiles.finish),
     "sweep": Part(sweep.items),
     "layer": Part(layer.items, layer.finish),
-    "counters": Part(counters.items),
+    "counters": Part(counters.items, counters.finish),
     "frontier": Part(sweep.frontier_items),
 }
 

@@ -3,11 +3,13 @@
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -17,14 +19,15 @@ from bench.measure.ensembles import KINDS, captured, ensemble
 from bench.visit.commands import run as run_command
 from bench.visit.items import Item, Visit
 from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.record import Job
 from bilinear.experiment.task import split_pairs
-from bilinear.kernels.grid_triton import TILE, padded
+from bilinear.kernels.grid_triton import TILE, chunks_of, padded, step_seconds
 from bilinear.kernels.tiles import blocks
 from bilinear.reference import ModelConfig
 from bilinear.results.frontier import frontier as frontier_of
 from bilinear.training.backend import train
-from bilinear.training.gpu import GpuBackend, make_grid, recipe_of
+from bilinear.training.gpu import GpuBackend, _Stopwatch, make_grid, recipe_of
 from bilinear.training.notebook_loop import train_notebook
 from bilinear.training.run import run_sweep
 
@@ -169,6 +172,7 @@ def items(visit: Visit) -> list[Item]:
         for name, config in _configs(visit).items()
     ]
     found.insert(2, Item("command", _command, least=30, most=120))
+    found.insert(3, Item("training, one narrowed chain", _narrowed, least=20, most=90))
     found += [
         Item(f"a step, {name}", _steps(name, p, jobs), least=40, most=180)
         for name, (p, jobs) in _cases(visit).items()
@@ -219,10 +223,56 @@ def _steps(name: str, p: int, jobs: list[Job]) -> Callable[[Visit], dict[str, An
             print(f"{name}: {way:<36} {micro:10.1f} µs a step", flush=True)
         return {
             "models": len(jobs), "steps a sample": STEPS, "flop a step": _flop(p, jobs),
-            "times": times, "ways that failed": failed,
+            "times": times, "ways that failed": failed, **_against_model(p, jobs, times),
         }  # fmt: skip
 
     return timed
+
+
+def _against_model(
+    p: int, jobs: Sequence[Job], times: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """What a step was modelled to take, one padded width after another, and was measured to."""
+    recipe = recipe_of(_config(p, jobs))
+    way = f"launch a step, highest, {chunks_of(recipe)} chunks"
+    if way not in times:
+        return {}
+    at_once = GpuBackend(DEVICE, "benchmark").at_once
+    widths = Counter(padded(recipe, job.d_hidden, DEVICE) for job in jobs)
+    modelled = sum(step_seconds(recipe, d, n, DEVICE, at_once) for d, n in widths.items())
+    measured = times[way]["median"] / STEPS
+    told = f"a step modelled {modelled * 1e6:.0f} µs, measured {measured * 1e6:.0f}"
+    return {"modelled": modelled, "measured": measured, "told": told}
+
+
+def _narrowed(visit: Visit) -> dict[str, Any]:
+    """A chain by itself: what the device stands idle while a unit goes and the next width begins.
+
+    One lane trains at a time, so launches do not overlap: their time is the device's.
+    """
+    if visit.quick:
+        narrow = Narrowing(tries=2, redraws=1)
+        config = SweepConfig(p=5, widths=(4, 3), steps=6, remainders=(), narrow=narrow)
+    else:
+        config = SweepConfig(widths=tuple(range(16, 3, -1)), remainders=(), narrow=Narrowing())
+    backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
+    list(train(backend, replace(config, steps=2)))
+    launches: list[float] = []
+    measured = _Stopwatch.seconds
+
+    def seconds(watch: _Stopwatch) -> float:
+        launches.append(measured(watch))
+        return launches[-1]
+
+    with mock.patch.object(_Stopwatch, "seconds", seconds):
+        start = time.perf_counter()
+        ended = [event for event in train(backend, config) if hasattr(event, "record")]
+        spent = time.perf_counter() - start
+    idle = 1 - sum(launches) / spent
+    return {
+        "training seconds": spent, "models": len(ended), "idle share": idle,
+        "told": f"{spent:.2f} s, {len(ended)} widths, device idle {idle:.0%} of it",
+    }  # fmt: skip
 
 
 def _notebook(visit: Visit) -> dict[str, Any]:

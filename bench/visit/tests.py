@@ -11,7 +11,7 @@ from bench.visit.items import Item, Visit
 
 _KERNELS = [
     f"tests/kernels/test_{name}.py"
-    for name in ("grid_triton", "mlp", "dual", "pointwise", "partials")
+    for name in ("grid_triton", "mlp", "dual", "pointwise", "gates_device", "partials")
 ]
 # name: (what pytest is given, the most seconds)
 _SETS: dict[str, tuple[list[str], float]] = {

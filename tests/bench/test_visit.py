@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import gpu
-from bench.visit import counters, stand_ins, tests, tiles
+from bench.visit import counters, parcel, stand_ins, tests, tiles
 from bench.visit.commands import Done, run
 from bench.visit.items import Item, Visit, read, write
 from bench.visit.parts import PARTS, file_of
@@ -51,6 +51,10 @@ def test_every_item_of_a_dry_run_is_kept(part: str, tmp_path: Path) -> None:
         assert "dry run" in content["table"]["source"]
     if part == "sweep":
         assert not any(found.get("ways that failed") for found in content["items"].values())
+        assert content["items"]["training, one narrowed chain"]["models"] == 2
+    if part == "counters":
+        assert content["modelled against measured"] == []
+        assert 9e4 > content["items"]["modelled: training, d = 16"]["cycles"] > 3e4
     assert dispatch.TABLE.read_bytes() == table
 
 
@@ -101,6 +105,32 @@ def test_a_second_call_goes_on_where_the_first_stopped(
         gpu.main(["--quick", "--parts", "roofs", "--again", "roofs", "--out", str(tmp_path)]) == 0
     )
     assert "roofs" in read(path)["items"]["roofs"]
+
+
+def test_what_was_found_goes_home_in_one_file(tmp_path: Path) -> None:
+    there, home, here = tmp_path / "there", tmp_path / "out", tmp_path / "here"
+    command = ["--quick", "--parts", "roofs", "--out", str(there)]
+    assert gpu.main([*command, "--home", str(home)]) == 0
+    (there / "logs").mkdir()
+    (there / "logs" / "one.log").write_text("said")
+    parcel.pack(there, home)
+    assert [path.name for path in home.iterdir()] == [parcel.NAME]
+    assert gpu.main(["--unpack", str(home / parcel.NAME), "--out", str(here)]) == 0
+    assert read(here / "gpu-roofs.json") == read(there / "gpu-roofs.json")
+    assert (here / "logs" / "one.log").read_text() == "said"
+
+
+def test_modelled_stands_beside_measured() -> None:
+    first, second, _ = counters.LOOPS
+    items = {
+        first: {"counters": {"sm__cycles_elapsed.max": "40,000 cycle"}},
+        f"modelled: {first}": {"cycles": 60_000.0},
+        second: {"failed": "exit 1"},
+        f"modelled: {second}": {"cycles": 1.0},
+    }
+    row = {"kernel": first, "modelled": 60_000.0, "measured": 40_000.0, "ratio": 1.5}
+    assert counters.against(items) == [row]
+    assert counters.LOOPS.keys() == counters.RUNS.keys()
 
 
 def test_a_dry_run_writes_nothing_into_the_repository(capsys: pytest.CaptureFixture[str]) -> None:

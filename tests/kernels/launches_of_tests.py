@@ -4,7 +4,8 @@
 
 A test walks as far as it can without a value: its launches are noted, not run, and what it asserts
 of their results is passed over. Then a SHARE of the distinct specialisations, drawn by SEED but at
-least one of each kernel, dtype and p, is compiled for sm_90; REPORT, JSON, says how it went.
+least one of each kernel and dtype, with each p, with and without a gate, is compiled for sm_90;
+REPORT, JSON, says how it went.
 """
 
 import json
@@ -47,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = item.module
         if hasattr(module, "DEVICE"):
             module.DEVICE = META
-        for name in ("assert_close", "absolute_error"):
+        for name in ("assert_close", "absolute_error", "check"):
             if hasattr(module, name):
                 setattr(module, name, _nothing)
         if hasattr(module, "choose"):  # a backend for "cuda"
@@ -69,9 +70,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
 
 
 def _kind(seen: Specialisation) -> tuple[object, ...]:
-    """Kernel, dtypes and p."""
+    """Kernel, dtypes, and p or whether there is a gate."""
     floating = {of for _, of in seen.types if "fp" in of or "bf" in of}
-    return seen.kernel, tuple(sorted(floating)), dict(seen.constants).get("p")
+    constants = dict(seen.constants)
+    gated = constants.get("GATE", "identity") != "identity"
+    return seen.kernel, tuple(sorted(floating)), "gated" if gated else constants.get("p")
 
 
 def _compiled(index: int) -> str:

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 # Tests whose bodies launch kernels where there is a GPU.
 LAUNCHING = [
     *(HERE / f"test_{name}.py" for name in ("accuracy", "dual", "grid_triton", "mlp", "partials")),
+    HERE / "test_gates_device.py",
     HERE / "test_pointwise.py",
     HERE.parent / "training" / "test_gpu.py",
 ]
@@ -50,6 +51,9 @@ def test_what_tests_launch_on_a_gpu_compiles(tmp_path: Path) -> None:
     for kernel in ("dual", "dual_input", "dual_weight", "mlp", "mlp_backward", "product"):
         for dtype in ("bf16", "fp16", "fp32", "fp64"):
             assert f"('{kernel}_kernel', ('*{dtype}',), None)" in kinds
+    for kernel in ("dual", "mlp", "mlp_backward", "mlp_input", "mlp_weight", "product"):
+        for dtype in ("bf16", "fp16", "fp32", "fp64"):
+            assert f"('{kernel}_kernel', ('*{dtype}',), 'gated')" in kinds
     for p in (2, 7, 11, 13, 19, 35):
         assert f"('grid_run_kernel', ('*fp64',), {p})" in kinds
     for p in (64, 97, 131):
