@@ -335,8 +335,9 @@ def test_a_narrowed_dry_run_says_how_and_how_much(capsys: pytest.CaptureFixture[
     command = "--fused --narrow --drop norm --tries 2 --redraws 3 --p 7 --widths 4,3 --steps 10"
     assert main([*command.split(), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "less a unit, the one of the least norm; up to width 8 up to 2 ways, 3 units" in out
-    assert "at most 10 each start, 60 in all" in out  # 4: 10; 3: two ways and three new units
+    assert "less a unit, the one of the least norm; up to 2 ways, 3 units" in out
+    # 4: 10; 3: 100 gentle ones, two ways and three new units.
+    assert "at most 10 each start, 160 in all" in out
     assert main(["--fused", "--drop", "norm", "--dry-run"]) == 2
     assert "--drop: expected with --narrow alone" in capsys.readouterr().err
     assert main(["--narrow", "--dry-run"]) == 2

@@ -95,7 +95,10 @@ def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: 
 def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tuple[int, float]:
     """Steps and seconds of as many models as train at once."""
     seeds = tuple(range(backend.at_once))
-    config = replace(cell, widths=(d_hidden,), seeds=seeds, steps=steps, hold=MOST_STEPS)
+    # Independent models: the widest of a chain would stop after `widest_steps`.
+    config = replace(
+        cell, widths=(d_hidden,), seeds=seeds, steps=steps, hold=MOST_STEPS, narrow=None
+    )
     start = time.perf_counter()
     ended = [event.record for event in train(backend, config) if isinstance(event, Finished)]
     return ended[0].evaluations[-1].step, time.perf_counter() - start
