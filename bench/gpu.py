@@ -9,7 +9,7 @@
     counters  hardware counters of the three hottest kernels
     frontier  share of perfect seeds by width, for four moduli
 
-A queue that cannot come home empty: each part is a list of items (`bench/visit`), its file
+No failure loses what is done: each part is a list of items (`bench/visit`), its file
 gpu-PART.json is written after each, an item that fails, hangs or takes the device down costs no
 other, and the same command goes on where it stopped: three calls of nine minutes do all of it.
 `--again PART` forgets what a part has. Where the device is on another machine, that keeps nothing
@@ -43,7 +43,7 @@ from bench.visit.parts import PARTS, file_of
 
 # A worker that died is followed by another this many times a part.
 _WORKERS = 12
-# What a part does less without: modules, and programs.
+# Modules and programs that a part can do without, at the price of some of its items.
 _WANTED = {
     "xdist": "tests run one after another",
     "hypothesis": "tests that draw their cases are left out",

@@ -219,7 +219,7 @@ class TritonGrid:
     def keep_for(self, stream: torch.cuda.Stream) -> None:
         """Give no tensor's memory to others before what is enqueued on `stream` by then has ended.
 
-        A lane is let go while its last launch, whose models are all done, may still begin.
+        A lane is dropped once its models are done, while its last launch may still wait to run.
         """
         for tensor in vars(self).values():
             if isinstance(tensor, Tensor):
@@ -230,7 +230,7 @@ class TritonGrid:
         on_gpu = self.device.type == "cuda"
         flags = torch.zeros(len(self.widths), dtype=torch.int32, pin_memory=on_gpu)
         flags[list(models)] = 1
-        # From pageable memory the copy would hold the host until what is enqueued has ended.
+        # Pinned: a copy from pageable memory would make the host wait for all that is enqueued.
         self.counters[:, 2].bitwise_or_(flags.to(self.device, non_blocking=True))
 
     def state(self) -> dict[str, Tensor]:

@@ -68,3 +68,15 @@ def test_links_lead_somewhere(page: str) -> None:
             link for link in links if "://" not in link and not (path.parent / link).exists()
         ]
         assert not missing, f"{path.name}: {missing}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/*.md"])
+def test_files_that_are_named_are_there(page: str) -> None:
+    for path in ROOT.glob(page):
+        text = path.read_text(encoding="utf-8")
+        named = re.findall(
+            r"\b(?:bench|bilinear|kernels|tests|docs|examples)/[\w/.-]+\.\w+\b", text
+        )
+        files = [name for name in named if "ROOM" not in name and "FILE" not in name]
+        missing = sorted({name for name in files if not (ROOT / name).exists()})
+        assert not missing, f"{path.name}: {missing}"

@@ -19,8 +19,8 @@ def call_seconds(run: Run) -> float:
 def host_seconds(run: Run) -> float:
     """Seconds of a call, after one that is not timed.
 
-    OpenMP's threads spin for some time after the last contestant's work, and would be charged to
-    the next.
+    After a contestant's work OpenMP's threads keep spinning for a while, which would slow the next
+    one down.
     """
     run()
     return call_seconds(run)

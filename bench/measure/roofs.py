@@ -1,7 +1,7 @@
 """What this machine can do at best: the bytes a copy moves, the FLOP/s of a matmul.
 
-Both are measured in the run whose results are held against them. A roof is what the quickest of
-the rounds reached: it is there to be stayed under. A copy counts what it reads and what it writes.
+Both are measured in the run whose results are held against them. A roof is the rate of the
+quickest round, for no result should lie above it. A copy counts what it reads and what it writes.
 """
 
 import time

@@ -27,7 +27,7 @@ from bench.measure.least_work import Work
 
 Contestants = dict[str, Callable[[], object]]
 
-# glibc's: nothing is mapped for one tensor alone, and nothing goes back to the system.
+# glibc's malloc: no tensor gets a mapping of its own, and no memory goes back to the system.
 _KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Inductor would start workers, each of which imports torch while the contest is timed.
 _ALONE = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}

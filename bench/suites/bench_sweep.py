@@ -7,8 +7,8 @@ full batch (an epoch is a step)
     fused       `run_sweep` on the backend that `sweep.py --fused` would choose, into a new folder:
                 set-up, evaluation of all pairs every ten steps, interaction matrices, files forced
                 to disk; the time of the whole call over its epochs
-    vmap, bmm   ensembles (bench/ensembles.py) of the four models padded to width 64, steps alone:
-                nothing is evaluated, nothing is written
+    vmap, bmm   ensembles (bench/measure/ensembles.py) of the four models padded to width 64, steps
+                alone: nothing is evaluated, nothing is written
     notebook    `train_notebook`, one width after another: 48 minibatches of 64 an epoch, so 48
                 times as many updates from the same data, and its evaluation of the validation
                 pairs, on one thread, the faster way for it (the others have all cores)

@@ -1,9 +1,9 @@
 """The bilinear layer as functions, with gradients of its own.
 
-A call that needs gradients runs an autograd Function that saves less than torch's composition does
-and forms the rest again. Where a Function cannot follow, the same algebra runs as plain torch
-operations (`eager`), and is exact there too: `torch.func` transforms, forward mode, tensor
-subclasses such as DTensor, and gradients taken with `create_graph=True`.
+A call that needs gradients runs an autograd Function, which saves less than torch's own operations
+would and computes the rest again in backward. Where a Function cannot follow, the same algebra runs
+as plain torch operations (`eager`), and is exact there too: `torch.func` transforms, forward mode,
+tensor subclasses such as DTensor, and gradients taken with `create_graph=True`.
 """
 
 from typing import Any

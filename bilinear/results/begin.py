@@ -1,4 +1,4 @@
-"""Whose a results folder is: new, this sweep's, or another's, of which nothing is touched.
+"""Whose a results folder is: new, this sweep's, or another's, in which nothing is changed.
 
 A folder belongs to the config and the environment in its two files. If those are damaged or gone, a
 model in it still says which they were, and the same command writes them again.

@@ -10,7 +10,7 @@ from bilinear.experiment.record import Job
 from bilinear.results.folder import write_whole
 from bilinear.results.seal import seal, unseal
 
-# Of a header: it names every model of the group.
+# The most bytes of a file's header, which names every model of the group.
 _HEADER_BYTES = 2**26
 
 

@@ -23,7 +23,7 @@ PACK_MODELS = 256
 PACK_BYTES = 2**27
 
 _ROWS = "rows.json"
-# Of a row of the table as JSON, at most.
+# The most bytes of one row of the table as JSON.
 ROW_BYTES = 2**11
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: the time of writing would change the bytes
 

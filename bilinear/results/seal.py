@@ -21,7 +21,7 @@ from bilinear.experiment.record import Job
 
 _EMPTY = "0" * 64
 _DIGEST = re.compile(rb'sha256\\": \\"([0-9a-f]{64})\\"')
-# Of a header: the names, types and places of a dozen tensors, and the row.
+# The most bytes of a file's header: names, types and places of a dozen tensors, and the row.
 _HEADER_BYTES = 2**15
 
 

@@ -151,7 +151,7 @@ def _reason(error: BaseException) -> str:
 
 
 def set_aside(folder: Folder, findings: list[Finding]) -> None:
-    """Move files out of the way, where nothing reads them; they are never removed."""
+    """Move files to `set-aside/`, which nothing reads; they are never removed."""
     for finding in findings:
         where = f"{ASIDE}/{finding.name}"
         number = 1

@@ -31,13 +31,14 @@ from bilinear.results.checkpoint import Checkpoint
 from bilinear.training.backend import Work
 from bilinear.training.chains import Chains, Run
 
-# How long a launch should take: results and progress appear between launches.
+# Seconds that a launch should take: results and progress appear between launches.
 _LAUNCH_SECONDS = 0.25
-# What a replay of captured steps should take, many times its 10 µs on the host, and steps at most.
+# Seconds that one replay of captured steps should take, many times the 10 µs that starting it takes
+# the host; and how many steps are captured at most.
 _REPLAY_SECONDS = 1e-3
 _STEPS_A_REPLAY = 10
 _SHARE_OF_MEMORY = 0.6
-# At most this much training is lost to a kill.
+# Seconds between checkpoints: a killed process loses at most that much training.
 _CHECKPOINT_SECONDS = 5.0
 _NEVER = 2**30
 
