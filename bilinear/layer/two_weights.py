@@ -21,7 +21,7 @@ from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
 
 # Up to so many elements of h what is saved weighs less than a Function takes.
-FEW = 2**14
+FEW = 2**16
 # (L, R), or ([L, R],).
 Halves = tuple[Tensor, ...]
 
