@@ -47,8 +47,6 @@ GRID_PRECISION = {"tf32": "tf32", "bf16x3": "high", "bf16x6": "highest"}
 GRID_SIZES = [(64, 16), (64, 32), (64, 64), (113, 16), (97, 32)]
 # Shapes of the loop over steps: what the sweep runs, and at fewer sizes one launch for many steps.
 GRID_SHAPES = {"step": GRID_SIZES, "run": [(64, 16)], "batch": [(64, 16), (113, 16)]}
-# The sweep's kernels, and those that no call with another gate is sent to.
-_IDENTITY_ALONE = ("grid", "dual_backward")
 KINDS = ("half", "tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
 
@@ -112,6 +110,10 @@ def launches(
         d_in, d, d_out = most["d_in"], most["d"], most["d_out"]
         if name == "mlp_backward" and tile is not None:
             d_in, d, d_out = tile.block_k, tile.block_d, tile.block_n
+    if gate != "identity" and name in ("dual_backward_input", "dual_backward_weight"):
+        d_in = dispatch.table()["paths"][device][kind]["dual_backward"]["d_in"]  # no call has more
+    if name == "dual_backward" and tile is not None:
+        tile = dispatch.tile_for_gate(tile, gate)
     dtype = _DTYPE.get(kind, torch.float32)
 
     def empty(*shape: int) -> Tensor:
@@ -226,7 +228,7 @@ def report(
         (*job, gate)
         for target, gate in product(targets, gates)
         for job in jobs(*target)
-        if match in job[0] and (gate == "identity" or not job[0].startswith(_IDENTITY_ALONE))
+        if match in job[0] and (gate == "identity" or not job[0].startswith("grid"))
     ]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return [usage for found in pool.map(_measure, wanted) for usage in found]

@@ -7,7 +7,7 @@ GPU; its "source" says what its figures rest on.
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def choose(
     Paths of a backward: "mlp" is `mlp.mlp_backward`; "dual" recomputes with `dual.dual_backward`,
     or with [L, R] saved uses `dual.dual_backward_input` and `dual_backward_weight`; "pointwise" is
     a library matmul with w_p, `pointwise.product_backward` for [dL, dR] and h at once, and a
-    library matmul each for dx and dweight. With another gate than the identity no backward is
-    "dual": g and g′ beside its accumulators spill (`python -m bench.compile_report --gates`).
+    library matmul each for dx and dweight. With another gate than the identity a "dual" that
+    recomputes takes `tile_for_gate`; where that is a smaller tile, up to half the d_in.
     d_out is None for the bilinear ops.
     """
     family, _, direction = op.partition("_")
@@ -75,13 +75,14 @@ def choose(
     kernel = f"dual_{direction}"
     limit = kernel if direction == "forward" or saved else "dual_recompute"
     most_in = limits[limit]["d_in"]
-    spills = direction == "backward" and gate != "identity"
-    if d_in <= most_in and not (saved and d_out is not None) and not spills:
+    config = tile_of_class(kernel, m, kind, device)
+    if kernel == "dual_backward" and not saved and tile_for_gate(config, gate) != config:
+        most_in //= 2
+        config = tile_for_gate(config, gate)
+    if d_in <= most_in and not (saved and d_out is not None):
         why = f"d_in = {d_in} is within {most_in}"
-        return Plan("dual", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
+        return Plan("dual", config, f"{why} ({basis})")
     why = f"d_in = {d_in} is above {most_in}: a library matmul carries the work"
-    if spills:
-        why = f"{gate} and its gradient would spill in the dual kernels"
     if saved and d_out is not None:
         why = "[dL, dR] and h are elementwise where [L, R] is saved"
     return Plan("pointwise", None, f"{why} ({basis})")
@@ -95,6 +96,18 @@ def tile(
     if device is not None and device.type == "cuda":
         capability = _capability(device)
     return tile_of_class(kernel, m, arithmetic_class(dtype, precision), device_class(capability))
+
+
+def tile_for_gate(tile: Tile, gate: str) -> Tile:
+    """The tile of `dual_backward` with a gate: half the units where L and R fill the registers.
+
+    g and g′ beside 128 accumulators a thread spilled 24 to 712 bytes; a smaller tile reads x more
+    often, which modelled takes a quarter more cycles (`python -m bench.compile_report --gates`).
+    """
+    accumulators = 2 * tile.block_m * tile.block_d // (32 * max(tile.num_warps, 1))
+    if gate == "identity" or accumulators < 128:
+        return tile
+    return replace(tile, block_d=tile.block_d // 2)
 
 
 _capability = functools.cache(torch.cuda.get_device_capability)

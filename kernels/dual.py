@@ -145,6 +145,8 @@ def _launch_dual(
         return
     name = "dual_forward" if dh is None else "dual_backward"
     tile = config or dispatch.tile(name, m, x.dtype, precision, x.device)
+    if config is None and dh is not None:
+        tile = dispatch.tile_for_gate(tile, gate)
     tile = tile.fit(d=d, k=d_in)
     grid = (blocks(m, tile.block_m) * blocks(d, tile.block_d),)
     bias = bias.contiguous() if bias is not None else None

@@ -68,10 +68,15 @@ def test_no_default_variant_spills(usages):
 
 def test_gates_spill_nowhere_that_calls_are_sent():
     # The gate that takes most registers.
-    usages = report("--only", "90:half", "--gates", "gelu")
+    usages = report("--only", "90:half", "80:half", "--gates", "gelu")
     assert {u["gate"] for u in usages} == {"gelu"}
-    assert len(usages) > 5
-    assert [u for u in usages if u["stack"] > 64 or u["shared"] > SHARED_LIMIT[90]] == []
+    assert {u["kernel"] for u in usages} >= {
+        "dual_backward",
+        "dual_backward_weight",
+        "mlp_backward",
+    }
+    over = [u for u in usages if u["shared"] > SHARED_LIMIT[u["capability"]]]
+    assert [u for u in usages if u["stack"] > 64] + over == []
 
 
 def test_hot_loops_stay_below_their_ceilings(usages):

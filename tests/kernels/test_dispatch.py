@@ -6,6 +6,7 @@ import torch
 
 from bilinear.kernels import dispatch, tune
 from bilinear.kernels.dispatch import choose
+from bilinear.kernels.gates_device import GATES
 from bilinear.kernels.tiles import Tile, cover
 
 HOPPER = (9, 0)
@@ -202,3 +203,21 @@ def test_limits_follow_the_times(direction):
     limits = paths["paths"]["sm_90"]["ieee"]
     assert limits[f"dual_{direction}"]["d_in"] == 0
     assert set(limits.get(f"mlp_{direction}", {"none": 0}).values()) == {0}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_recomputes_in_a_tile_that_it_fits(gate: str) -> None:
+    def backward(d_in: int, capability: tuple[int, int] = (9, 0), **more: bool) -> dispatch.Plan:
+        sizes = 8192, d_in, 1024, None, torch.bfloat16
+        return choose("bilinear_backward", *sizes, capability, "ieee", gate=gate, **more)
+
+    is_identity = gate == "identity"
+    narrow, wide = backward(384), backward(768)
+    assert (narrow.path, wide.path) == ("dual", "dual" if is_identity else "pointwise")
+    assert narrow.config is not None
+    assert narrow.config.block_d == (128 if is_identity else 64)
+    ampere = backward(512, (8, 0))  # whose tile has room for a gate
+    assert ampere.path == "dual"
+    assert ampere.config == dispatch.tile_of_class("dual_backward", 8192, "half", "sm_80")
+    assert backward(64, saved=True).path == "dual"
+    assert backward(65, saved=True).path == "pointwise"
