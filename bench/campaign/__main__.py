@@ -16,6 +16,7 @@ from typing import Any
 from bench.campaign.calls import calls
 from bench.campaign.commands import commands
 from bench.campaign.damages import damages
+from bench.campaign.flips import flips
 from bench.campaign.kills import kills
 from bench.campaign.pairs import pairs
 from bench.campaign.processes import warm_up
@@ -27,10 +28,13 @@ _UNITS = {
     "kills": "kills",
     "pairs": "pairs",
     "damages": "damages",
+    "flips": "flips",
     "commands": "command lines",
     "calls": "calls",
 }
-DEFAULTS = {"kills": 500, "pairs": 200, "damages": 500, "commands": 500, "calls": 200}
+DEFAULTS = {
+    "kills": 500, "pairs": 200, "damages": 500, "flips": 5000, "commands": 500, "calls": 800,
+}  # fmt: skip
 
 
 def campaign(seed: int, counts: dict[str, int], scratch: Path, store: bool) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def campaign(seed: int, counts: dict[str, int], scratch: Path, store: bool) -> d
             "kills": lambda draw, n: kills(draw, folders, kinds, n),
             "pairs": lambda draw, n: pairs(draw, folders, kinds, n),
             "damages": lambda draw, n: damages(draw, folders, kinds, n),
+            "flips": lambda draw, n: flips(draw, folders, kinds, n),
             "commands": lambda draw, n: commands(draw, folders, n),
             "calls": lambda draw, n: calls(draw, folders, n),
         }
@@ -90,9 +95,7 @@ def main() -> int:
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
-    counts = {
-        part: getattr(args, part) for part in ("kills", "pairs", "damages", "commands", "calls")
-    }
+    counts = {part: getattr(args, part) for part in DEFAULTS}
     try:
         found = campaign(args.seed, counts, scratch, not args.no_store)
     finally:

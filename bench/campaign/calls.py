@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.campaign.processes import PATIENCE
 from bench.campaign.sweeps import Folders
 
-_SECONDS = 5.0
 _JUNK: list[Any] = [None, "x", object(), {}, [], 1j, b"x", float("nan")]
 _SIZES: list[Any] = [0, -1, 1.5, "4", None, True, [4], 2**70 * -1]
 _NO_TENSORS: list[Any] = [None, "x", 1.0, [1.0], object()]
@@ -165,15 +165,16 @@ def _made(draw: random.Random, n: int) -> tuple[list[str], float]:
         for name in call.bad
         for value in call.bad[name]
     ]
-    wrong, slowest, drawn = [], 0.0, []
+    wrong: list[str] = []
+    slowest, drawn = 0.0, list[tuple[Call, str, Any]]()
     while len(drawn) < n:
         drawn += draw.sample(every, len(every))
     for call, name, value in drawn[:n]:
-        began = time.monotonic()
+        began = time.process_time()
         reason = _refused(call, name, value)
-        seconds = time.monotonic() - began
+        seconds = time.process_time() - began
         slowest = max(slowest, seconds)
-        reason = reason or (f"took {seconds:.1f} s" if seconds > _SECONDS else "")
+        reason = reason or (f"took {seconds:.1f} s" if seconds > PATIENCE else "")
         if reason:
             given = repr(value).replace("\n", " ")[:80]
             wrong.append(f"{call.function.__name__}({name}={given}): {reason}")

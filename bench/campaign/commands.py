@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from bench.campaign.processes import PATIENCE
 from bench.campaign.sweeps import Folders
 
-_SECONDS = 5.0
 _JUNK = [
     "", " ", "²", "٣²", "x", "-", "1,,2", "1..", "..", "nan", "inf", "-inf", "1_0", "0x10",
     "9" * 20, "9" * 5000, "1e400", "\0", "\ud800", "🦆", "[bold]", "'", "a\nb", "--", "1;2", "-1",
@@ -85,7 +85,7 @@ def commands(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             reason = f"ended with {ended.code}: {ended.error[-300:]}"
         elif len(ended.error) > 3000:
             reason = f"a line of {len(ended.error)} characters"
-        elif ended.seconds > _SECONDS:
+        elif ended.seconds > PATIENCE:
             reason = f"took {ended.seconds:.1f} s"
         elif _left(process.scratch):
             reason = f"wrote {_left(process.scratch)}"

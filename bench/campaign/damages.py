@@ -1,4 +1,4 @@
-"""One damage to one file of a results folder: read, checked, and run again.
+"""One damage to one file of a results folder, finished or killed: read, checked, and run again.
 
 Reading gives what was there or one line; `check` tells it; the same command ends with the folder
 as it was. The pictures, `sessions.json` and what says nothing of a model are told by nobody.
@@ -6,14 +6,16 @@ as it was. The pictures, `sessions.json` and what says nothing of a model are to
 
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.campaign.processes import Ended
+from bench.campaign.processes import PATIENCE, Ended
 from bench.campaign.sweeps import Folders, Sweep, files
+from bilinear.results.folder import final_name
 
-_UNTOLD = {"sessions.json"}
+_UNTOLD = {"sessions.json", "owner.lock"}
 Harm = Callable[[random.Random, Path, Path], str]
 
 
@@ -88,22 +90,29 @@ HARMS: list[Harm] = [
 
 
 def damages(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
-    """Do n damages to finished folders."""
+    """Do n damages, every third to a folder whose run was killed."""
     local = [sweep for sweep in sweeps if sweep.place == "path"]
     wrong: list[str] = []
     kinds: dict[str, int] = {}
     by_file: dict[str, int] = {}
-    slowest = 0.0
-    for _ in range(n):
+    slowest, unfinished = 0.0, 0
+    while sum(kinds.values()) < n:
         sweep = draw.choice(local)
-        whole, _seconds = folders.whole(sweep)
+        whole, seconds = folders.whole(sweep)
         copy = folders.fresh("damaged")
-        shutil.copytree(whole, copy)
-        name = draw.choice([*files(copy), *_UNTOLD])
+        if killed := draw.random() < 1 / 3:
+            _killed(folders, sweep, copy, draw.uniform(0, seconds))
+        else:
+            shutil.copytree(whole, copy)
+        names = [name for name in [*files(copy), *_UNTOLD] if _can_be_damaged(copy / name)]
+        if not names:
+            continue  # killed before anything was written
+        name = draw.choice(sorted(names))
         before = _digest(copy)
         kind = draw.choice(HARMS)(draw, copy, copy / name)
         if _digest(copy) == before and kind != "a link out of the folder":
             continue
+        unfinished += killed
         kinds[kind.split(" ")[0]] = kinds.get(kind.split(" ")[0], 0) + 1
         what = Path(name).name.lstrip("d0123456789-s") or Path(name).name
         by_file[what] = by_file.get(what, 0) + 1
@@ -111,19 +120,33 @@ def damages(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) 
         checked = folders.process(lambda c=copy, s=sweep: _check(c, s)).end()  # type: ignore[misc]
         again = folders.process(lambda c=copy, s=sweep: s.run(str(c))).end()  # type: ignore[misc]
         slowest = max(slowest, read.seconds, checked.seconds)
-        reasons = [*_read_wrong(read), *_checked_wrong(checked, name, kind)]
+        reasons = [*_read_wrong(read), *_checked_wrong(checked, name, kind, killed)]
         if again.code != 0 or "Traceback" in again.error:
             reasons.append(f"run again it ended with {again.code}: {again.error[-400:]}")
         else:
             _remove_stray(copy / name, kind)
             reasons.append(folders.different(str(copy), whole))
         if any(reasons):
-            wrong.append(f"{sweep.name}, {name} {kind}: {'; '.join(filter(None, reasons))}")
+            what = f"{sweep.name}{', killed' * killed}, {name} {kind}"
+            wrong.append(f"{what}: {'; '.join(filter(None, reasons))}")
         shutil.rmtree(copy)
     return {
-        "damages": sum(kinds.values()), "kinds": kinds, "files": by_file,
+        "damages": sum(kinds.values()), "of a killed run": unfinished, "kinds": kinds,
+        "files": by_file,
         "slowest reading": round(slowest, 2), "wrong": wrong,
     }  # fmt: skip
+
+
+def _killed(folders: Folders, sweep: Sweep, out: Path, moment: float) -> None:
+    process = folders.process(lambda: sweep.run(str(out)))
+    time.sleep(moment)
+    process.kill()
+    process.end()
+    out.mkdir(exist_ok=True)
+
+
+def _can_be_damaged(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0 and final_name(file.name) is None
 
 
 def _digest(folder: Path) -> list[tuple[str, bytes]]:
@@ -146,11 +169,11 @@ def _read(copy: Path, whole: Path) -> int:
     from bilinear.errors import ConfigError, ResultsError
 
     try:
-        got = _everything(bilinear.load_results(copy))
+        got = everything(bilinear.load_results(copy))
     except (ConfigError, ResultsError) as error:
         print(error, file=sys.stderr)
         return 2
-    right = _everything(bilinear.load_results(whole))
+    right = everything(bilinear.load_results(whole))
     # Of an incomplete folder, what is there must be right.
     complete, ours = got.pop("complete"), got
     if complete:
@@ -162,7 +185,8 @@ def _less(right: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in right.items() if key != "complete"}
 
 
-def _everything(results: Any) -> dict[str, Any]:
+def everything(results: Any) -> dict[str, Any]:
+    """All that a folder of results says."""
     found: dict[str, Any] = {"complete": results.complete, "table": results.table.to_csv()}
     for sweep in results.begun if hasattr(results, "begun") else [results]:
         where = str(sweep.folder).rpartition("/cells/")[2] if "/cells/" in str(sweep.folder) else ""
@@ -183,14 +207,20 @@ def _check(copy: Path, sweep: Sweep) -> int:
 
 
 def _read_wrong(ended: Ended) -> list[str]:
+    if ended.seconds > PATIENCE:
+        return [f"reading took {ended.seconds:.1f} s"]
     if ended.code in (0, 2) and ended.error.count("\n") == (ended.code == 2):
         return []
     return [f"reading ended with {ended.code}: {ended.error[-400:]}"]
 
 
-def _checked_wrong(ended: Ended, name: str, kind: str) -> list[str]:
+def _checked_wrong(ended: Ended, name: str, kind: str, killed: bool) -> list[str]:
+    if ended.seconds > PATIENCE:
+        return [f"check took {ended.seconds:.1f} s"]
     if "Traceback" in ended.error or ended.code not in (0, 1, 2):
         return [f"check ended with {ended.code}: {ended.error[-400:]}"]
-    if ended.code == 0 and Path(name).name not in _UNTOLD:
+    # Of a run that did not end nobody knows which files there were.
+    missed = killed and kind.startswith(("gone", "renamed"))
+    if ended.code == 0 and Path(name).name not in _UNTOLD and not missed:
         return ["check says nothing"]
     return []

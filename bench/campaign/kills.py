@@ -1,11 +1,13 @@
 """Processes killed at uniformly random moments of their work, run again, and compared."""
 
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.campaign.sweeps import Folders, Sweep
+from bench.campaign.memory import KILL
+from bench.campaign.sweeps import Folders, Sweep, in_store
 
 
 def kills(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
@@ -17,7 +19,8 @@ def kills(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) ->
     while killed < n:
         sweep = draw.choice(sweeps)
         whole, seconds = folders.whole(sweep)
-        out, times = folders.out(sweep), draw.choice([1, draw.randint(2, 4)])
+        out = folders.out(sweep)
+        times = 1 if 2 * often > cases else draw.randint(2, 4)
         did = 0
         for _ in range(times):
             moment = draw.uniform(0, seconds)
@@ -54,14 +57,14 @@ def _killed_at(folders: Folders, sweep: Sweep, out: str, moment: float) -> bool:
     process = folders.process(lambda: sweep.run(out))
     time.sleep(moment)
     working = process.running()
-    process.kill()
+    process.kill(KILL if sweep.place == "memory" else signal.SIGKILL)
     code = process.end().code
-    return working and code == -9
+    return working and code in (-signal.SIGKILL, -KILL)
 
 
 def _models(out: str) -> set[str] | None:
     """Models with a file of their own; not of a folder in a store."""
-    if out.startswith("s3://"):
+    if in_store(out):
         return None
     folder = Path(out.removeprefix("file://"))
     return {str(f.relative_to(folder)) for f in folder.rglob("models/*.safetensors")}

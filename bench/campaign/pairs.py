@@ -4,7 +4,7 @@ import random
 import time
 from typing import Any
 
-from bench.campaign.processes import Ended
+from bench.campaign.processes import PATIENCE, Ended
 from bench.campaign.sweeps import Folders, Sweep
 
 _OTHER = ("--weight-decay", "0.3")
@@ -12,6 +12,7 @@ _OTHER = ("--weight-decay", "0.3")
 
 def pairs(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
     """Let n pairs run; each folder must end as one of the two alone leaves it."""
+    sweeps = [sweep for sweep in sweeps if sweep.place != "memory"]  # no two processes share it
     wrong: list[str] = []
     refused = other = 0
     for _ in range(n):
@@ -44,6 +45,8 @@ def _wrong(ended: Ended) -> str:
     if ended.code == 0:
         return "" if "Traceback" not in ended.error else ended.error[-500:]
     named = "is being filled by process" in ended.error or "belongs to another" in ended.error
+    if ended.code == 2 and ended.seconds > PATIENCE:
+        return f"was refused after {ended.seconds:.1f} s"
     if ended.code == 2 and named and ended.error.count("\n") == 1:
         return ""
     return f"ended with {ended.code}: {ended.error[-500:]}"

@@ -12,9 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+# What takes longer is a hang to whoever waits for it.
+PATIENCE = 5.0
+# A longer time between two looks at a process is the machine's: this program was stopped as well.
+_LONGEST_LOOK = 0.25
+
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, negative for a signal; None if it took too long."""
+    """How a process ended: its exit code, negative for a signal; None if it took too long.
+
+    `seconds` leaves out the time in which this program itself did not run, but never time that
+    the process computed.
+    """
 
     code: int | None
     said: str
@@ -54,20 +63,24 @@ class Process:
         """Whether it still runs."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
-    def kill(self) -> None:
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """Kill it, without a chance to do anything more."""
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.pid, how)
 
     def end(self, at_most: float = 60.0) -> Ended:
         """Wait for its end; one that takes longer is killed."""
-        deadline, late = self._began + at_most, False
+        looked = time.monotonic()
+        seconds, late = looked - self._began, False
         while self.running():
-            if time.monotonic() > deadline and not late:
+            if seconds > at_most and not late:
                 late = True
                 self.kill()
             time.sleep(0.002)
-        seconds = time.monotonic() - self._began
-        _, status = os.waitpid(self.pid, 0)
+            now = time.monotonic()
+            seconds += min(now - looked, _LONGEST_LOOK)
+            looked = now
+        _, status, used = os.wait4(self.pid, 0)
+        seconds = max(seconds, used.ru_utime + used.ru_stime)
         code = None if late else os.waitstatus_to_exitcode(status)
         said, error = (
             (self.scratch / name).read_text(encoding="utf-8", errors="replace")

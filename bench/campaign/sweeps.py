@@ -3,11 +3,12 @@
 import filecmp
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from bench.campaign.memory import SCHEME, carried, copied
 from bench.campaign.processes import Process
 
 # Twelve models of p = 7, half a second of work on one core.
@@ -35,7 +36,11 @@ class Sweep:
         with suppress(AttributeError):
             os.sched_setaffinity(0, os.sched_getaffinity(0))
         # Drawing takes as long as all else together, and writes through the same folder.
-        with mock.patch("bilinear.plots.save_summary"), mock.patch("bilinear.plots.save_study"):
+        with (
+            mock.patch("bilinear.plots.save_summary"),
+            mock.patch("bilinear.plots.save_study"),
+            carried(out) if self.place == "memory" else nullcontext(),
+        ):
             return main(["--fused", *self.options, *more, "--out", out])
 
 
@@ -47,6 +52,7 @@ def sweeps(url: str | None) -> list[Sweep]:
         Sweep("single", tuple(_SHORT)),
         Sweep("packed", tuple(_SHORT), packed=True),
         Sweep("file URL", tuple(_SHORT), place="file"),
+        Sweep("memory URL", tuple(_SHORT), place="memory"),
         Sweep("study", tuple(_STUDY)),
     ]
     if "--narrow" in build_parser().format_help():
@@ -79,7 +85,7 @@ class Folders:
         path = self.fresh("out")
         if sweep.place == "s3":
             return f"s3://{self._bucket}/{path.name}"
-        return f"file://{path}" if sweep.place == "file" else str(path)
+        return {"file": "file://", "memory": SCHEME}.get(sweep.place, "") + str(path)
 
     def process(self, work: Callable[[], int]) -> Process:
         """Start a process."""
@@ -97,6 +103,8 @@ class Folders:
 
     def here(self, out: str) -> Path:
         """Return a results folder as one of this machine's: a copy, if it is in a store."""
+        if out.startswith(SCHEME):
+            return copied(out, self.fresh("copy"))
         if not out.startswith("s3://"):
             return Path(out.removeprefix("file://"))
         copy = self.fresh("copy")
@@ -121,9 +129,14 @@ class Folders:
         same = filecmp.cmpfiles(folder, whole, ours, shallow=False)[0]
         if len(same) != len(ours):
             return f"bytes of {sorted(set(ours) - set(same))}"
-        if not out.startswith("s3://") and folders(folder) != folders(whole):
+        if not in_store(out) and folders(folder) != folders(whole):
             return f"folders {sorted(set(folders(folder)) ^ set(folders(whole)))}"
         return ""
+
+
+def in_store(out: str) -> bool:
+    """Whether a results folder is of objects, not on this machine's disk."""
+    return out.startswith(("s3://", SCHEME))
 
 
 def files(folder: Path) -> list[str]:

@@ -15,6 +15,8 @@ def test_a_short_draw_loses_mixes_and_misses_nothing() -> None:
         "4",
         "--damages",
         "12",
+        "--flips",
+        "50",
         "--commands",
         "60",
         "--calls",
