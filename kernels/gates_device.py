@@ -85,8 +85,11 @@ def _normal_cdf(x):
 
 @triton.jit
 def _tanh_cdf(x):
-    """½ (1 + tanh y) as a sigmoid of 2y, which is exact where tanh is near −1."""
-    return tl.sigmoid(_TANH_SCALE * (x + _TANH_CUBE * x * x * x))
+    """½ (1 + tanh y) as a sigmoid of 2y, which is exact where tanh is near −1.
+
+    Constants stand on the right: Triton 3.9's interpreter takes no constexpr times a tensor.
+    """
+    return tl.sigmoid((x + x * _TANH_CUBE * x * x) * _TANH_SCALE)
 
 
 @triton.jit
