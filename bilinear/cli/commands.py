@@ -34,6 +34,8 @@ _Number = TypeVar("_Number", int, float)
 
 _NEEDED = "the command needs pip install 'bilinear[sweep]'"
 
+_NO_MEMORY = "not enough memory; fewer or narrower models, or a smaller P, need less"
+
 # A message longer than this loses its middle: what was typed can be of any length.
 _LONGEST = 2000
 
@@ -80,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; --out names another folder" if isinstance(error, PermissionError) else ""
         return _fail(f"{error.strerror or error}{where}{hint}")
     except MemoryError:
-        return _fail("not enough memory; fewer or narrower models, or a smaller P, need less")
+        return _fail(_NO_MEMORY)
+    except RuntimeError as error:  # torch's own way to say it
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            return _fail(_NO_MEMORY)
+        raise
 
 
 def _fail(message: str) -> int:
@@ -370,7 +376,6 @@ def _sweep(argv: Sequence[str]) -> int:
     from bilinear.cli import report
     from bilinear.training.engine import choose_engine
     from bilinear.training.forecast.calibration import calibrate
-    from bilinear.training.run import check_space
 
     backend = choose_engine(
         study.cells,
@@ -388,7 +393,6 @@ def _sweep(argv: Sequence[str]) -> int:
         if args.json:
             print(json.dumps(report.plan(*plan)))
         return 0
-    check_space(study, out)
     try:
         return _run(args, study, backend, out, console)
     except Stopped as stopped:
@@ -429,8 +433,9 @@ def _out_folder(args: argparse.Namespace, study: Study) -> str:
         out = str(latest_folder(study) if args.resume else fresh_folder(study))
     begun = "study.json" if len(study) > 1 else "config.json"
     path = open_folder(out).path
-    if path is not None and path.exists() and not path.is_dir():
-        raise ConfigError(f"--out: expected a folder, got {out!r}, a file")
+    if path is not None and (path.exists() or path.is_symlink()) and not path.is_dir():
+        what = "a file" if path.exists() else "a link to nothing"
+        raise ConfigError(f"--out: expected a folder, got {out!r}, {what}")
     if args.resume and not open_folder(out).exists(begun):
         raise ConfigError(f"--resume: expected a folder with {begun}, got {out!r}")
     return out

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -57,6 +57,15 @@ class Backend(Protocol):
         from when it is called again, with the same config, after it was closed or killed; it
         leaves nothing there when all jobs of that work have finished.
         """
+        ...
+
+
+@runtime_checkable
+class TrainsInMemory(Backend, Protocol):
+    """A backend whose models are in this machine's memory while they are trained."""
+
+    def model_bytes(self, config: SweepConfig, d_hidden: int) -> int:
+        """Bytes that one model takes at most."""
         ...
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import training_bytes
 from bilinear.experiment.initial_weights import initial_weights
 from bilinear.experiment.record import Evaluation, Finished, Job, Progress, Weights
 from bilinear.experiment.streams import stream_key
@@ -33,6 +34,10 @@ class CpuBackend:
     def at_once(self) -> int:
         """A model a thread."""
         return self.workers
+
+    def model_bytes(self, config: SweepConfig, d_hidden: int) -> int:
+        """See `training.backend.TrainsInMemory`."""
+        return training_bytes(config, d_hidden)
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `training.backend.Backend`; progress comes a few times a second for each model."""

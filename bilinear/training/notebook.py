@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import nan
 
 from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.cost import notebook_bytes
 from bilinear.experiment.record import Finished, Job, Progress, Record, Weights
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_torch import TorchGridModel
@@ -22,6 +23,10 @@ class ReferenceBackend:
         """Train on `device`, "cpu" or "cuda"."""
         self.device = device
         self.reason = f"no --fused: the notebook's loop, on {device}"
+
+    def model_bytes(self, config: SweepConfig, d_hidden: int) -> int:
+        """See `training.backend.TrainsInMemory`."""
+        return notebook_bytes(config, d_hidden)
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
         """See `training.backend.Backend`; widths from the largest down, as the notebook goes."""

@@ -1,7 +1,6 @@
 """Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
-from bilinear.experiment.cost import sweep_cost
 from bilinear.experiment.record import Finished, Job, Parent, Progress
 from bilinear.experiment.study import Study
 from bilinear.results.begin import check_whose
@@ -28,6 +26,7 @@ from bilinear.results.study_results import (
 from bilinear.results.sweep_results import Results, parent_of
 from bilinear.results.writer import ResultsWriter
 from bilinear.training.backend import Backend, Work, environment
+from bilinear.training.room import check_room
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ def run_sweep(
     """
     folder = open_folder(out)
     check_whose(folder, config, environment(backend))
+    check_room([config], backend, folder)
     with claim(folder) as held:
         _run([(config, folder)], backend, lambda index, event: on_event(event), held)
         results = Results(folder)
@@ -108,6 +108,7 @@ def run_study(
     """
     folder = open_folder(out)
     check_study(folder, study)
+    check_room(study.cells, backend, folder)
     with claim(folder) as held:
         begin_study(folder, study)
         _run([(cell, cell_folder(folder, cell)) for cell in study], backend, on_event, held)
@@ -170,17 +171,3 @@ def _settle(writers: Sequence[ResultsWriter], holding: set[int], latest: int) ->
         writers[index].settle()
         if not writers[index].holds:
             holding.discard(index)
-
-
-def check_space(study: Study, out: str | os.PathLike[str]) -> None:
-    """Raise ConfigError before anything is written if a folder of this machine would not fit."""
-    path = open_folder(out).path
-    if path is None:
-        return
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    needed = sum(sweep_cost(cell).disk_bytes for cell in study)
-    if needed > free:
-        raise ConfigError(
-            f"out: expected {needed / 1e6:,.3f} MB of space for {str(out)!r}, got {free / 1e6:,.3f}"
-        )
