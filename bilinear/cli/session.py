@@ -52,7 +52,7 @@ def record(folder: Folder, entry: Mapping[str, object]) -> None:
     with suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
         entries = list(json.loads(folder.read(FILE)))
     content = json.dumps([*entries, entry], indent=2, ensure_ascii=False) + "\n"
-    folder.write(FILE, content.encode())
+    folder.write(FILE, content.encode(errors="backslashreplace"))  # a path may be no UTF-8
 
 
 _Event = TypeVar("_Event")

@@ -86,8 +86,9 @@ def _check_mendable(
     if not _has_models(folder):
         _refuse_strange(folder, [name for name in folder.names() if name != "config.json"])
         text = _read(folder, "config.json")
-        if text is None or _parsed(text, SweepConfig.from_json) is None:
-            return
+        there = None if text is None else _parsed(text, SweepConfig.from_json)
+        if there is None or there == config:
+            return  # no model was trained with anything else
     elif origin_of(*(files[name] for name in IDENTITY)) in _origins(folder, config):
         return
     raise ConfigError(f"{damage}; these are other settings than its models were trained with")

@@ -171,6 +171,11 @@ def _lock(folder: LocalFolder, path: Path) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:
             continue  # its last owner removed an empty folder
+        except OSError as error:
+            if path.is_symlink() or path.is_dir():
+                what = "link" if path.is_symlink() else "folder"
+                raise ResultsError(f"{path}: expected the file of a lock, got a {what}") from error
+            raise
         try:
             taken = _try_lock(descriptor)
             if taken is False:

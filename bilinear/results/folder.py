@@ -8,7 +8,7 @@ symbolic link that leads out of a local folder.
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -132,7 +132,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         # The error of a write names no file, and that of opening names the temporary one.
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -164,7 +165,11 @@ class LocalFolder:
     def _inside(self, name: str) -> Path:
         """Return a file's path; raises ResultsError if it leads out of the folder."""
         path = self._path / name
-        if not path.resolve().is_relative_to(self._path.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self._path.resolve())
+        except (OSError, RuntimeError) as error:  # Python 3.13 and those before it
+            raise Unacceptable(f"{path}: expected a folder, got a circle of links") from error
+        if not inside:
             raise Unacceptable(f"{path}: expected a file in its folder, got a link out of it")
         return path
 

@@ -35,7 +35,7 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Job, Parent, Record, Weights
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reference import Model, ModelConfig
-from bilinear.results.folder import Folder, local_path, open_folder
+from bilinear.results.folder import Folder, Unacceptable, local_path, open_folder
 from bilinear.results.packs import Pack, PackPlan, job_of, model_file, pack_name, pack_of_name
 from bilinear.results.seal import (
     Damaged,
@@ -398,17 +398,23 @@ def parse_environment(text: str) -> dict[str, str]:
 
 
 def read_table(folder: Folder, sums: Mapping[str, str] | None) -> "pd.DataFrame | None":
-    """Read a folder's `table.parquet`, if it is there and what its digest says."""
+    """Read a folder's `table.parquet`, if it is there, what its digest says, and such a table."""
     try:
         content = folder.read("table.parquet")
-    except FileNotFoundError:
+    except (FileNotFoundError, Unacceptable):
         return None
     if not verified(sums, "table.parquet", content):
         return None
     with extra("sweep"):
         import pandas as pd
 
-        return pd.read_parquet(io.BytesIO(content))
+    try:
+        table = pd.read_parquet(io.BytesIO(content))
+    except DAMAGE:
+        return None
+    # Another program may have written it, and its digest.
+    wanted = table_of([]).dtypes
+    return table if wanted.equals(table.dtypes.reindex(wanted.index)) else None
 
 
 def encode_table(table: "pd.DataFrame") -> bytes:

@@ -1,11 +1,15 @@
 """Whose a folder is: what is refused untouched, and what the same command mends."""
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import safetensors.torch
 from folders import files, flip, run, same
@@ -53,6 +57,15 @@ def test_what_says_whose_it_is_is_mended_by_the_same_command_alone(
     assert {file: (copy / file).read_bytes() for file in files(copy)} == before
     assert run(copy) == 0
     assert "mended: " in capsys.readouterr().out or unknown
+    assert same(copy, whole)
+
+
+def test_a_damaged_environment_without_models_is_begun_again(copy: Path, whole: Path) -> None:
+    """A run killed before its first model ended leaves nothing that its bits depend on."""
+    shutil.rmtree(copy / "models")
+    flip(copy / "environment.json", 60)
+    assert run(copy, "--lr", "0.07") == 2
+    assert run(copy) == 0
     assert same(copy, whole)
 
 
@@ -123,3 +136,40 @@ def test_an_earlier_versions_models_get_their_digests(
     assert run(old) == 0
     assert "12 models had no digest and have one now" in capsys.readouterr().out
     assert same(old, whole)
+
+
+def _as_text(table: pd.DataFrame) -> pd.DataFrame:
+    return table.astype(str)
+
+
+def _without_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="full_acc")
+
+
+@pytest.mark.parametrize("change", [_as_text, _without_accuracy])
+def test_a_table_of_another_make_is_not_read_whatever_its_digest(
+    copy: Path, whole: Path, change: Callable[[pd.DataFrame], pd.DataFrame]
+) -> None:
+    change(pd.read_parquet(copy / "table.parquet")).to_parquet(copy / "table.parquet")
+    content = (copy / "table.parquet").read_bytes()
+    sums = (copy / "SHA256SUMS").read_text().splitlines()
+    kept = [line for line in sums if not line.endswith("table.parquet")]
+    digests = [*kept, f"{hashlib.sha256(content).hexdigest()}  table.parquet"]
+    (copy / "SHA256SUMS").write_text("".join(f"{line}\n" for line in digests))
+    assert bilinear.load_results(copy).table.equals(bilinear.load_results(whole).table)
+    assert main(["show", str(copy)]) == 0
+    assert main(["check", str(copy)]) == 1
+    assert run(copy) == 0
+    assert same(copy, whole)
+
+
+def test_a_path_that_is_no_utf8_is_a_fine_folder(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"bad\xff\xfename")
+    assert run(out) == 0
+    assert main(["check", str(out)]) == 0
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").symlink_to("nowhere")
+    assert run(tmp_path / "run") == 2
+    assert "expected a folder" in capsys.readouterr().err

@@ -239,3 +239,16 @@ def test_without_locks_it_is_a_lease(
             with pytest.raises(Claimed), claim(folder):
                 pass
     assert folder.names() == []
+
+
+@pytest.mark.parametrize("what", ["link", "folder"])
+def test_a_lock_that_is_no_file_is_one_line(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock, elsewhere = tmp_path / "run" / claims.LOCK, tmp_path / "elsewhere"
+    lock.parent.mkdir()
+    elsewhere.write_text("a user's own")
+    lock.symlink_to(elsewhere) if what == "link" else lock.mkdir()
+    assert run(tmp_path / "run") == 2
+    assert f"expected the file of a lock, got a {what}\n" in capsys.readouterr().err
+    assert elsewhere.read_text() == "a user's own"

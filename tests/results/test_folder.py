@@ -208,6 +208,12 @@ def test_a_file_url_is_a_folder_of_this_machine(tmp_path: Path) -> None:
     assert there.folder.path == out
 
 
+def test_a_circle_of_links_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(Unacceptable, match="circle of links"):
+        open_folder(tmp_path / "circle").names()
+
+
 def test_a_link_out_of_a_folder_is_neither_read_nor_written_through(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a").write_bytes(b"one")
