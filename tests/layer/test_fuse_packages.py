@@ -42,6 +42,8 @@ FAMILIES: dict[str, tuple[str, type[Fused], str]] = {
     "gemma2": ("Gemma2Config", FusedMLP, "gelu_tanh"),
     "phi3": ("Phi3Config", FusedPair, "silu"),
 }
+# Gemma 2 has a name of its own for its activation.
+ACTIVATION_NAMES = ("hidden_act", "hidden_activation")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def _functions(paths: Callable[..., None]) -> None:
 
 
 def config_of(family: str, activation: str | None = None, **more: Any) -> Any:
-    named = {} if activation is None else {"hidden_act": activation}
+    named = {} if activation is None else dict.fromkeys(ACTIVATION_NAMES, activation)
     return getattr(transformers, FAMILIES[family][0])(**SIZES, **named, **more)
 
 
@@ -92,6 +94,17 @@ def test_a_family_is_fused_as_it_comes(family: str) -> None:
     assert list(fused.state_dict()) == list(plain.state_dict())
     unfuse(fused)
     assert all(map(torch.equal, outcome(fused, ids), outcome(plain, ids)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bilinear_model_of_a_family(family: str) -> None:
+    plain, ids = model_of(family, activation="linear"), tokens()
+    fused = copy.deepcopy(plain)
+    fuse(fused, strict=True)
+    assert [part.proof.activation.gate for part in fused_parts(fused)] == ["identity"] * 2
+    assert_same(outcome(fused, ids), outcome(plain, ids))
+    optimised = trained(fused, 20)[0], trained(plain, 20)[0]
+    torch.testing.assert_close(*optimised, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("activation", ["linear", "gelu", "relu", "relu2", "sigmoid"])
