@@ -357,6 +357,7 @@ function draw() {
     drawCurve(m);
   }
   drawMaps();
+  chain?.draw();
   moveRing();
 }
 

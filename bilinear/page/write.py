@@ -28,6 +28,8 @@ from bilinear.reading.fourier import (
     amplitudes,
     cross_spectrum,
     frequency_shares,
+    serving_units,
+    unit_amplitudes,
     units_per_frequency,
 )
 from bilinear.reading.interactions import cross_block, interaction_matrices, logit_table
@@ -139,7 +141,7 @@ def _affordable(p: int, jobs: Sequence[Job], seeds: Sequence[int], n_remainders:
         vectors = len(widths) * n_remainders * N_VECTORS * 2 * p
         weights = sum(widths) * 5 * p
         size += (16 * (values + len(widths) ** 2) + 8 * vectors) // 3 + 4 * weights
-        size += 600 * len(widths)
+        size += 600 * len(widths) + 20 * sum(widths)
         if n and size > SIZE_LIMIT:
             return n
     return len(seeds)
@@ -166,12 +168,14 @@ def page_data(
         "all_rows": [[row["d_hidden"], row["seed"], row["full_acc"]] for row in rows],
         "train_frac": results.config.train_frac,
         "eval_every": results.config.eval_every,
+        "narrowed": results.config.narrow is not None,
         "limits": _limits([weights[job] for job in _setting_the_scale(rows, jobs)], remainders),
         "similarity": similarity,
         "models": {
             f"{job.d_hidden}-{job.seed}": _model_data(
                 weights[job], _history(results, job), remainders
             )
+            | _units_data(results, job, weights[job])
             for job in jobs
         },
     }
@@ -198,6 +202,21 @@ def _model_data(weights: Weights, history: Tensor, remainders: Sequence[int]) ->
         "units": units_per_frequency(weights)[1:].tolist(),
         "history": _pack(history),
     }
+
+
+def _units_data(results: Results, job: Job, weights: Weights) -> dict[str, object]:
+    """Of a narrowed model: names of its units, what each serves, amplitudes against the largest."""
+    if results.config.narrow is None:
+        return {}
+    served = serving_units(weights)
+    amplitude = unit_amplitudes(weights).abs().amax(dim=-1)
+    kept = {
+        "names": results.units[job].tolist(),
+        "frequencies": served.frequency.tolist(),
+        "phases": _pack(served.phase),
+        "amplitudes": _pack(amplitude / amplitude.max().clamp(min=1e-30)),
+    }
+    return {"units_kept": kept}
 
 
 def _limits(models: Sequence[Weights], remainders: Sequence[int]) -> dict[str, list[float]]:
@@ -267,6 +286,7 @@ def _fill(content: dict[str, Any]) -> bytes:
         "/*BARS*/": (folder / "bars.js").read_text(encoding="utf-8"),
         "/*CURVES*/": (folder / "curves.js").read_text(encoding="utf-8"),
         "/*PAGE*/": (folder / "page.js").read_text(encoding="utf-8"),
+        "/*CHAIN*/": (folder / "chain.js").read_text(encoding="utf-8"),
         "/*CONTROLS*/": (folder / "controls.js").read_text(encoding="utf-8"),
     }
     for marker, part in parts.items():

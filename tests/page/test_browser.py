@@ -344,3 +344,35 @@ def test_what_stays_on_a_phones_screen_is_a_tenth_of_it(browser: Any, page: Path
     height = browser.execute_script("return document.querySelector('.bar-on-top').offsetHeight")
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert height <= 84
+
+
+def test_a_narrowed_models_units_keep_their_rows(browser: Any, page: Path, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    options = "--fused --narrow --drop norm --tries 1 --redraws 0 --steps 80 --seeds 1"
+    out = tmp_path / "chain"
+    assert main([*options.split(), "--p", "7", "--widths", "6..4", "--out", str(out)]) == 0
+    units = bilinear.load_results(out).units
+    write_page(bilinear.load_results(out), tmp_path / "chain.html")
+    open_page(browser, tmp_path / "chain.html", "#d=6")
+    card = browser.find_element("id", "chain-card")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", card)
+    frame = browser.find_element("css selector", "#chain svg")
+    width, height = frame.size["width"], frame.size["height"]
+    kept, gone = units[4, 0].tolist(), set(units[6, 0].tolist()) - set(units[5, 0].tolist())
+    said = {}
+    for y in range(6):
+        at = -width / 2 + width / 6, -height / 2 + (y + 0.5) * height / 6
+        ActionChains(browser).move_to_element_with_offset(frame, *map(round, at)).perform()
+        text = browser.find_element("css selector", "#chain .hover").text
+        said[int(text.removeprefix("d = 6, unit ").partition(":")[0])] = text
+    assert list(said) == sorted(kept) + [n for n in said if n not in kept]
+    assert {name for name, text in said.items() if text.endswith("goes next")} == gone
+    assert list(said)[-1] in gone
+    assert all("k = " in text for text in said.values())
+    framed = browser.find_element("css selector", "#chain .leaving").get_attribute("d")
+    assert framed == "M0 5h1v1h-1Z"
+    ActionChains(browser).move_to_element(frame).click().perform()
+    assert shown_width(browser) == 5
+    open_page(browser, page)
+    assert not browser.find_element("id", "chain-card").is_displayed()

@@ -13,6 +13,7 @@ import bilinear
 from bilinear.cli.commands import main
 from bilinear.errors import ConfigError
 from bilinear.page.write import _fill, make_page, pack24, write_page
+from bilinear.reading.fourier import serving_units, unit_amplitudes
 
 
 def test_page_holds_the_weights_and_loads_nothing(tmp_path: Path) -> None:
@@ -54,6 +55,23 @@ def test_some_widths_alone(tmp_path: Path) -> None:
     assert len(data["all_rows"]) == 3
     with pytest.raises(ConfigError, match=r"widths: expected some of \[2, 3, 4\], got \[5\]"):
         make_page(results, widths=[5])
+
+
+def test_units_of_a_narrowed_sweep(tmp_path: Path) -> None:
+    options = "--fused --narrow --drop norm --tries 1 --redraws 0 --p 7 --widths 6..4 --steps 40"
+    assert main([*options.split(), "--out", str(tmp_path / "run")]) == 0
+    results = bilinear.load_results(tmp_path / "run")
+    html = make_page(results).html
+    data = json.loads(re.search(rb'type="application/json">(.*?)</script>', html)[1])
+    for d in (6, 5, 4):
+        kept = data["models"][f"{d}-0"]["units_kept"]
+        assert kept["names"] == results.units[d, 0].tolist()
+        largest = np.frombuffer(base64.b64decode(kept["amplitudes"]), "<f4").argmax()
+        served = serving_units(results.model(d))
+        assert kept["frequencies"] == served.frequency.tolist()
+        phases = np.frombuffer(base64.b64decode(kept["phases"]), "<f4")
+        assert phases == pytest.approx(served.phase.numpy(), abs=1e-6)
+        assert unit_amplitudes(results.model(d)).abs().amax(-1).argmax() == largest
 
 
 def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

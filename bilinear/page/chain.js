@@ -1,0 +1,102 @@
+"use strict";
+// The hidden units of a narrowed model, a row each, from the widest width to the narrowest.
+
+const unitsOf = (d) => DATA.models[`${d}-${state.seed}`]?.units_kept;
+const CELL = 1.6; // width of a cell against its height
+const LEAST = 0.01; // of the largest amplitude: a unit that never has more gets no row
+const colourOf = (k) => `hsl(${k * 137.5 % 360} 65% 48%)`; // neighbours k, k + 1 are far apart in hue
+
+class Chain {
+  constructor(id) {
+    const root = document.getElementById(id);
+    element(root, "div", "ylabel", "hidden units");
+    element(root, "div", "yticks");
+    this.frame = element(root, "div", "frame");
+    this.svg = this.frame.appendChild(document.createElementNS(SVG, "svg"));
+    for (const [name, value] of [["preserveAspectRatio", "none"], ["role", "img"],
+      ["aria-label", "hidden units by width"]]) this.svg.setAttribute(name, value);
+    const xticks = element(root, "div", "xticks");
+    for (const [at, text] of widthTicks) element(xticks, "span", "", text).style.left = `${100 * at / widths.length}%`;
+    element(root, "div", "xlabel", "hidden width d");
+    this.hover = element(root, "div", "hover");
+    this.svg.addEventListener("pointermove", (e) => this.speak(...this.cell(e)));
+    this.svg.addEventListener("pointerleave", () => { this.hover.textContent = ""; });
+    this.svg.addEventListener("click", (e) => choose({ d: widths[this.cell(e)[0]] }));
+  }
+
+  cell(event) {
+    const box = this.svg.getBoundingClientRect(), n = this.rows.size;
+    const within = (at, size, most) => Math.min(most - 1, Math.max(0, Math.floor(at / size * most)));
+    return [within(event.clientX - box.left, box.width, widths.length), within(event.clientY - box.top, box.height, n)];
+  }
+
+  path(colour, lines) {
+    const path = this.svg.appendChild(document.createElementNS(SVG, "path"));
+    path.setAttribute("d", lines);
+    if (colour) path.style.stroke = colour;
+    return path;
+  }
+
+  // A tick a unit and width: colour frequency, length amplitude, angle phase; a dot without amplitude.
+  setSeed() {
+    this.seed = state.seed;
+    const last = new Map(), lines = new Map();
+    const seen = new Set();
+    widths.forEach((d, j) => {
+      const units = unitsOf(d), amplitudes = units && unpack(units.amplitudes);
+      units?.names.forEach((name, i) => {
+        last.set(name, j);
+        if (amplitudes[i] >= LEAST) seen.add(name);
+      });
+    });
+    const longestFirst = [...seen].sort((a, b) => last.get(b) - last.get(a) || a - b);
+    this.rows = new Map(longestFirst.map((name, y) => [name, y]));
+    widths.forEach((d, j) => {
+      const units = unitsOf(d);
+      if (!units) return;
+      const phases = unpack(units.phases), amplitudes = unpack(units.amplitudes);
+      units.names.forEach((name, i) => {
+        if (!this.rows.has(name)) return;
+        const y = this.rows.get(name) + 0.5, half = 0.45 * Math.sqrt(amplitudes[i]);
+        const [dx, dy] = [half * Math.cos(phases[i]) / CELL, -half * Math.sin(phases[i])];
+        const k = amplitudes[i] > 0 ? units.frequencies[i] : -1;
+        const tick = k < 0 ? `M${j + 0.5} ${y}h0` : `M${j + 0.5 - dx} ${y - dy}l${2 * dx} ${2 * dy}`;
+        lines.set(k, (lines.get(k) ?? "") + tick);
+      });
+    });
+    this.svg.replaceChildren();
+    this.svg.setAttribute("viewBox", `0 0 ${widths.length} ${this.rows.size}`);
+    this.frame.style.aspectRatio = `${CELL * widths.length} / ${this.rows.size}`;
+    for (const [k, some] of lines) this.path(k < 0 ? "" : colourOf(k), some).setAttribute("class", k < 0 ? "silent" : "tick");
+    [this.chosen, this.leaving] = ["chosen", "leaving"].map((name) => {
+      const path = this.path("", "");
+      path.setAttribute("class", name);
+      return path;
+    });
+  }
+
+  // Names of the units that the next narrower width has not.
+  goesNext(d) {
+    const next = unitsOf(widths[widths.indexOf(d) + 1]);
+    return next ? unitsOf(d)?.names.filter((name) => !next.names.includes(name)) ?? [] : [];
+  }
+
+  draw() {
+    if (this.seed !== state.seed) this.setSeed();
+    const j = widths.indexOf(state.d), box = (y, height) => `M${j} ${y}h1v${height}h-1Z`;
+    this.chosen.setAttribute("d", box(0, this.rows.size));
+    const shown = this.goesNext(state.d).filter((name) => this.rows.has(name));
+    this.leaving.setAttribute("d", shown.map((name) => box(this.rows.get(name), 1)).join(""));
+  }
+
+  speak(j, y) {
+    const d = widths[j], units = unitsOf(d), name = [...this.rows.keys()][y], i = units?.names.indexOf(name) ?? -1;
+    const size = i < 0 ? 0 : unpack(units.amplitudes)[i];
+    this.hover.textContent = `d = ${d}, unit ${name}: ` + (i < 0 ? "not there" : (size > 0
+      ? `k = ${units.frequencies[i]}, amplitude ${percent(size)} of the largest, phase ${(unpack(units.phases)[i] / Math.PI).toFixed(2)} π`
+      : "without amplitude") + (this.goesNext(d).includes(name) ? ", goes next" : ""));
+  }
+}
+
+const chain = DATA.narrowed ? new Chain("chain") : null;
+$("chain-card").hidden = !chain;
