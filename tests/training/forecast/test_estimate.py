@@ -164,7 +164,7 @@ def test_the_plan_of_a_sweep() -> None:
     lines = plan(calibration=rate(2))
     text = "\n".join(lines)
     assert "15.38·10¹²" in text
-    assert "360 kB a model in training" in text
+    assert "2,891 kB a model in training" in text
     assert "25.8 MB at most, in out" in text
     assert "2 models at once" in text
     assert "an abacus; rate measured now" in text
