@@ -30,6 +30,7 @@ WAYS = {
     "eager": ("s", "none"),
     "compile": ("^", "none"),
     "max-autotune": ("v", "none"),
+    "linear-binary": ("<", "none"),
     "vmap": ("D", "none"),
     "bmm": ("P", "none"),
     "notebook": ("X", "none"),
