@@ -5,7 +5,7 @@ import re
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bilinear.errors import ConfigError
 
@@ -25,6 +25,16 @@ _OPTIONS = {
 
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError for a bad argument, and suggests the option that is spelled like it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, which takes `--option=--` for an option with an empty list."""
+        for argument in sys.argv[1:] if args is None else args:
+            if argument == "--":
+                break
+            option, _, value = argument.partition("=")
+            if option.startswith("-") and value == "--":
+                self.error(f"argument {option}: expected a value, got '--'")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise; see the class."""

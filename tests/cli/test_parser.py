@@ -20,6 +20,12 @@ def test_what_was_probably_meant(typed: str, meant: str) -> None:
         build_parser().parse_args(["--xyzzy"])
 
 
+@pytest.mark.parametrize("option", ["--lr", "--widths", "--out", "--drop", "--seeds"])
+def test_two_dashes_are_no_value(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"argument {option}: expected a value, got '--'"):
+        build_parser().parse_args([f"{option}=--"])
+
+
 def test_errors_name_the_option() -> None:
     assert naming_options("batch size: expected full").startswith("--batch-size: expected")
     assert naming_options("p: expected 2") == "--p: expected 2"
