@@ -1,5 +1,6 @@
 """Two ranks on the CPU: data parallel and fully sharded training equal one process."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,9 @@ def fuse_and_shard(rank: int, rendezvous: str, results: str) -> None:
         note("unfused again", after, unfuse(after))
     if rank == 0:
         torch.save(found, results)
+    del before, after
+    gc.collect()  # their collectives end before the group does
+    dist.barrier()
     dist.destroy_process_group()
 
 
