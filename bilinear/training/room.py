@@ -19,10 +19,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def check_room(cells: Sequence[SweepConfig], backend: Backend, out: Folder) -> None:
     """Raise ConfigError if what trains at once does not fit the memory, or all of it `out`."""
-    if isinstance(backend, TrainsInMemory):
-        free = free_memory()
-        for cell in cells if free is not None else ():
-            _check_memory(cell, backend, free or 0)
+    if isinstance(backend, TrainsInMemory) and (free := free_memory()) is not None:
+        for cell in cells:
+            _check_memory(cell, backend, free)
     if out.path is not None:
         _check_disk(cells, out.path)
 
@@ -46,7 +45,7 @@ def _check_disk(cells: Sequence[SweepConfig], path: Path) -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     needed = sum(sweep_cost(cell).disk_bytes for cell in cells)
-    if needed > free + _bytes_there(path):
+    if needed > free and needed > free + _bytes_there(path):
         raise ConfigError(
             f"out: expected {needed / 1e6:,.3f} MB of space for {str(path)!r}, "
             f"got {free / 1e6:,.3f}"
