@@ -87,7 +87,8 @@ function picture() {
   context.font = "26px system-ui, sans-serif";
   context.fillText($("matrix-title").textContent, 20, 40, canvas.width - 40);
   context.font = "20px system-ui, sans-serif";
-  context.fillText(`(a + b) mod ${p}; white is 0, full colour ±${format(matrix.limit)} logits`, 20, canvas.height - 24);
+  const grey = state.view === "full" ? "; grey: meets no pair" : "";
+  context.fillText(`(a + b) mod ${p}; full colour ±${format(matrix.limit)} logits${grey}`, 20, canvas.height - 24);
   return canvas;
 }
 function table() {

@@ -2,14 +2,17 @@
 // Heat maps: one canvas pixel an entry, axes and a colour bar around it, values under the pointer.
 
 // Blue below zero, red above, the page's own neutral at zero: told apart with any colour vision.
+// "faint" is for entries that no input meets: pale and grey, so that they read as no value of the scale.
 const STOPS = {
   light: {
     diverging: ["#053061", "#2a71b2", "#8fc3de", "#ffffff", "#f6a582", "#c53a3f", "#67001f"],
     sequential: ["#ffffff", "#cfe1f2", "#93c4de", "#4a97c9", "#1763a9", "#08306b"],
+    faint: ["#d0d0ce", "#ffffff", "#d0d0ce"],
   },
   dark: {
     diverging: ["#b8e2ff", "#5fb0f0", "#2a5f8f", "#1a1d20", "#96492a", "#f0894f", "#ffdcc2"],
     sequential: ["#1a1d20", "#1f3f5f", "#2a6a9e", "#4f9ed8", "#97cdf5", "#eef8ff"],
+    faint: ["#43484d", "#1a1d20", "#43484d"],
   },
 };
 
@@ -27,12 +30,8 @@ function lookup(stops) {
   return table;
 }
 
-const LOOKUPS = {};
-for (const theme of ["light", "dark"]) {
-  LOOKUPS[theme] = {
-    diverging: lookup(STOPS[theme].diverging), sequential: lookup(STOPS[theme].sequential),
-  };
-}
+const LOOKUPS = Object.fromEntries(Object.entries(STOPS).map(([theme, maps]) =>
+  [theme, Object.fromEntries(Object.entries(maps).map(([name, stops]) => [name, lookup(stops)]))]));
 
 // Level of a value: −limit … limit over the diverging map, 0 … limit over the sequential one.
 function levelOf(value, limit, kind) {
@@ -56,7 +55,7 @@ function format(value) {
 }
 
 class Heat {
-  // spec: {kind, unit, say(i, j, value) → text, click(i, j)?}
+  // spec: {kind, unit, say(i, j, value) → text, click(i, j)?, faint(i, j)? → whether to draw it pale}
   // fit(n, room) → CSS pixels there are for n cells; the width of the picture's place if left out
   constructor(id, spec) {
     this.root = document.getElementById(id);
@@ -160,9 +159,12 @@ class Heat {
       this.fit();
     }
     this.limit = limit;
-    const { kind } = this.spec, table = LOOKUPS[theme][kind];
+    const { kind, faint } = this.spec, table = LOOKUPS[theme][kind], pale = LOOKUPS[theme].faint;
     this.values = values;
-    for (let i = 0; i < values.length; i++) this.pixels[i] = table[levelOf(values[i], limit, kind)];
+    for (let at = 0; at < values.length; at++) {
+      const colours = faint?.(Math.floor(at / this.columns), at % this.columns) ? pale : table;
+      this.pixels[at] = colours[levelOf(values[at], limit, kind)];
+    }
     this.canvas.getContext("2d").putImageData(this.image, 0, 0);
     const bar = `${kind} ${limit} ${theme}`;
     if (bar !== this.bar) this.drawBar(limit, table, kind);

@@ -53,10 +53,14 @@ function heroRoom() {
   const across = state.beside ? (wide - cards) / 2 - labels : wide - cards - labels - beside;
   return Math.max(128, Math.min(across, Math.max(300, innerHeight - 275)));
 }
+// An input sets one a and one b, so it meets Q on the diagonal and where a meets b; what stands
+// elsewhere in aa and bb changes no logit.
+const meetsNoPair = (i, j) => i !== j && (i < p) === (j < p);
+const faint = (i, j) => state.view === "full" && meetsNoPair(i, j);
 const matrixSpec = (d) => ({
-  kind: "diverging", unit: "logits", room: heroRoom,
+  kind: "diverging", unit: "logits", room: heroRoom, faint,
   say: (i, j, value) => (state.beside ? `d = ${d()}: ` : "") + (state.view === "full"
-    ? `Q[${half(i)}, ${half(j)}] = ${format(value)}`
+    ? `Q[${half(i)}, ${half(j)}] = ${format(value)}` + (faint(i, j) ? ", which no pair meets" : "")
     : `logit of ${state.c} at a = ${i}, b = ${j}: ${format(value)}` +
       ((i + j) % p === state.c ? " (the right answer here)" : "")),
 });
@@ -137,7 +141,8 @@ function drawMatrix(m) {
   const full = state.view === "full", left = state.beside && model(state.beside, state.seed);
   const size = full ? 2 * p : p, values = matrixOf(m);
   const common = DATA.limits[state.view][remainders.indexOf(state.c)] || 1;
-  const limit = (v) => state.scale === "all" ? common : largest(v);
+  const seen = (v) => full ? v.filter((_, at) => !meetsNoPair(Math.floor(at / size), at % size)) : v;
+  const limit = (v) => state.scale === "all" ? common : largest(seen(v));
   $("other").hidden = !left;
   $("top").classList.toggle("two", Boolean(left));
   const named = (d) => ({ ...MATRIX_AXES[state.view], name: `${MATRIX_AXES[state.view].name}, d = ${d}` });
@@ -153,11 +158,12 @@ function drawMatrix(m) {
     : `Functional table: logit of remainder ${state.c} on all pairs, ${dText()}`) +
     (left ? `, and d\u00a0=\u00a0${state.beside}` : "");
   let beyond = 0;
-  for (const value of values) beyond += Math.abs(value) > common;
-  const share = beyond / values.length;
+  const met = seen(values);
+  for (const value of met) beyond += Math.abs(value) > common;
+  const share = beyond / met.length;
   $("own").hidden = state.scale === "own" || share < 0.05;
   $("matrix-note").textContent = (full
-    ? "xᵀQx is the logit; off the diagonals of aa and bb, entries meet no pair."
+    ? "xᵀQx is the logit. Grey: off the diagonals of aa and bb, entries meet no pair."
     : "What pairs see of Q. The stripe a + b = c is the answer.") +
     (state.scale === "own" ? " Full colour at this width's largest entry."
       : share < 0.05 ? " One colour scale for all widths."

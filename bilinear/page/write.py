@@ -222,22 +222,29 @@ def _units_data(results: Results, job: Job, weights: Weights) -> dict[str, objec
 def _limits(models: Sequence[Weights], remainders: Sequence[int]) -> dict[str, list[float]]:
     """Full colour of each picture and remainder: what shows the typical model well.
 
+    Of the full matrix only entries that a pair meets count; the page draws the others faintly.
     1.5 times the median over models of the 99.5th percentile of |entries|. A maximum, or the
     percentile of all entries together, would be that of the few models whose entries are largest.
     """
     chosen = list(remainders)
     views = {
-        "full": lambda w: interaction_matrices(w, chosen),
+        "full": lambda w: _entries_that_pairs_meet(interaction_matrices(w, chosen)),
         "functional": lambda w: logit_table(w, chosen),
         "spectrum": lambda w: cross_spectrum(2 * cross_block(w, chosen)),
     }
     limits = {}
     for name, view in views.items():
-        entries = torch.stack([view(w).abs().flatten(-2) for w in models])
+        entries = torch.stack([view(w).abs().flatten(1) for w in models])
         rank = max(1, round(0.995 * entries.shape[-1]))
         typical = entries.kthvalue(rank, dim=-1).values.median(dim=0).values
         limits[name] = (1.5 * typical).tolist()
     return limits
+
+
+def _entries_that_pairs_meet(q: Tensor) -> Tensor:
+    """The block where a meets b, and the diagonal: (n, p² + 2p) of (n, 2p, 2p)."""
+    p = q.shape[-1] // 2
+    return torch.cat([q[:, :p, p:].flatten(1), q.diagonal(dim1=1, dim2=2)], dim=1)
 
 
 def _history(results: Results, job: Job) -> Tensor:

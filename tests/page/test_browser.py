@@ -112,11 +112,26 @@ def coloured(matrix: np.ndarray, limit: float) -> np.ndarray:
     return np.stack([np.interp(unit, at, stops[:, i]) for i in range(3)], axis=-1)
 
 
-def assert_shows(browser: Any, matrix: np.ndarray, limit: float) -> None:
-    shown = pixels(browser)
-    assert shown.shape[:2] == matrix.shape
+def meets_no_pair() -> np.ndarray:
+    """Entries of a full Q that change no logit: those of aa and bb off their diagonals."""
+    block = np.arange(2 * P) < P
+    return (block[:, None] == block) & ~np.eye(2 * P, dtype=bool)
+
+
+def drawn(matrix: np.ndarray, limit: float) -> np.ndarray:
+    """What the page draws of a full Q: pale grey where no pair meets it."""
+    unmet = meets_no_pair()
+    strength = (np.abs(matrix[unmet]) / limit).clip(0, 1)[:, None]
+    image = coloured(matrix, limit)
+    image[unmet] = 255 - strength * (255 - np.array([0xD0, 0xD0, 0xCE]))
+    return image
+
+
+def assert_shows(browser: Any, expected: np.ndarray, heat: str = "matrix") -> None:
+    shown = pixels(browser, heat)
+    assert shown.shape == expected.shape
     # 511 levels between 7 stops: a level is at most 2.1 of a channel's 255 wide, and rounded.
-    assert np.abs(shown - coloured(matrix, limit)).max() <= 2
+    assert np.abs(shown - expected).max() <= 2
 
 
 def limits(browser: Any, view: str) -> list[float]:
@@ -165,14 +180,14 @@ def test_the_matrix_on_the_screen_is_the_stored_one(
         c = results.config.remainders[at]
         open_page(browser, page, f"#d={d}&seed={seed}&c={c}&view=full")
         stored = results.interactions[d, seed].numpy()
-        assert_shows(browser, stored[at], limits(browser, "full")[at])
+        assert_shows(browser, drawn(stored[at], limits(browser, "full")[at]))
         if d > 1:  # one unit's matrices differ by a factor alone
-            other = coloured(stored[1 - at], limits(browser, "full")[at])
+            other = drawn(stored[1 - at], limits(browser, "full")[at])
             assert np.abs(pixels(browser) - other).max() > 50
         assert "Full interaction matrix Q" in browser.find_element("id", "matrix-title").text
         press(browser, "m")
         table = logit_table(results.models[d, seed], c).numpy()
-        assert_shows(browser, table, limits(browser, "functional")[at])
+        assert_shows(browser, coloured(table, limits(browser, "functional")[at]))
         assert "Functional table" in browser.find_element("id", "matrix-title").text
 
 
@@ -180,10 +195,10 @@ def test_each_width_may_have_its_own_scale(browser: Any, page: Path, results: Re
     open_page(browser, page, "#d=2&seed=0&c=3&view=full")
     stored = results.interactions[2, 0][0].numpy()
     press(browser, "c")
-    assert_shows(browser, stored, np.abs(stored).max())
+    assert_shows(browser, drawn(stored, np.abs(stored)[~meets_no_pair()].max()))
     assert "this width's largest" in browser.find_element("id", "matrix-note").text
     press(browser, "c")
-    assert_shows(browser, stored, limits(browser, "full")[0])
+    assert_shows(browser, drawn(stored, limits(browser, "full")[0]))
 
 
 def test_the_fourier_picture_is_the_crosses_dft(browser: Any, page: Path, results: Results) -> None:
@@ -292,8 +307,7 @@ def test_two_widths_stand_side_by_side(browser: Any, page: Path, results: Result
     browser.execute_script("choose({ d: 8 })")
     scale = limits(browser, "full")[1]
     for heat, d in (("matrix", 8), ("other", 4)):
-        expected = coloured(results.interactions[d, 1][1].numpy(), scale)
-        assert np.abs(pixels(browser, heat) - expected).max() <= 2
+        assert_shows(browser, drawn(results.interactions[d, 1][1].numpy(), scale), heat)
     boxes = browser.execute_script(
         "return [matrix, other].map((h) => h.canvas.getBoundingClientRect().toJSON())"
     )
