@@ -247,7 +247,7 @@ def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -
     """
     from matplotlib import colormaps
 
-    from bilinear.reading.fourier import serving_units, unit_amplitudes
+    from bilinear.reading.fourier import serving_units
 
     widths = _widths(results, seed)
     chosen = results.config.seeds[0] if seed is None else seed
@@ -255,9 +255,8 @@ def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -
     last: dict[int, int] = {}
     for place, d in enumerate(widths):
         model, names = _state(results, d, seed), results.units[d, chosen].tolist()
-        amplitude, _ = unit_amplitudes(model).abs().max(dim=-1)
         units = serving_units(model)
-        size = (amplitude / amplitude.max().clamp(min=1e-30)).sqrt()
+        size = units.relative_amplitude.sqrt()
         columns = (units.frequency.tolist(), units.phase.tolist(), size.tolist())
         served += [(place, *one) for one in zip(names, *columns, strict=True)]
         last |= dict.fromkeys(names, place)

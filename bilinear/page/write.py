@@ -29,7 +29,6 @@ from bilinear.reading.fourier import (
     cross_spectrum,
     frequency_shares,
     serving_units,
-    unit_amplitudes,
     units_per_frequency,
 )
 from bilinear.reading.interactions import cross_block, interaction_matrices, logit_table
@@ -209,12 +208,11 @@ def _units_data(results: Results, job: Job, weights: Weights) -> dict[str, objec
     if results.config.narrow is None:
         return {}
     served = serving_units(weights)
-    amplitude = unit_amplitudes(weights).abs().amax(dim=-1)
     kept = {
         "names": results.units[job].tolist(),
         "frequencies": served.frequency.tolist(),
         "phases": _pack(served.phase),
-        "amplitudes": _pack(amplitude / amplitude.max().clamp(min=1e-30)),
+        "amplitudes": _pack(served.relative_amplitude),
     }
     return {"units_kept": kept}
 

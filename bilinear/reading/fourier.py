@@ -112,12 +112,19 @@ class ServingUnits(NamedTuple):
     """For each hidden unit (…, d): the frequency it serves, how much, and its phase in radians.
 
     `frequency` 0 and `share` 0 for a unit whose interaction is nothing. `share` is the part of the
-    unit's own Σ_k |amplitude| in that frequency: 1 for a unit that serves one alone.
+    unit's own Σ_k |amplitude| in that frequency: 1 for a unit that serves one alone. `amplitude` is
+    that part itself, |amplitude|.
     """
 
     frequency: Tensor
     share: Tensor
     phase: Tensor
+    amplitude: Tensor
+
+    @property
+    def relative_amplitude(self) -> Tensor:
+        """Amplitudes against the model's largest, 0 … 1."""
+        return self.amplitude / self.amplitude.amax(dim=-1, keepdim=True).clamp(min=1e-30)
 
 
 def serving_units(model: Readable) -> ServingUnits:
@@ -128,7 +135,7 @@ def serving_units(model: Readable) -> ServingUnits:
     best, frequency = magnitude.max(dim=-1)
     phase = amplitude.gather(-1, frequency.unsqueeze(-1)).squeeze(-1).angle()
     share = torch.where(total > 0, best / total, torch.zeros_like(total))
-    return ServingUnits(frequency, share, phase)
+    return ServingUnits(frequency, share, phase, best)
 
 
 def units_per_frequency(model: Readable) -> Tensor:
