@@ -22,7 +22,7 @@ _MOST_CHARACTERS = 10_000_000
 def integer(text: str) -> int:
     """Parse `64`; raises ConfigError."""
     if not _INTEGER.fullmatch(text.strip(" ")):
-        raise ConfigError(f"expected an integer, got {shown(text)}")
+        raise ConfigError(f"expected an integer of at most 19 digits, got {shown(text)}")
     return int(text)
 
 
@@ -41,7 +41,7 @@ def integers(text: str) -> tuple[int, ...]:
         try:
             a, b = integer(first), integer(last if dots else first)
         except ConfigError:
-            wanted = "expected integers such as 64,32 or 1..64"
+            wanted = "expected integers of at most 19 digits, such as 64,32 or 1..64"
             raise ConfigError(f"{wanted}, got {shown(text)}") from None
         if len(values) + abs(b - a) >= MAX_MODELS:
             raise ConfigError(f"expected at most {MAX_MODELS:,} integers, got {shown(text)}")
