@@ -84,6 +84,7 @@ setup(
             "peft",
             "accelerate",
             "torchao",
+            "kernels",
         ],
         "docs": DOCS,
         "dev": ["ruff", "mypy", "pandas-stubs"],

@@ -1,7 +1,11 @@
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,23 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; so do the commands they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+class _HuggingFacesKernels:
+    """Finds that package under its name, where it is installed, not the folder at the root.
+
+    transformers imports it if its metadata are there, and fails on the folder.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "kernels":
+            return None
+        root = Path(__file__).parents[1]
+        return PathFinder.find_spec(name, [p for p in sys.path if Path(p).resolve() != root])
+
+
+sys.meta_path.insert(0, _HuggingFacesKernels)
 
 
 def _interpret_kernels() -> None:

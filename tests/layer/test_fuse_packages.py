@@ -454,5 +454,5 @@ def test_other_networks_are_kept_by_name() -> None:
 
 def test_the_packages_are_there() -> None:
     """A skipped file would say nothing of what it is for."""
-    for name in ("peft", "accelerate"):
+    for name in ("peft", "accelerate", "kernels.layer"):
         importlib.import_module(name)
