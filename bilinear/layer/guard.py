@@ -190,7 +190,7 @@ class _Source:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.objects: dict[str, Any] = {"Parameter": nn.Parameter, "Tensor": Tensor, "hold": hold}
+        self.objects: dict[str, Any] = {"Parameter": nn.Parameter, "Tensor": Tensor}
         self.found: list[str] = []
 
     def name(self, value: Any) -> str:
@@ -253,15 +253,10 @@ class _Source:
 
     def function(self) -> Callable[[nn.Module], Weights | None]:
         """The function; a missing key, as of a child that was deleted, is a change too."""
-        body = [*self.lines, f"return {', '.join(self.found)}"]
-        inner = "\n".join(f"            {line}" for line in body)
-        text = (
-            f"def make({', '.join(self.objects)}):\n"
-            f"    def holds(module):\n        try:\n{inner}\n"
-            "        except KeyError:\n            return None\n"
-            "    return holds\n"
-        )
-        made: dict[str, Any] = {}
-        exec(compile(text, f"<{__name__}>", "exec"), made)
-        holds: Callable[[nn.Module], Weights | None] = made["make"](**self.objects)
+        weights = f"return {', '.join(self.found)}"
+        body = "\n".join(f"        {line}" for line in [*self.lines, weights])
+        text = f"def holds(module):\n    try:\n{body}\n    except KeyError:\n        return None\n"
+        # Its globals, not its closure: a call copies every variable of a closure.
+        exec(compile(text, f"<{__name__}>", "exec"), self.objects)
+        holds: Callable[[nn.Module], Weights | None] = self.objects["holds"]
         return holds

@@ -50,7 +50,10 @@ def gated_mlp(
     # What most calls are is asked first: in microseconds, the rest costs as much as a small matmul.
     plain = undisturbed and are_plain(*given)
     context = PLAIN if plain else context_of(*given)
-    if context != TRANSFORMED and _is_packed_for(x, w_l, w_p, recompute, gate, context, needs):
+    d, d_in = w_l.shape
+    sizes = x.numel() // max(d_in, 1), d_in, d, w_p.shape[0]
+    call = Call(*sizes, x.dtype, x.device, recompute=recompute, gate=gate, context=context)
+    if context != TRANSFORMED and is_packed(call, needs):
         bias = None if b_l is None or b_r is None else torch.cat((b_l, b_r))
         packed = torch.cat((w_l, w_r))
         return bilinear_mlp(x, packed, w_p, bias, b_p=b_p, recompute=recompute, gate=gate)
@@ -64,21 +67,10 @@ def gated_mlp(
     return F.linear(h, w_p, b_p)
 
 
-def _is_packed_for(
-    x: Tensor, w_l: Tensor, w_p: Tensor, recompute: bool, gate: str, context: str, needs: bool
-) -> bool:
-    on_kernels = x.is_cuda or triton_kernels.INTERPRETED
-    if context == TRACED or not on_kernels:  # a traced number of rows may be a symbol
-        return context == TRACED and (needs or on_kernels)
-    d, d_in = w_l.shape
-    sizes = x.numel() // d_in, d_in, d, w_p.shape[0], x.dtype, x.device
-    return is_packed(Call(*sizes, recompute=recompute, gate=gate), needs)
-
-
 def is_packed(call: Call, needs_gradients: bool) -> bool:
     """Whether both weights are copied together, for whatever takes them packed."""
     on_kernels = call.device.type == "cuda" or triton_kernels.INTERPRETED
-    if call.context == TRACED:
+    if call.context == TRACED:  # a traced number of rows may be a symbol: it is not asked
         return needs_gradients or on_kernels
     if not on_kernels or triton_kernels.refusal(call):
         return False
