@@ -68,10 +68,7 @@ def _contest(
         return _measure(*how)
     all_of_them: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(processes):
-        with (
-            _environment(_ALONE | (_KEEP if keep_memory else {})),
-            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
-        ):
+        with process_of_its_own(keep_memory) as process:
             for name, durations in process.submit(_measure, *how).result().items():
                 all_of_them[name] += durations
     return all_of_them
@@ -85,6 +82,16 @@ def _measure(
     device: str,
 ) -> dict[str, list[float]]:
     return take_turns(make(*arguments), seconds, least_rounds, stopwatch(device))
+
+
+@contextmanager
+def process_of_its_own(keep_memory: bool = True) -> Iterator[ProcessPoolExecutor]:
+    """A new process for a contest, in which malloc keeps what is freed."""
+    with (
+        _environment(_ALONE | (_KEEP if keep_memory else {})),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+    ):
+        yield process
 
 
 @contextmanager

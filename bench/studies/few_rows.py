@@ -1,40 +1,43 @@
 """A fused MLP of two weights beside the same module unfused, from one row up: eager over ours.
 
-    python -m bench.studies.few_rows [--out bench/results/few_rows.json]
+    python -m bench.studies.few_rows
 
 CPU time of one thread, calls in turns, medians and quartiles of the ratio; with and without
-gradients. And what the guard of a fused call takes, beside reading the weights as modules do.
+gradients. All three contestants share their weights: ours, the module unfused, and a copy of that
+one, whose ratio shows what mere chance does. malloc keeps what is freed: with its defaults the
+gradients' pages are new at every call, which took as long as the work, in some calls and not in
+others. And what the guard of a fused call takes, beside reading the weights as modules do. Results
+go to bench/results/few_rows.json.
 """
 
-import argparse
 import copy
-import json
 import statistics
 import time
 import timeit
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.measure.environment import environment
+from bench.measure.environment import write_result
+from bench.measure.turns import process_of_its_own
 from bilinear import fuse
 from bilinear.layer.guard import guard
 
 SIZES = [(1, 256, 688), (4, 256, 688), (16, 256, 688), (64, 256, 688), (1, 1024, 2752)]
-TURNS = 41
+TURNS = 121
 
 
 class Gated(nn.Module):
     """The MLP of Llama-family models."""
 
-    def __init__(self, d_in: int, d: int) -> None:
+    def __init__(self, d_in: int, d: int, act_fn: nn.Module | None = None) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(d_in, d, bias=False)
         self.up_proj = nn.Linear(d_in, d, bias=False)
-        self.down_proj, self.act_fn = nn.Linear(d, d_in, bias=False), nn.SiLU()
+        self.down_proj = nn.Linear(d, d_in, bias=False)
+        self.act_fn = nn.SiLU() if act_fn is None else act_fn
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -58,17 +61,25 @@ def seconds(run: Callable[[], Any], calls: int) -> float:
 
 
 def contest(rows: int, d_in: int, d: int, trains: bool) -> dict[str, Any]:
+    torch.set_num_threads(1)
     plain = Gated(d_in, d)
-    fused = copy.deepcopy(plain)
+    again, fused = (copy.deepcopy(plain, {id(p): p for p in plain.parameters()}) for _ in range(2))
     fuse(fused, strict=True)
     x = torch.randn(rows, d_in, requires_grad=trains)
-    theirs, ours = step(plain, x, trains), step(fused, x, trains)
-    calls = max(1, int(2e-3 / seconds(theirs, 3)))
-    seconds(ours, 3)
-    pairs = [(seconds(theirs, calls), seconds(ours, calls)) for _ in range(TURNS)]
-    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-    size = {"rows": rows, "d_in": d_in, "d": d, "trains": trains}
-    return {**size, "eager_over_ours": middle, "quartiles": [low, high]}
+    models = {"eager": plain, "ours": fused, "a copy": again}
+    runs = {name: step(model, x, trains) for name, model in models.items()}
+    calls = max(1, int(2e-3 / seconds(runs["eager"], 20)))
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(TURNS):
+        first = turn % len(runs)
+        for name in [*runs][first:] + [*runs][:first]:
+            taken[name].append(seconds(runs[name], calls))
+    found: dict[str, Any] = {"rows": rows, "d_in": d_in, "d": d, "trains": trains}
+    for name in ("ours", "a copy"):
+        ratios = [a / b for a, b in zip(taken["eager"], taken[name], strict=True)]
+        low, middle, high = (round(q, 3) for q in statistics.quantiles(ratios, n=4))
+        found[f"eager over {name}"] = {"median": middle, "quartiles": [low, high]}
+    return found
 
 
 def guard_seconds() -> dict[str, float]:
@@ -93,16 +104,17 @@ def guard_seconds() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/few_rows.json"))
-    out = parser.parse_args().out
-    torch.set_num_threads(1)
-    found = [contest(*size, trains) for size in SIZES for trains in (False, True)]
-    result = {"command": "python -m bench.studies.few_rows", "environment": environment()}
-    out.write_text(json.dumps({**result, "seconds": guard_seconds(), "contests": found}, indent=1))
+    with process_of_its_own() as process:
+        jobs = [
+            process.submit(contest, *size, trains) for size in SIZES for trains in (False, True)
+        ]
+        found = [job.result() for job in jobs]
+        times = process.submit(guard_seconds).result()
+    command = "python -m bench.studies.few_rows"
+    write_result("few_rows", {"command": command, "seconds": times, "contests": found})
     for one in found:
-        print(one)
-    print(guard_seconds())
+        print(*one.values())
+    print(times)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from bilinear.layer.fused_modules import Fused, FusedBilinear, FusedMLP, w_l_of,
 from bilinear.layer.gates import gate_name
 from bilinear.layer.modules import Bilinear, BilinearMLP
 from bilinear.layer.select import IMPLEMENTATIONS, precision, select
-from bilinear.layer.two_weights import detail, is_few, is_packed
+from bilinear.layer.two_weights import detail, is_compiled, is_few, is_packed
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def _own_forwards(model: nn.Module) -> list[Choice]:
 def _choice(name: str, call: Call, direction: str, two_weights: bool) -> Choice:
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
     # Asked of a call that gradients are taken of, as training makes it.
-    if two_weights and not is_packed(call, needs_gradients=True):
+    packs = is_packed(call, needs_gradients=True) or is_compiled(call)
+    if two_weights and (is_few(call) or not packs):
         return Choice(name, op, *_apart(call), detail(call, needs_gradients=True))
     chosen = select(call)
     refusals = [i.refusal(call) for i in IMPLEMENTATIONS[: IMPLEMENTATIONS.index(chosen)]]

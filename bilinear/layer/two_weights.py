@@ -4,8 +4,9 @@
 
 Two matmuls take the place of one over [W_l; W_r], which would be copied together at every call: on
 few rows, as text is generated, that costs more than the matmul. They are packed only for operators
-that a compiler is to see whole, and for Triton's kernels where these save more traffic than the
-copy makes. On few rows torch's own operations are called one by one: nothing else costs as little.
+that a compiler is to see whole, for Triton's kernels where these save more traffic than the copy
+makes, and for the compiled CPU layer on many rows. On few rows torch's own operations are called
+one by one: nothing else costs as little.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer import eager, triton_kernels
+from bilinear.layer import eager, native, triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
 from bilinear.layer.context import are_plain, autocast, context_of, context_of_gradient
 from bilinear.layer.functional import bilinear_mlp
@@ -22,6 +23,9 @@ from bilinear.layer.gates import GATES, product
 
 # Up to so many elements of h what is saved weighs less than a Function takes.
 FEW = 2**16
+# From so many rows the compiled CPU layer gains more than two copies of the weights cost, one each
+# way: between them the copy is not kept.
+MANY_ROWS = 512
 # (L, R), or ([L, R],).
 Halves = tuple[Tensor, ...]
 
@@ -53,14 +57,19 @@ def gated_mlp(
     d, d_in = w_l.shape
     sizes = x.numel() // max(d_in, 1), d_in, d, w_p.shape[0]
     call = Call(*sizes, x.dtype, x.device, recompute=recompute, gate=gate, context=context)
-    if context != TRANSFORMED and is_packed(call, needs):
-        bias = None if b_l is None or b_r is None else torch.cat((b_l, b_r))
-        packed = torch.cat((w_l, w_r))
+    if is_packed(call, needs):
+        packed, bias = _packed(w_l, b_l, w_r, b_r)
         return bilinear_mlp(x, packed, w_p, bias, b_p=b_p, recompute=recompute, gate=gate)
     x, w_l, b_l, w_r, b_r, w_p, b_p = given if plain else autocast(*given)
+    call = call._replace(dtype=x.dtype)
     if context == PLAIN and needs:
-        out: Tensor = TwoWeights.apply(x, w_l, b_l, w_r, b_r, w_p, b_p, recompute, gate)
+        out: Tensor = TwoWeights.apply(x, w_l, b_l, w_r, b_r, w_p, b_p, call)
         return out
+    if is_compiled(call):
+        packed, bias = _packed(w_l, b_l, w_r, b_r)
+        rows = x.reshape(-1, d_in)
+        out, _ = native.forward(call, rows, packed, bias, w_p, b_p, save_preact=False)
+        return out.view(*x.shape[:-1], out.shape[1])
     left, right = F.linear(x, w_l, b_l), F.linear(x, w_r, b_r)
     traced = needs or context != PLAIN
     h = product(left, right, gate) if traced else _h((left, right), gate, into_left=True)
@@ -72,7 +81,7 @@ def is_packed(call: Call, needs_gradients: bool) -> bool:
     on_kernels = call.device.type == "cuda" or triton_kernels.INTERPRETED
     if call.context == TRACED:  # a traced number of rows may be a symbol: it is not asked
         return needs_gradients or on_kernels
-    if not on_kernels or triton_kernels.refusal(call):
+    if call.context == TRANSFORMED or not on_kernels or triton_kernels.refusal(call):
         return False
     copied, saved = _traffic(call, needs_gradients)
     return copied < saved
@@ -81,6 +90,19 @@ def is_packed(call: Call, needs_gradients: bool) -> bool:
 def is_few(call: Call) -> bool:
     """Whether a call is made of torch's own operations, one by one."""
     return call.context == PLAIN and not call.recompute and call.m * call.d <= FEW
+
+
+def is_compiled(call: Call) -> bool:
+    """Whether a call that is not few runs in the compiled CPU layer, by a copy for each way."""
+    return call.context == PLAIN and call.m >= MANY_ROWS and not native.refusal(call)
+
+
+def _packed(
+    w_l: Tensor, b_l: Tensor | None, w_r: Tensor, b_r: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(weight (2d, d_in), bias (2d,)): copies."""
+    bias = None if b_l is None or b_r is None else torch.cat((b_l, b_r))
+    return torch.cat((w_l, w_r)), bias
 
 
 def _traffic(call: Call, needs_gradients: bool) -> tuple[int, int]:
@@ -104,6 +126,8 @@ def detail(call: Call, needs_gradients: bool) -> str:
         return "W_l and W_r are packed at every call, a copy of both"
     if is_few(call):
         return f"torch's own operations, one by one: h has at most {FEW} elements"
+    if is_compiled(call):
+        return "W_l and W_r are packed each way, a copy of both that is not kept between the two"
     if call.context == PLAIN and (call.device.type == "cuda" or triton_kernels.INTERPRETED):
         copied, saved = (n * call.dtype.itemsize / 1e6 for n in _traffic(call, needs_gradients))
         cost = f"the copy moves {copied:.3g} MB, and would save {saved:.3g} MB"
@@ -156,30 +180,45 @@ class TwoWeights(torch.autograd.Function):
         b_r: Tensor | None,
         w_p: Tensor,
         b_p: Tensor | None,
-        recompute: bool,
-        gate: str,
+        call: Call,
     ) -> Tensor:
         """Out (…, d_out)."""
         rows = x.reshape(-1, x.shape[-1])
-        halves = _halves(rows, w_l, b_l, w_r, b_r)
-        ctx.save_for_backward(x, w_l, b_l, w_r, b_r, w_p, *(() if recompute else halves))
-        ctx.gate = gate
-        h = _h(halves, gate, into_left=recompute)
-        return F.linear(h, w_p, b_p).view(*x.shape[:-1], w_p.shape[0])
+        ctx.call, ctx.compiled, saved = call, is_compiled(call), not call.recompute
+        halves: Halves
+        if ctx.compiled:
+            packed = _packed(w_l, b_l, w_r, b_r)
+            out, preact = native.forward(call, rows, *packed, w_p, b_p, save_preact=saved)
+            halves = () if preact is None else (preact,)
+        else:
+            halves = _halves(rows, w_l, b_l, w_r, b_r)
+            out = F.linear(_h(halves, call.gate, into_left=not saved), w_p, b_p)
+        ctx.save_for_backward(x, w_l, b_l, w_r, b_r, w_p, *(halves if saved else ()))
+        return out.view(*x.shape[:-1], w_p.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of forward's arguments, in their order."""
         x, w_l, b_l, w_r, b_r, w_p, *halves = ctx.saved_tensors
-        needs, gate = ctx.needs_input_grad, ctx.gate
+        needs, gate = ctx.needs_input_grad, ctx.call.gate
         rows = x.reshape(-1, x.shape[-1])
         dout = grad_outputs[0].reshape(-1, w_p.shape[0])
-        if context_of_gradient(grad_outputs[0]) == TRANSFORMED:
-            packed = torch.cat((w_l, w_r)), None if b_l is None else torch.cat((b_l, b_r))
-            dx, dweight, dbias, dw_p, db_p = _differentiable(dout, rows, *packed, w_p, gate)
-            dw_l, dw_r = dweight.chunk(2)
-            db_l, db_r = (None, None) if b_l is None else dbias.chunk(2)
-            return dx.view(x.shape), dw_l, db_l, dw_r, db_r, dw_p, db_p, None, None
+        context = context_of_gradient(grad_outputs[0])
+        if context == TRANSFORMED or (context == PLAIN and ctx.compiled):
+            packed = _packed(w_l, b_l, w_r, b_r)
+            if context == TRANSFORMED:
+                found = _differentiable(dout, rows, *packed, w_p, gate)
+            else:
+                some = needs[0], needs[1] or needs[3], needs[2] or needs[4], needs[5], needs[6]
+                preact = halves.pop() if halves else None
+                found = native.backward(ctx.call, dout, rows, *packed, w_p, preact, some)
+            dx, dweight, dbias, dw_p, db_p = found
+            dx = None if dx is None else dx.view(x.shape)
+            dw_l, dw_r = (None, None) if dweight is None else dweight.chunk(2)
+            db_l, db_r = (None, None) if dbias is None or b_l is None else dbias.chunk(2)
+            return dx, dw_l, db_l, dw_r, db_r, dw_p, db_p, None
+        if ctx.compiled and halves:  # a compiler watches this backward
+            halves = halves[0].chunk(2, 1)
         halves = tuple(halves) or _halves(rows, w_l, b_l, w_r, b_r)
         db_p = dout.sum(0) if needs[6] else None
         dw_p = dout.t() @ _h(halves, gate) if needs[5] else None
@@ -193,7 +232,7 @@ class TwoWeights(torch.autograd.Function):
             db_r = dright.sum(0) if needs[4] else None
             if needs[0]:
                 dx = torch.addmm(dleft @ w_l, dright, w_r).view(x.shape)
-        return dx, dw_l, db_l, dw_r, db_r, dw_p, db_p, None, None
+        return dx, dw_l, db_l, dw_r, db_r, dw_p, db_p, None
 
 
 def _differentiable(

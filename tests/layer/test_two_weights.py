@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilinear import explain, fuse
+from bilinear.functional import bilinear_mlp
 from bilinear.layer.context import is_undisturbed
 from bilinear.layer.gates import GATES
 from bilinear.layer.two_weights import gated_mlp
@@ -69,10 +70,18 @@ def gradients(out: Tensor, given: list[Tensor | None], dout: Tensor) -> list[Ten
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("leading", [(), (7,), (0,), (2, 3)])
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_it_is_the_composition(
-    gate: str, bias: bool, leading: tuple[int, ...], recompute: bool
+    gate: str,
+    bias: bool,
+    leading: tuple[int, ...],
+    recompute: bool,
+    dtype: torch.dtype,
+    paths: Callable[..., None],
 ) -> None:
-    given = arguments(*leading, bias=bias)
+    """float32 in the compiled layer, as on many rows."""
+    paths(few=0, many=0)
+    given = arguments(*leading, bias=bias, dtype=dtype)
     want = plain(*given, gate=gate)
     dout = torch.randn_like(want)
     got = ours(*given, gate=gate, recompute=recompute)
@@ -85,9 +94,11 @@ def test_it_is_the_composition(
     assert all(a is None or torch.equal(a, b) for a, b in zip(given, before, strict=True))  # type: ignore[arg-type]
 
 
-def test_gradients_nobody_asked_for() -> None:
-    everything = arguments(5)
-    dout = torch.randn(5, 4, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_nobody_asked_for(dtype: torch.dtype, paths: Callable[..., None]) -> None:
+    paths(few=0, many=0)
+    everything = arguments(5, dtype=dtype)
+    dout = torch.randn(5, 4, dtype=dtype)
     for subset in itertools.product([False, True], repeat=7):
         given = [
             None if t is None else t.detach().requires_grad_(need)
@@ -115,9 +126,11 @@ def test_second_derivatives_and_transforms(gate: str) -> None:
         torch.testing.assert_close(transformed(ours), transformed(plain))
 
 
+@pytest.mark.parametrize("many", [0, 65])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_what_is_saved(recompute: bool) -> None:
+def test_what_is_saved(recompute: bool, many: int, paths: Callable[..., None]) -> None:
     """x, L and R; x alone with `recompute`; no packed copy of the weights."""
+    paths(few=0, many=many)
     given = arguments(64, dtype=torch.float32)
     sizes: dict[int, int] = {}
 
@@ -150,8 +163,12 @@ def test_autocast_and_half_precision() -> None:
         assert (a.double() - c).norm() <= 1.1 * (b.double() - c).norm() + 0.5 * spacing
 
 
-def test_a_retained_graph_gives_the_same_bits() -> None:
-    given = arguments(9)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_retained_graph_gives_the_same_bits(
+    dtype: torch.dtype, paths: Callable[..., None]
+) -> None:
+    paths(few=0, many=0)
+    given = arguments(9, dtype=dtype)
     loss = ours(*given).square().sum()
     first, second = (torch.autograd.grad(loss, given, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -167,9 +184,13 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def test_explain_says_which_way_the_weights_are_taken() -> None:
+def test_explain_says_which_way_the_weights_are_taken(paths: Callable[..., None]) -> None:
     model = GatedMLP()
     fuse(model, strict=True)
+    told = explain(model).choices
+    assert [choice.implementation for choice in told] == ["native", "native"]
+    assert all("a copy of both that is not kept" in choice.reason for choice in told)
+    paths(few=0, compiled=False)
     told = explain(model).choices
     assert [choice.implementation for choice in told] == ["matmuls", "matmuls"]
     assert all("W_l and W_r take a matmul each" in choice.reason for choice in told)
@@ -213,7 +234,23 @@ def test_few_rows_run_torchs_own_operations(paths: Callable[..., None]) -> None:
     assert type(got.grad_fn).__name__ == "AddmmBackward0"
     assert "one by one: h has at most" in str(explain(model, rows=3))
     assert type(model(torch.randn(20_000, 6)).grad_fn).__name__ == "TwoWeightsBackward"
-    assert "a matmul each" in str(explain(model, rows=20_000))
+    assert "packed each way" in str(explain(model, rows=20_000))
     fused = GatedMLP()
     fuse(fused, recompute=True, strict=True)
     assert type(fused(x).grad_fn).__name__ == "TwoWeightsBackward"
+
+
+def test_many_rows_run_in_the_compiled_layer(paths: Callable[..., None]) -> None:
+    """The same bits as with packed weights; a backward to be differentiated follows torch's."""
+    paths(few=0, many=8)
+    given = arguments(3, 4, dtype=torch.float32)
+    x, w_l, w_r, b_l, b_r, w_p, b_p = given
+    packed, bias = torch.cat((w_l, w_r)), torch.cat((b_l, b_r))  # type: ignore[arg-type]
+    want = bilinear_mlp(x, packed, w_p, bias, b_p, gate="silu")  # type: ignore[arg-type]
+    dout = torch.randn_like(want)
+    got = ours(*given)
+    for a, b in zip(gradients(got, given, dout), gradients(want, given, dout), strict=True):
+        assert torch.equal(a, b)
+    both = [torch.autograd.grad(f(*given).sum(), given, create_graph=True) for f in (ours, plain)]
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b)
