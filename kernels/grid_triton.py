@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .dispatch import device_class
 from .grid_device import grid_run_kernel, grid_step_kernel, grid_update_kernel
-from .launch import launch
+from .launch import Start, launch
 from .tiles import Tile, blocks
 
 # What each precision makes of a product of float32 matrices on tensor cores: sums of products of
@@ -186,13 +186,13 @@ class TritonGrid:
             self._weights, self._moment1, self._moment2, self._gradient, self.counters,
             self.history, models, self._split_of, self._keys, self._trained, self._pairs,
             self._schedule, self._hyper,
+        )  # fmt: skip
+        numbers = (
             r.n_train, r.batch, half_bits, quantum, r.steps, r.eval_every, r.hold,
             int(r.goal_is_val),
         )  # fmt: skip
-        launch(
-            grid_run_kernel, (len(models),), args, self._tile,
-            **self._constants(), BLOCK=_BLOCK, MINIBATCH=r.batch > 0,
-        )  # fmt: skip
+        constants = self._constants() | {"BLOCK": _BLOCK, "MINIBATCH": r.batch > 0}
+        launch(grid_run_kernel, Start((len(models),), self._tile, numbers, constants), args)
 
     def step(self, models: Tensor) -> None:
         """Take one full-batch step with each of `models` (n,) int32, in two launches."""
@@ -202,19 +202,18 @@ class TritonGrid:
         n = len(models)
         args = (
             self._weights, self._gradient, self._sums, self.counters, models, self._split_of,
-            self._trained, r.n_train, r.steps, r.eval_every,
+            self._trained,
         )  # fmt: skip
-        constants = self._constants()
-        launch(
-            grid_step_kernel, (n, self.chunks), args, self._tile, CHUNKS=self.chunks, **constants
-        )
+        numbers = (r.n_train, r.steps, r.eval_every)
+        constants = self._constants() | {"CHUNKS": self.chunks}
+        launch(grid_step_kernel, Start((n, self.chunks), self._tile, numbers, constants), args)
         update = (
             self._weights, self._moment1, self._moment2, self._gradient, self._sums,
             self.counters, self.history, models, self._split_of, self._schedule, self._hyper,
-            r.n_train, r.steps, r.eval_every, r.hold, int(r.goal_is_val),
         )  # fmt: skip
+        more = (*numbers, r.hold, int(r.goal_is_val))
         sizes = {"p": r.p, "D": self.d, "CHUNKS": self.chunks, "BLOCK": _UPDATE_BLOCK}
-        launch(grid_update_kernel, (n,), update, _UPDATE, **sizes)
+        launch(grid_update_kernel, Start((n,), _UPDATE, more, sizes), update)
 
     def keep_for(self, stream: torch.cuda.Stream) -> None:
         """Give no tensor's memory to others before what is enqueued on `stream` by then has ended.

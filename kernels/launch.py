@@ -1,9 +1,9 @@
 """Start a kernel on its tensors' device, or let a recorder note what would start."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -25,6 +25,21 @@ class Launch:
     tile: Tile
 
 
+class Start(NamedTuple):
+    """All of a launch but its tensors: what follows from their shapes and strides, and is known.
+
+    `numbers` are the arguments after the tensors.
+    """
+
+    grid: tuple[int, ...]
+    tile: Tile
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+# The shapes and strides of a tensor's elements, or None for a tensor that isn't there.
+Place = tuple[Sequence[int], Sequence[int]] | None
+
 _recorder: Callable[[Launch], None] | None = None
 
 
@@ -39,19 +54,17 @@ def recording(recorder: Callable[[Launch], None]) -> Iterator[None]:
         _recorder = previous
 
 
-def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    args: tuple[Any, ...],
-    tile: Tile,
-    **constants: Any,
-) -> None:
-    """Run `kernel` on `grid`; the first argument is a tensor of the device to run on."""
+def launch(kernel: Any, start: Start, tensors: tuple[Tensor | None, ...]) -> None:
+    """Run `kernel` on the device of the first tensor; `tensors` are its first arguments."""
+    grid, tile, numbers, constants = start
     if _recorder is not None:
-        _recorder(Launch(kernel, grid, args, constants, tile))
+        _recorder(Launch(kernel, grid, (*tensors, *numbers), constants, tile))
         return
-    with torch.cuda.device_of(args[0]):
-        kernel[grid](*args, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    with torch.cuda.device_of(tensors[0]):
+        kernel[grid](
+            *tensors, *numbers, **constants,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
 
 
 def arithmetic(dtype: torch.dtype, precision: str) -> dict[str, Any]:
@@ -70,18 +83,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def is_wide(*tensors: Tensor | None) -> bool:
+def is_wide(*places: Place) -> bool:
     """Whether some element lies further than a 32-bit offset from its tensor's first."""
-    return any(t is not None and _is_wide(t) for t in tensors)
+    return any(place is not None and _last_offset(*place) >= 2**31 for place in places)
 
 
-def _is_wide(tensor: Tensor) -> bool:
-    if tensor.is_contiguous():  # the usual case, and quick: this is asked at every launch
-        return tensor.numel() > 2**31
-    return _last_offset(tensor) >= 2**31
+def rows(m: int, columns: int) -> Place:
+    """Shape and strides of a new (m, columns)."""
+    return (m, columns), (columns, 1)
 
 
-def _last_offset(tensor: Tensor) -> int:
-    return sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+def _last_offset(shape: Sequence[int], strides: Sequence[int]) -> int:
+    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

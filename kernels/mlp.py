@@ -7,14 +7,14 @@ Conventions (dtypes, strides, `precision`, `gate`) are those of `dual`.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import dispatch
-from .launch import arithmetic, is_wide, launch
+from .launch import Place, Start, arithmetic, is_wide, launch, rows
 from .mlp_device import (
     mlp_backward_kernel,
     mlp_input_kernel,
@@ -47,22 +47,13 @@ def mlp_forward(
     Right for every size; meant for d and d_out up to about 256 (L and R are formed anew for every
     256 columns of out).
     """
-    (m, d_in), (d_out, d) = x.shape, w_p.shape
-    out = torch.empty((m, d_out), dtype=x.dtype, device=x.device)
-    if m == 0:
+    out = x.new_empty(x.shape[0], w_p.shape[0])
+    if x.shape[0] == 0:
         return out
-    tile = config or dispatch.tile("mlp_forward", m, x.dtype, precision, x.device)
-    tile = tile.fit(d=d, n=d_out, k=d_in)
-    grid = (blocks(m, tile.block_m), blocks(d_out, tile.block_n))
+    start = _start("mlp_forward", _described(None, x, weight, w_p, precision, gate), config)
     bias = bias.contiguous() if bias is not None else None
     b_p = b_p.contiguous() if b_p is not None else None
-    strides = (*x.stride(), *weight.stride(), *w_p.stride())
-    args = (x, weight, bias, w_p, b_p, out, m, d, d_in, d_out, *strides)
-    launch(
-        mlp_kernel, grid, args, tile,
-        **_blocks(tile, d_in), WIDE=is_wide(x, weight, w_p, out), GATE=gate,
-        **arithmetic(x.dtype, precision),
-    )  # fmt: skip
+    launch(mlp_kernel, start, (x, weight, bias, w_p, b_p, out))
     return out
 
 
@@ -87,81 +78,129 @@ def mlp_backward(
     unknown = set(needs) - set(GRADIENTS)
     if unknown:
         raise ValueError(f"needs: expected names among {GRADIENTS}, got {sorted(unknown)}")
-    call = _Backward(
-        dout, x, weight, bias.contiguous() if bias is not None else None, w_p, precision,
-        dict(config or {}), gate,
-    )  # fmt: skip
     if x.shape[0] == 0:
-        return {name: _zeros(name, call) for name in needs}
+        return {name: _zeros(name, x, w_p) for name in needs}
+    call = _Backward(
+        _described(dout, x, weight, w_p, precision, gate), dout, x, weight,
+        bias.contiguous() if bias is not None else None, w_p, config or {},
+    )  # fmt: skip
     wanted = set(needs) - {"b_p"}
-    grads = call.in_one_pass(wanted) if call.fits_one_pass() else call.by_gradient(wanted)
+    one_pass = _fits_one_pass(call.of, call.config.get("mlp_backward"))
+    grads = call.in_one_pass(wanted) if one_pass else call.by_gradient(wanted)
     if "b_p" in needs:
         grads["b_p"] = dout.sum(0)
     return {name: grads[name] for name in needs}
 
 
-@dataclass(frozen=True)
-class _Backward:
+class _Described(NamedTuple):
+    """All of a call but its tensors: what its launches follow from. Strides of none are empty."""
+
+    m: int
+    d: int
+    d_in: int
+    d_out: int
+    dout: tuple[int, ...]
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    w_p: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    precision: str
+    gate: str
+
+
+def _described(
+    dout: Tensor | None, x: Tensor, weight: Tensor, w_p: Tensor, precision: str, gate: str
+) -> _Described:
+    (m, d_in), (d_out, d) = x.shape, w_p.shape
+    return _Described(
+        m, d, d_in, d_out, () if dout is None else dout.stride(), x.stride(), weight.stride(),
+        w_p.stride(), x.dtype, x.device, precision, gate,
+    )  # fmt: skip
+
+
+@lru_cache(4096)
+def _fits_one_pass(of: _Described, config: Tile | None) -> bool:
+    """Whether one program's tile covers all of d, d_in and d_out."""
+    tile = config or dispatch.tile("mlp_backward", of.m, of.dtype, of.precision, of.device)
+    return of.d <= tile.block_d and of.d_in <= tile.block_k and of.d_out <= tile.block_n
+
+
+@lru_cache(4096)
+def _start(kernel: str, of: _Described, config: Tile | None) -> Start:
+    """How one of the kernels starts; the grid of one that sums over rows ends with the shares."""
+    m, d, d_in, d_out = of[:4]
+    tile = config or dispatch.tile(kernel, m, of.dtype, of.precision, of.device)
+    most = max(d_in, d_out)
+    columns, depth = {
+        "mlp_forward": (d_out, d_in),
+        "mlp_backward": (d_out, d_in),
+        "mlp_backward_input": (d_in, most),
+        "mlp_backward_weight": (d_in, most),
+        "mlp_backward_projection": (d_out, d_in),
+    }[kernel]
+    tile = tile.fit(d=d, n=columns, k=depth)
+    numbers: tuple[int, ...] = (m, d, d_in, d_out)
+    grid: tuple[int, ...] = (blocks(m, tile.block_m), blocks(columns, tile.block_n))
+    if kernel not in ("mlp_forward", "mlp_backward_input"):
+        is_one_pass = kernel == "mlp_backward"
+        tiles = 1 if is_one_pass else blocks(d, tile.block_d) * grid[1]
+        splits, chunk = split_rows(m, tiles, tile.block_m)
+        grid = (splits,) if is_one_pass else (tiles, splits)
+        numbers = (*numbers, chunk)
+    strides = (*of.dout, *of.x, *of.weight)
+    strides += () if kernel == "mlp_backward_projection" else of.w_p
+    places: tuple[Place, ...] = (
+        ((m, d_out), of.dout) if of.dout else None, ((m, d_in), of.x),
+        ((2 * d, d_in), of.weight), ((d_out, d), of.w_p), rows(m, max(d_in, d_out)),
+    )  # fmt: skip
+    constants = {
+        "BM": tile.block_m, "BD": tile.block_d, "BN": tile.block_n, "BK": tile.block_k,
+        "WIDE": is_wide(*places), "GATE": of.gate, **arithmetic(of.dtype, of.precision),
+    }  # fmt: skip
+    if kernel != "mlp_backward":
+        constants["EVEN_K"] = d_in % tile.block_k == 0
+    return Start(grid, tile, (*numbers, *strides), constants)
+
+
+class _Backward(NamedTuple):
     """The tensors of one backward call; its methods launch the kernels."""
 
+    of: _Described
     dout: Tensor
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     w_p: Tensor
-    precision: str
-    config: dict[str, Tile]
-    gate: str
+    config: Mapping[str, Tile]
 
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """(m, d, d_in, d_out), the order the kernels take them in."""
-        return self.x.shape[0], self.w_p.shape[1], self.x.shape[1], self.w_p.shape[0]
-
-    def tile(self, name: str) -> Tile:
-        """The tile of one kernel: the caller's, or the table's."""
-        found = self.config.get(name)
-        return found or dispatch.tile(
-            name, self.x.shape[0], self.x.dtype, self.precision, self.x.device
-        )
-
-    def fits_one_pass(self) -> bool:
-        """Whether one program's tile covers all of d, d_in and d_out."""
-        _, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward")
-        return d <= tile.block_d and d_in <= tile.block_k and d_out <= tile.block_n
+    def start(self, kernel: str) -> Start:
+        """How one kernel starts, on the caller's tile or the table's."""
+        return _start(kernel, self.of, self.config.get(kernel))
 
     def in_one_pass(self, wanted: set[str]) -> dict[str, Tensor]:
         """Gradients named in `wanted` from `mlp_backward_kernel`."""
         if not wanted:
             return {}
-        m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward").fit(d=d, n=d_out, k=d_in)
-        splits, chunk = split_rows(m, 1, tile.block_m)
-        dx = torch.empty((m, d_in), dtype=self.x.dtype, device=self.x.device)
-        sums = {
-            "weight": shares(splits, (2 * d, d_in), self.x),
-            "bias": shares(splits, (2 * d,), self.x),
-            "w_p": shares(splits, (d_out, d), self.x),
-        }
+        m, d, d_in, d_out = self.of[:4]
+        start, x = self.start("mlp_backward"), self.x
+        (splits,) = start.grid
+        dx = x.new_empty(m, d_in) if "x" in wanted else None
+        sums = {}
         # A bias gradient comes with the weight's: dL and dR are at hand there.
-        with_weight = bool(wanted & {"weight", "bias"})
-        args = (
-            self.dout, self.x, self.weight, self.bias, self.w_p,
-            dx if "x" in wanted else None,
-            sums["weight"] if with_weight else None,
-            sums["bias"] if "bias" in wanted else None,
-            sums["w_p"] if "w_p" in wanted else None,
-            m, d, d_in, d_out, chunk, *self._strides(), *self.w_p.stride(),
-        )  # fmt: skip
+        if "weight" in wanted or "bias" in wanted:
+            sums["weight"] = shares(splits, (2 * d, d_in), x)
+        if "bias" in wanted:
+            sums["bias"] = shares(splits, (2 * d,), x)
+        if "w_p" in wanted:
+            sums["w_p"] = shares(splits, (d_out, d), x)
         launch(
-            mlp_backward_kernel, (splits,), args, tile,
-            BM=tile.block_m, BD=tile.block_d, BK=tile.block_k, BN=tile.block_n,
-            WIDE=is_wide(self.dout, self.x, self.weight, self.w_p, dx), GATE=self.gate,
-            **arithmetic(self.x.dtype, self.precision),
+            mlp_backward_kernel, start,
+            (self.dout, x, self.weight, self.bias, self.w_p, dx,
+             sums.get("weight"), sums.get("bias"), sums.get("w_p")),
         )  # fmt: skip
-        grads = {k: add_shares(v, self.x.dtype) for k, v in sums.items() if k in wanted}
-        return grads | ({"x": dx} if "x" in wanted else {})
+        grads = {name: add_shares(sums[name], x.dtype) for name in sums if name in wanted}
+        return grads if dx is None else grads | {"x": dx}
 
     def by_gradient(self, wanted: set[str]) -> dict[str, Tensor]:
         """Gradients named in `wanted`: a kernel for dx, one for dweight and dbias, one for dW_p."""
@@ -175,72 +214,32 @@ class _Backward:
         return grads
 
     def _input(self) -> Tensor:
-        m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward_input").fit(d=d, n=d_in, k=max(d_in, d_out))
-        dx = torch.empty((m, d_in), dtype=self.x.dtype, device=self.x.device)
-        args = (
-            self.dout, self.x, self.weight, self.bias, self.w_p, dx, *self.sizes,
-            *self._strides(), *self.w_p.stride(),
-        )  # fmt: skip
-        grid = (blocks(m, tile.block_m), blocks(d_in, tile.block_n))
-        self._launch(mlp_input_kernel, grid, args, tile)
+        dx = self.x.new_empty(self.of.m, self.of.d_in)
+        tensors = (self.dout, self.x, self.weight, self.bias, self.w_p, dx)
+        launch(mlp_input_kernel, self.start("mlp_backward_input"), tensors)
         return dx
 
     def _weight(self, with_bias: bool) -> dict[str, Tensor]:
-        m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward_weight").fit(d=d, n=d_in, k=max(d_in, d_out))
-        programs = blocks(d, tile.block_d) * blocks(d_in, tile.block_n)
-        splits, chunk = split_rows(m, programs, tile.block_m)
-        partial = shares(splits, (2 * d, d_in), self.x)
-        bias_partial = shares(splits, (2 * d,), self.x) if with_bias else None
-        args = (
-            self.dout, self.x, self.weight, self.bias, self.w_p, partial, bias_partial,
-            *self.sizes, chunk, *self._strides(), *self.w_p.stride(),
+        start, d = self.start("mlp_backward_weight"), self.of.d
+        partial = shares(start.grid[1], (2 * d, self.of.d_in), self.x)
+        bias_partial = shares(start.grid[1], (2 * d,), self.x) if with_bias else None
+        launch(
+            mlp_weight_kernel, start,
+            (self.dout, self.x, self.weight, self.bias, self.w_p, partial, bias_partial),
         )  # fmt: skip
-        self._launch(mlp_weight_kernel, (programs, splits), args, tile)
         grads = {"weight": add_shares(partial, self.x.dtype)}
         if bias_partial is not None:
             grads["bias"] = add_shares(bias_partial, self.x.dtype)
         return grads
 
     def _projection(self) -> Tensor:
-        m, d, d_in, d_out = self.sizes
-        tile = self.tile("mlp_backward_projection").fit(d=d, n=d_out, k=d_in)
-        programs = blocks(d, tile.block_d) * blocks(d_out, tile.block_n)
-        splits, chunk = split_rows(m, programs, tile.block_m)
-        partial = shares(splits, (d_out, d), self.x)
-        args = (
-            self.dout, self.x, self.weight, self.bias, partial,
-            *self.sizes, chunk, *self._strides(),
-        )  # fmt: skip
-        self._launch(mlp_projection_kernel, (programs, splits), args, tile)
+        start = self.start("mlp_backward_projection")
+        partial = shares(start.grid[1], (self.of.d_out, self.of.d), self.x)
+        launch(mlp_projection_kernel, start, (self.dout, self.x, self.weight, self.bias, partial))
         return add_shares(partial, self.x.dtype)
 
-    def _strides(self) -> tuple[int, ...]:
-        return (*self.dout.stride(), *self.x.stride(), *self.weight.stride())
 
-    def _launch(
-        self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], tile: Tile
-    ) -> None:
-        wide = is_wide(self.dout, self.x, self.weight, self.w_p) or self.x.numel() >= 2**31
-        launch(
-            kernel, grid, args, tile,
-            **_blocks(tile, self.x.shape[1]), WIDE=wide, GATE=self.gate,
-            **arithmetic(self.x.dtype, self.precision),
-        )  # fmt: skip
-
-
-def _blocks(tile: Tile, d_in: int) -> dict[str, Any]:
-    return {
-        "BM": tile.block_m,
-        "BD": tile.block_d,
-        "BN": tile.block_n,
-        "BK": tile.block_k,
-        "EVEN_K": d_in % tile.block_k == 0,
-    }
-
-
-def _zeros(name: str, call: _Backward) -> Tensor:
-    m, d, d_in, d_out = call.sizes
-    shape = {"x": (m, d_in), "weight": (2 * d, d_in), "bias": (2 * d,), "w_p": (d_out, d)}
-    return call.x.new_zeros(shape.get(name, (d_out,)))
+def _zeros(name: str, x: Tensor, w_p: Tensor) -> Tensor:
+    (d_out, d), d_in = w_p.shape, x.shape[1]
+    shape = {"x": (0, d_in), "weight": (2 * d, d_in), "bias": (2 * d,), "w_p": (d_out, d)}
+    return x.new_zeros(shape.get(name, (d_out,)))

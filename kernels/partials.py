@@ -5,12 +5,14 @@ Neither atomics nor the device decide the order, so the same inputs give the sam
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import accumulator, launch
+from .launch import Start, accumulator, launch
 from .tiles import Tile, blocks
 
 # Programs worth having in flight at once, about one a multiprocessor: more would only be more
@@ -35,7 +37,7 @@ def split_rows(m: int, programs: int, block_m: int) -> tuple[int, int]:
 def shares(splits: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Room for `splits` shares of a gradient of `shape`; a lone share is the gradient itself."""
     dtype = like.dtype if splits == 1 else accumulator(like.dtype)
-    return torch.empty((splits, *shape), dtype=dtype, device=like.device)
+    return like.new_empty((splits, *shape), dtype=dtype)
 
 
 def add_shares(partial: Tensor, dtype: torch.dtype) -> Tensor:
@@ -43,13 +45,17 @@ def add_shares(partial: Tensor, dtype: torch.dtype) -> Tensor:
     splits = partial.shape[0]
     if splits == 1:
         return partial[0]
-    total = torch.empty(partial.shape[1:], dtype=dtype, device=partial.device)
-    size = total.numel()
+    total = partial.new_empty(partial.shape[1:], dtype=dtype)
+    launch(add_kernel, _add_start(splits, total.numel()), (partial, total))
+    return total
+
+
+@lru_cache(4096)
+def _add_start(splits: int, size: int) -> Start:
     together = _FEW if splits <= _FEW else _MANY
     block = _AT_ONCE // together
-    args = (partial, total, size, splits)
-    launch(add_kernel, (blocks(size, block),), args, _ADD, TOGETHER=together, BLOCK=block)
-    return total
+    constants = {"TOGETHER": together, "BLOCK": block}
+    return Start((blocks(size, block),), _ADD, (size, splits), constants)
 
 
 @triton.jit(do_not_specialize=["splits"])

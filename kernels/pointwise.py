@@ -8,13 +8,15 @@ for float64) and rounded once. `gate` names g (`gates_device.py`).
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .gates_device import gated, left_gradient, right_gradient
-from .launch import is_wide, launch
+from .launch import Place, Start, is_wide, launch, rows
 from .products import widen
 from .tiles import Tile, blocks
 
@@ -27,7 +29,7 @@ _RUN = Tile(block_m=0, num_warps=4, num_stages=1)
 def product_forward(preact: Tensor, gate: str = "identity") -> Tensor:
     """h = g(L) ∘ R, (M, d), of preact = [L, R], (M, 2d); any strides."""
     m, d = preact.shape[0], preact.shape[1] // 2
-    h = torch.empty((m, d), dtype=preact.dtype, device=preact.device)
+    h = preact.new_empty(m, d)
     _launch(preact, None, h, None, gate)
     return h
 
@@ -36,8 +38,8 @@ def product_backward(
     dh: Tensor, preact: Tensor, gate: str = "identity", *, with_h: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """dpreact = [dL, dR], (M, 2d), of preact (M, 2d) and dh (M, d); `with_h` adds h."""
-    dpreact = torch.empty(preact.shape, dtype=preact.dtype, device=preact.device)
-    h = torch.empty(dh.shape, dtype=preact.dtype, device=preact.device) if with_h else None
+    dpreact = preact.new_empty(preact.shape)
+    h = preact.new_empty(dh.shape) if with_h else None
     _launch(preact, dh, h, dpreact, gate)
     return dpreact, h
 
@@ -45,16 +47,22 @@ def product_backward(
 def _launch(
     preact: Tensor, dh: Tensor | None, h: Tensor | None, dpreact: Tensor | None, gate: str
 ) -> None:
-    m, d = preact.shape[0], preact.shape[1] // 2
-    if m == 0:
+    if preact.shape[0] == 0:
         return
+    of_dh = None if dh is None else (dh.shape, dh.stride())
+    start = _start(preact.shape, preact.stride(), of_dh, gate)
+    launch(product_kernel, start, (preact, dh, h, dpreact))
+
+
+@lru_cache(4096)
+def _start(shape: torch.Size, strides: tuple[int, ...], dh: Place, gate: str) -> Start:
+    m, d = shape[0], shape[1] // 2
     block_d = min(_BLOCK_D, triton.next_power_of_2(d))
     block_m = _BLOCK // block_d
-    grid = (blocks(m, block_m) * blocks(d, block_d),)
-    strides = (*preact.stride(), *(dh.stride() if dh is not None else (0, 0)))
-    wide = is_wide(preact, dh, h, dpreact)
-    args = (preact, dh, h, dpreact, m, d, *strides)
-    launch(product_kernel, grid, args, _RUN, BM=block_m, BD=block_d, WIDE=wide, GATE=gate)
+    numbers = (m, d, *strides, *(dh[1] if dh else (0, 0)))
+    wide = is_wide((shape, strides), dh, rows(m, 2 * d))
+    constants = {"BM": block_m, "BD": block_d, "WIDE": wide, "GATE": gate}
+    return Start((blocks(m, block_m) * blocks(d, block_d),), _RUN, numbers, constants)
 
 
 @triton.jit(do_not_specialize=["m"])

@@ -14,6 +14,8 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (triton_kernels, native, matmuls, 
 # threads, so that a call like an earlier one skips the checks; emptied when it holds so many.
 _MOST_SIGNATURES = 4096
 _get_num_threads = torch.get_num_threads
+# `torch.backends.cuda.matmul.fp32_precision`, without the four questions its getter asks first.
+_fp32_precision = torch._C._get_fp32_precision_getter
 _chosen: dict[object, tuple[Call, Implementation]] = {}
 
 
@@ -92,4 +94,4 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
         return "ieee"
     # The newer of torch's two settings: torch.set_float32_matmul_precision, the older, sets it too.
     # Reading the older raises where only the newer was set.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if _fp32_precision("cuda", "matmul") == "tf32" else "ieee"

@@ -80,6 +80,14 @@ def _new_plan(call: Call, direction: str, saved: bool) -> Detail:
     return Detail(plan.path, plan.config, plan.reason)
 
 
+@cache
+def _launchers() -> tuple[Any, Any, Any]:
+    """Imported at the first call: they import Triton, which takes a second."""
+    from bilinear.kernels import dual, mlp, pointwise
+
+    return dual, mlp, pointwise
+
+
 _known_plan = lru_cache(4096)(_new_plan)
 _capability = cache(torch.cuda.get_device_capability)
 
@@ -95,22 +103,17 @@ def forward(
     save_preact: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
-    from bilinear.kernels import dual, mlp, pointwise
-
+    dual, mlp, pointwise = _launchers()
     how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
-    kernel, tile, _ = _plan(call, "forward")
+    kernel = _plan(call, "forward").kernel
     preact: Tensor | None
     if kernel == "mlp" and w_p is not None and not save_preact:
-        out = mlp.mlp_forward(x, weight, bias, w_p, b_p, config=tile, **how)
-        return out, None
+        return mlp.mlp_forward(x, weight, bias, w_p, b_p, **how), None
     if kernel == "pointwise":
         preact = F.linear(x, weight, bias)
         h = pointwise.product_forward(preact, call.gate)
     else:
-        config = tile if kernel == "dual" else None
-        h, preact = dual.dual_forward(
-            x, weight, bias, config=config, save_preact=save_preact, **how
-        )
+        h, preact = dual.dual_forward(x, weight, bias, save_preact=save_preact, **how)
     out = h if w_p is None else F.linear(h, w_p, b_p)
     return out, preact if save_preact else None
 
@@ -126,13 +129,12 @@ def backward(
     needs: Sequence[bool],
 ) -> Gradients:
     """See `call.Implementation`."""
-    from bilinear.kernels import dual, mlp, pointwise
-
+    dual, mlp, pointwise = _launchers()
     how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
     db_p = dout.sum(0) if needs[4] else None
     if not any(needs[:4]):
         return None, None, None, None, db_p
-    kernel, tile, _ = _plan(call, "backward", saved=preact is not None)
+    kernel = _plan(call, "backward", saved=preact is not None).kernel
     if kernel == "mlp" and w_p is not None and preact is None:
         wanted = [name for name, need in zip(mlp.GRADIENTS[:4], needs, strict=False) if need]
         found = mlp.mlp_backward(dout, x, weight, bias, w_p, needs=wanted, **how)
@@ -146,7 +148,7 @@ def backward(
         return dx, dweight if needs[1] else None, dbias, None, None
     dh = dout if w_p is None else dout @ w_p
     if kernel == "dual" and preact is None:
-        dpreact, h = dual.dual_backward(dh, x, weight, bias, with_h=needs[3], config=tile, **how)
+        dpreact, h = dual.dual_backward(dh, x, weight, bias, with_h=needs[3], **how)
     else:
         preact = F.linear(x, weight, bias) if preact is None else preact
         dpreact, h = pointwise.product_backward(dh, preact, call.gate, with_h=needs[3])

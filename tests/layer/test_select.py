@@ -16,6 +16,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def _settings() -> Iterator[None]:
     yield
+    torch.backends.fp32_precision = "none"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.set_float32_matmul_precision("highest")
 
@@ -31,6 +32,10 @@ def test_precision_follows_both_of_torchs_settings() -> None:
     for newer in ("tf32", "ieee"):
         torch.backends.cuda.matmul.fp32_precision = newer
         assert select.precision(torch.float32, CUDA) == newer
+    for newest in ("tf32", "ieee"):  # for every backend, where "none" leaves it to that
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.backends.fp32_precision = newest
+        assert select.precision(torch.float32, CUDA) == newest
 
 
 @pytest.mark.usefixtures("_settings")

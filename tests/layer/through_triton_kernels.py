@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.studies import host_path
 from bilinear import Bilinear, explain
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.kernels import dispatch, dual, mlp, pointwise
+from bilinear.kernels.launch import recording
 from bilinear.layer import custom_ops, eager, select, triton_kernels
 from bilinear.layer.gates import GATES
 
@@ -185,3 +187,14 @@ def test_saved_on_the_one_kernel_path(path: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         bilinear_mlp(*given)
     assert saved - {0} == ({6} if path == "mlp" else {6, 8})
+
+
+def test_python_beside_the_launches_is_bounded() -> None:
+    """Python calls of ours beyond eager's: what a time would say, and the same on any machine."""
+    most = {"inference": 18, "forward": 23, "forward and backward": 57}
+    with recording(lambda _: None):
+        for size in host_path.SIZES:
+            _, runs = host_path.ways(size)
+            for direction, (theirs, ours) in runs.items():
+                calls = host_path.python_calls(ours) - host_path.python_calls(theirs)
+                assert calls <= most[direction], (size, direction)

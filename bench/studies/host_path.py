@@ -1,0 +1,198 @@
+"""What Python takes for a CUDA call of the layer, beside eager's, without a GPU.
+
+    TRITON_INTERPRET=1 python -m bench.studies.host_path [--out bench/results/host_path.json]
+
+Small float32 tensors on the CPU take the way of CUDA tensors, as under Triton's interpreter, but
+no kernel of ours is run. Torch's own operations, eager's and those between our kernels, do run:
+their arithmetic, on two rows, is in both figures. Left out on both sides is what a driver takes to
+launch, and what a CUDA operation asks of its device and its allocator; of ours alone, what Triton
+does in Python at each launch, which is timed apart (`launch`), with a driver that does nothing.
+
+CPU time of one thread, calls in turns, medians and quartiles. `python_calls` are calls of Python
+functions, counted: the same on any machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import timeit
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.measure.environment import environment
+from bilinear.functional import bilinear, bilinear_mlp
+from bilinear.layer.select import choose
+from bilinear.layer.triton_kernels import detail
+
+Run = Callable[[], Any]
+ROWS, TURNS = 2, 41
+# d_in, d, d_out: a kernel each way; a library matmul and a kernel; likewise for the MLP.
+SIZES = [(16, 16, None), (160, 16, None), (16, 16, 16), (16, 300, 16)]
+
+
+def eager(x: Tensor, weight: Tensor, bias: Tensor, w_p: Tensor | None, b_p: Tensor | None) -> Any:
+    """The layer as one would write it."""
+    left, right = F.linear(x, weight, bias).chunk(2, -1)
+    h = left * right
+    return h if w_p is None else F.linear(h, w_p, b_p)
+
+
+def ours(x: Tensor, weight: Tensor, bias: Tensor, w_p: Tensor | None, b_p: Tensor | None) -> Any:
+    """The same call of the library."""
+    return bilinear(x, weight, bias) if w_p is None else bilinear_mlp(x, weight, w_p, bias, b_p)
+
+
+def ways(size: tuple[int, int, int | None]) -> tuple[list[str], dict[str, tuple[Run, Run]]]:
+    """The kernels a call takes forward and backward; eager and ours by what is asked for."""
+    d_in, d, d_out = size
+    shapes = [(ROWS, d_in), (2 * d, d_in), (2 * d,), (d_out, d), (d_out,)]
+    given = [torch.randn(one, requires_grad=True) if None not in one else None for one in shapes]
+    dout, leaves = torch.randn(ROWS, d_out or d), [one for one in given if one is not None]
+    chosen = choose(*given, False, "identity")  # type: ignore[arg-type]
+    assert chosen is not None
+    kernels = [detail(chosen[0], direction).kernel for direction in ("forward", "backward")]
+
+    def inference(layer: Callable[..., Any]) -> Run:
+        def run() -> None:
+            with torch.no_grad():
+                layer(*given)
+
+        return run
+
+    def forward(layer: Callable[..., Any]) -> Run:
+        return lambda: layer(*given)
+
+    def both(layer: Callable[..., Any]) -> Run:
+        return lambda: torch.autograd.grad(layer(*given), leaves, dout)
+
+    kinds = {"inference": inference, "forward": forward, "forward and backward": both}
+    return kernels, {name: (make(eager), make(ours)) for name, make in kinds.items()}
+
+
+def python_calls(run: Run) -> int:
+    """Python functions entered by a call, on this thread."""
+    count = 0
+
+    def noted(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    run()
+    run()
+    with torch.autograd.set_multithreading_enabled(False):
+        sys.setprofile(noted)
+        try:
+            run()
+        finally:
+            sys.setprofile(None)
+    return count - 1  # `run` itself
+
+
+def microseconds(run: Run, calls: int) -> float:
+    """CPU time of a call on this thread, which does all the work."""
+    with torch.autograd.set_multithreading_enabled(False):
+        return 1e6 * timeit.timeit(run, number=calls, timer=time.thread_time) / calls
+
+
+def contest(theirs: Run, mine: Run) -> dict[str, Any]:
+    """Both in turns."""
+    for run in (theirs, mine):
+        microseconds(run, 200)
+    pairs = [(microseconds(theirs, 100), microseconds(mine, 100)) for _ in range(TURNS)]
+    found: dict[str, Any] = {}
+    for i, (name, run) in enumerate((("eager", theirs), ("ours", mine))):
+        low, middle, high = statistics.quantiles([pair[i] for pair in pairs], n=4)
+        found[name] = {"us": middle, "quartiles": [low, high], "python_calls": python_calls(run)}
+    found["eager_over_ours"] = statistics.median(a / b for a, b in pairs)
+    return found
+
+
+class _NoDriver:
+    """What Triton asks of a driver, for a device that isn't there and launches that do nothing."""
+
+    utils = SimpleNamespace(
+        load_binary=lambda *_: (1, 1, 1, 0, 1024),
+        get_device_properties=lambda _: {"max_shared_mem": 232_448},
+    )
+
+    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
+        return lambda *_: None
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def launch_microseconds() -> dict[str, float]:
+    """Of `kernels/launch.py` and Triton, of one kernel: without the interpreter."""
+    from triton.runtime import driver
+
+    from bilinear.kernels import dual
+    from bilinear.kernels.launch import recording
+
+    driver.set_active(_NoDriver())  # type: ignore[arg-type]
+    torch.cuda.device_of = lambda _: nullcontext()  # type: ignore[assignment,misc]
+    x, weight = torch.randn(64, 32), torch.randn(32, 32)
+
+    def run() -> None:
+        dual.dual_forward(x, weight, None, precision="ieee")
+
+    def best() -> float:
+        return min(microseconds(run, 300) for _ in range(TURNS))
+
+    run()
+    launched = best()
+    with recording(lambda _: None):
+        return {"launched": launched, "not launched": best()}
+
+
+def main() -> None:
+    from bilinear.kernels.launch import recording
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/host_path.json"))
+    parser.add_argument("--launch", action="store_true", help="the launch of a kernel alone")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.launch:
+        print(json.dumps(launch_microseconds()))
+        return
+    found = []
+    with recording(lambda _: None):
+        for size in SIZES:
+            kernels, runs = ways(size)
+            for direction, pair in runs.items():
+                how = {"d_in, d, d_out": size, "kernels": kernels, "direction": direction}
+                found.append(how | contest(*pair))
+                print(found[-1], flush=True)
+    alone = [sys.executable, "-m", "bench.studies.host_path", "--launch"]
+    told = subprocess.check_output(alone, env=os.environ | {"TRITON_INTERPRET": "0"})
+    result: dict[str, Any] = {
+        "command": "TRITON_INTERPRET=1 python -m bench.studies.host_path",
+        "environment": environment(), "rows": ROWS, "contests": found,
+        "launch, us": json.loads(told),
+    }  # fmt: skip
+    print(result["launch, us"])
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
