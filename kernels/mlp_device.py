@@ -64,7 +64,8 @@ def mlp_kernel(
         )  # fmt: skip
         w_p_at = w_p_ptr + units[:, None] * pd + cols[None, :] * pn
         w_p = tl.load(w_p_at, mask=(units < d)[:, None] & col_inside[None, :], other=0.0)
-        h = (gated(left, GATE) * right).to(w_p.dtype)
+        # Units past d repeat the last one, whose h may be infinite in 16 bits: no 0 · ∞.
+        h = tl.where((units < d)[None, :], gated(left, GATE) * right, 0.0).to(w_p.dtype)
         out = tl.dot(h, w_p, out, input_precision=PRECISION, out_dtype=ACC)
     if b_p_ptr is not None:
         out += tl.load(b_p_ptr + cols, mask=col_inside, other=0.0)[None, :]
@@ -274,7 +275,9 @@ def mlp_projection_kernel(
         dout_at = dout_ptr + rows[:, None] * gm + cols[None, :] * gn
         inside = (rows < last)[:, None] & (cols < d_out)[None, :]
         dout = tl.load(dout_at, mask=inside, other=0.0)
-        h = tl.trans((gated(left, GATE) * right).to(dout.dtype))
+        # Rows past the last repeat it: as in `mlp_kernel`.
+        h = tl.where((rows < last)[:, None], gated(left, GATE) * right, 0.0)
+        h = tl.trans(h.to(dout.dtype))
         acc = tl.dot(h, dout, acc, input_precision=PRECISION, out_dtype=ACC)
     at = partial_ptr + split * (d_out * d) + cols[None, :] * d + units[:, None]
     tl.store(at, acc, mask=(units < d)[:, None] & (cols < d_out)[None, :])

@@ -106,6 +106,29 @@ def test_unknown_gradient_is_named():
         )
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 1e20), (torch.float16, 300.0)])
+@pytest.mark.parametrize("d", [5, 16])
+def test_a_unit_that_overflows_is_infinite_as_in_eager(dtype, large, d):
+    """Tiles reach past the last unit and the last row, which overflow here."""
+    case = draw((5, 3, d, 4), dtype, bias=True)
+    case.bias[d - 1 :: d] = large
+    case.x[-1] = 0
+    case.w_p.abs_()
+    case.dout.abs_().add_(1)
+    h = Eager(case).h
+    assert h[-1, -1].isinf()
+    out = mlp_forward(case.x, case.weight, case.bias, case.w_p, None, precision="ieee", config=TILE)
+    assert (out.isinf() == (h @ case.w_p.T).isinf()).all()
+    assert not out.isnan().any()
+    grads = mlp_backward(
+        case.dout, case.x, case.weight, case.bias, case.w_p, precision="ieee", needs=("w_p",),
+        config=SPLIT,
+    )  # fmt: skip
+    assert (grads["w_p"].isinf() == (case.dout.T @ h).isinf()).all()
+    assert not grads["w_p"].isnan().any()
+
+
 def test_exact_circuit_is_right_everywhere():
     """Margins of 1e-5 of the logits' scale: only true float32 keeps all 4,096 pairs right."""
     circuit = exact_circuit(64)
