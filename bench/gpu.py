@@ -1,6 +1,6 @@
 """Everything a visit to a GPU should do, in order of worth: `python -m bench.gpu --minutes 9`.
 
-    smoke     every kernel once, small: against float64, and under compute-sanitizer
+    smoke     every kernel with every gate, small: against float64, under compute-sanitizer
     tests     the kernels' and the layer's tests on this device
     roofs     copy bandwidth and matmul rates: what all else is held against
     tiles     tiles and crossovers measured; writes kernels/table.json
@@ -11,13 +11,14 @@
 
 No failure loses what is done: each part is a list of items (`bench/visit`), its file
 gpu-PART.json is written after each, an item that fails, hangs or takes the device down costs no
-other, and the same command goes on where it stopped: three calls of nine minutes do all of it.
-`--again PART` forgets what a part has. Where the device is on another machine, that keeps nothing
-and sends back a few files, `--home FOLDER` packs everything into one file there after each part;
-`python -m bench.gpu --unpack FILE`, here, puts results and the measured table into the checkout,
-to be committed, and for the next call to go on from. Without a GPU, `--quick` runs every part on
-small sizes under Triton's interpreter, with an item in each that fails as a device would; its
-figures mean nothing, and it writes nowhere in the repository.
+other, and the same command goes on where it stopped. Where a device is had for half an hour, starts
+included: two calls of nine minutes and one of six (`--minutes 6`), which leaves four for starts and
+copies. `--again PART` forgets what a part has. Where the device is on another machine, that keeps
+nothing and sends back a few files, `--home FOLDER` packs everything into one file there after each
+part; `python -m bench.gpu --unpack FILE`, here, puts results and the measured table into the
+checkout, to be committed, and for the next call to go on from. Without a GPU, `--quick` runs every
+part on small sizes under Triton's interpreter, with an item in each that fails as a device would;
+its figures mean nothing, and it writes nowhere in the repository.
 """
 
 import argparse

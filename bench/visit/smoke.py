@@ -1,6 +1,6 @@
 """Every kernel once on small shapes: under compute-sanitizer, then against float64.
 
-    python -m bench.visit.smoke [--match NAME]
+    python -m bench.visit.smoke [--match PATTERN]
 
 What Triton's interpreter cannot see, threads of one program that read what others of it wrote, is
 what the sanitizer's racecheck sees. Each allocation is the driver's own there
@@ -9,18 +9,24 @@ what the sanitizer's racecheck sees. Each allocation is the driver's own there
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.visit.commands import run
+from bench.visit.commands import Done, run
 from bench.visit.items import Item, Visit
+from bilinear.layer.gates import GATES, product, product_backward
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
+# Seconds at most, two minutes together. Some 110 cubins are compiled, 0.4 to 2 s each, in as many
+# processes at once as there are groups; then three tools, at once too, load each of them.
+_COMPARED, _SANITIZED = 45.0, 75.0
 # Odd, so that every mask is at work, and more than one block of rows.
 _M, _D_IN, _D, _D_OUT = 150, 37, 24, 19
 # The error of float32 sums of products, of bfloat16 ones, and of three steps of training.
@@ -31,46 +37,73 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def items(visit: Visit) -> list[Item]:
-    """Against float64 first: it takes seconds and says most."""
-    found = [Item("against float64", _compared, least=10, most=60)]
-    return found + [Item(tool, _under(tool), least=20, most=45) for tool in TOOLS]
+    """Against float64 first: it says most, and leaves the sanitizer nothing to compile."""
+    return [
+        Item("against float64", _compared, least=10, most=_COMPARED),
+        Item("under compute-sanitizer", _under_sanitizer, least=20, most=_SANITIZED),
+    ]
+
+
+def groups() -> list[str]:
+    """Patterns that part the cases: each group is compiled by a process of its own, all at once."""
+    trainings = ("p=7 ", "p=(67|11) ", "p=64 ")
+    return [
+        "float32 identity", "bfloat16 identity", *(f" {gate}$" for gate in list(GATES)[1:]),
+        *(f"training {p}" for p in trainings),
+    ]  # fmt: skip
 
 
 def _compared(visit: Visit) -> dict[str, Any]:
-    errors: dict[str, float] = {}
-    failed: dict[str, str] = {}
-    for name, case in cases(visit.device).items():
-        try:
-            errors[name] = check(case)
-        except Exception as error:  # the other kernels are worth a look
-            failed[name] = f"{type(error).__name__}: {error}"[:600]
-    found: dict[str, Any] = {"relative errors": errors, "told": f"{len(errors)} kernels are right"}
-    if failed:
-        found |= {"wrong": failed, "failed": f"{sorted(failed)} of {len(errors) + len(failed)}"}
+    def run_group(match: str) -> tuple[Done, list[dict[str, Any]]]:
+        log = re.sub(r"\W+", "-", match)
+        return _cases_of(visit, [], match, f"float64-{log}", _COMPARED)
+
+    wanted = [""] if visit.quick else groups()
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        done = list(pool.map(run_group, wanted))
+    told = [case for _, cases in done for case in cases]
+    wrong = {case["kernel"]: case["failed"] for case in told if "failed" in case}
+    ended = {match: d.exit for match, (d, _) in zip(wanted, done, strict=True) if d.exit != 0}
+    right = {case["kernel"]: case["relative error"] for case in told if "failed" not in case}
+    found: dict[str, Any] = {"relative errors": right, "told": f"{len(right)} cases are right"}
+    if wrong or ended:
+        output = [d.output[-2000:] for d, _ in done if d.exit != 0]
+        found |= {"wrong": wrong, "exits": ended, "output": output}
+        found["failed"] = f"{sorted(wrong)} of {len(told)}, exits {ended}"
     return found
 
 
-def _under(tool: str) -> Callable[[Visit], dict[str, Any]]:
-    def checked(visit: Visit) -> dict[str, Any]:
-        this = [sys.executable, "-m", "bench.visit.smoke"]
-        sanitizer = shutil.which("compute-sanitizer")
-        if sanitizer is None and not visit.quick:
-            return {"left out": "compute-sanitizer is not on the path"}
-        over = [sanitizer, "--tool", tool, "--error-exitcode", "86"] if sanitizer else []
-        match = ["--match", "pointwise"] if visit.quick else []
-        seconds = Item(tool, checked, most=45).seconds(visit)
-        done = run(
-            [*over, *this, *match], seconds, visit.logs / f"smoke-{tool}.log",
-            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-        )  # fmt: skip
-        right = [line for line in done.output.splitlines() if line.startswith("{")]
-        found = done.summary() | {"kernels": [json.loads(line) for line in right]}
-        reports = [line for line in done.output.splitlines() if line.startswith("=========")]
-        found["reports"] = reports[:60]
-        found["told"] = f"exit {found['exit']}, {len(right)} kernels ran"
-        return found if done.exit == 0 else found | {"failed": found["told"]}
+def _under_sanitizer(visit: Visit) -> dict[str, Any]:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None and not visit.quick:
+        return {"left out": "compute-sanitizer is not on the path"}
 
-    return checked
+    def under(tool: str) -> dict[str, Any]:
+        over = [sanitizer, "--tool", tool, "--error-exitcode", "86"] if sanitizer else []
+        match = "pointwise" if visit.quick else ""
+        done, cases = _cases_of(
+            visit, over, match, tool, _SANITIZED, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        )
+        reports = [line for line in done.output.splitlines() if line.startswith("=========")]
+        return done.summary() | {"cases": cases, "reports": reports[:60]}
+
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        found: dict[str, Any] = dict(zip(TOOLS, pool.map(under, TOOLS), strict=True))
+    ended = {tool: (found[tool]["exit"], len(found[tool]["cases"])) for tool in TOOLS}
+    told = ", ".join(f"{tool}: exit {code}, {n} cases" for tool, (code, n) in ended.items())
+    failed = any(code != 0 for code, _ in ended.values())
+    return found | {"told": told} | ({"failed": told} if failed else {})
+
+
+def _cases_of(
+    visit: Visit, over: list[str], match: str, log: str, most: float, **environment: str
+) -> tuple[Done, list[dict[str, Any]]]:
+    """Run the cases that match in a process of their own; what each of them told."""
+    command = [*over, sys.executable, "-m", "bench.visit.smoke", "--match", match]
+    seconds = Item(match, _compared, most=most).seconds(visit)
+    done = run(command, seconds, visit.logs / f"smoke-{log}.log", **environment)
+    lines = done.output.splitlines()
+    return done, [json.loads(line) for line in lines if line.startswith('{"kernel"')]
 
 
 def check(case: Callable[[], tuple[Pairs, float]]) -> float:
@@ -88,10 +121,16 @@ def cases(device: torch.device) -> dict[str, Callable[[], tuple[Pairs, float]]]:
     found: dict[str, Callable[[], tuple[Pairs, float]]] = {}
     # The interpreter's bfloat16 product is wrong (Triton 3.6).
     dtypes = [torch.float32] + ([torch.bfloat16] if device.type == "cuda" else [])
-    for dtype in dtypes:
-        for name in ("dual", "mlp one pass", "mlp by gradient", "pointwise", "partial sums"):
-            label = f"{name} {str(dtype).removeprefix('torch.')}"
-            found[label] = lambda n=name, t=dtype: _layer_case(n, t, device)  # type: ignore[misc]
+    kinds = [(dtype, "identity") for dtype in dtypes]
+    some = list(GATES)[1:] if device.type == "cuda" else ["gelu_tanh"]
+    kinds += [(dtypes[-1], gate) for gate in some]
+    for dtype, gate in kinds:
+        for name in ("dual", "mlp one pass", "mlp by gradient", "pointwise"):
+            label = f"{name} {str(dtype).removeprefix('torch.')} {gate}"
+            found[label] = lambda n=name, t=dtype, g=gate: _layer_case(n, t, device, g)  # type: ignore[misc]
+    found["partial sums float32 identity"] = lambda: _layer_case(
+        "partial sums", torch.float32, device, "identity"
+    )
     for p, d, batch in ((7, 5, 0), (7, 20, 0), (67, 4, 0), (11, 4, 20)):
         label = f"training p={p} d={d}" + (f" batch={batch}" if batch else "")
         found[label] = lambda p=p, d=d, b=batch: _training(p, d, b, device)  # type: ignore[misc]
@@ -102,7 +141,9 @@ def cases(device: torch.device) -> dict[str, Callable[[], tuple[Pairs, float]]]:
     return found
 
 
-def _layer_case(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Pairs, float]:
+def _layer_case(
+    name: str, dtype: torch.dtype, device: torch.device, gate: str
+) -> tuple[Pairs, float]:
     from bilinear.kernels import dual, mlp, partials, pointwise
     from bilinear.kernels.tiles import Tile
 
@@ -118,10 +159,10 @@ def _layer_case(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Pa
     )
     preact64 = x64 @ w64.T + b64
     left, right = preact64.chunk(2, 1)
-    how: dict[str, Any] = {"precision": "ieee"}
+    how: dict[str, Any] = {"precision": "ieee", "gate": gate}
 
     def gradients(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        d_preact = torch.cat([upstream * right, upstream * left], 1)
+        d_preact = product_backward(upstream, left, right, gate)
         return d_preact, d_preact @ w64, d_preact.T @ x64, d_preact.sum(0)
 
     if name == "dual":
@@ -132,7 +173,8 @@ def _layer_case(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Pa
         dw, db = dual.dual_backward_weight(dh, saved, x, bias=True, **how)
         made = [h, preact, d_preact, again, dx, dw, db]
         want_d, want_x, want_w, want_b = gradients(dh64)
-        want = [left * right, preact64, want_d, left * right, want_x, want_w, want_b]
+        h64 = product(left, right, gate)
+        want = [h64, preact64, want_d, h64, want_x, want_w, want_b]
     elif name.startswith("mlp"):
         out = mlp.mlp_forward(x, w, b, w_p, None, **how)
         whole = Tile(block_m=32, block_d=32, block_n=32, block_k=64, num_warps=4, num_stages=1)
@@ -140,16 +182,17 @@ def _layer_case(name: str, dtype: torch.dtype, device: torch.device) -> tuple[Pa
         grads = mlp.mlp_backward(dout, x, w, b, w_p, config={"mlp_backward": tile}, **how)
         _, want_x, want_w, want_b = gradients(dout64 @ w_p64)
         made = [out, *(grads[key] for key in ("x", "weight", "bias", "w_p"))]
-        h64 = left * right
+        h64 = product(left, right, gate)
         want = [h64 @ w_p64.T, want_x, want_w, want_b, dout64.T @ h64]
     elif name == "pointwise":
         saved, saved64 = normal(_M, 2 * _D)
         left, right = saved64.chunk(2, 1)
         made = [
-            pointwise.product_forward(saved),
-            *pointwise.product_backward(dh, saved, with_h=True),
+            pointwise.product_forward(saved, gate),
+            *pointwise.product_backward(dh, saved, gate, with_h=True),
         ]
-        want = [left * right, torch.cat([dh64 * right, dh64 * left], 1), left * right]
+        h64 = product(left, right, gate)
+        want = [h64, product_backward(dh64, left, right, gate), h64]
     else:
         parts = torch.randn(70, 5, 13, device=device)
         made, want = [partials.add_shares(parts, torch.float32)], [parts.double().cpu().sum(0)]
@@ -194,12 +237,12 @@ def _training(
 def main() -> int:
     """Run the cases that match, a JSON line each as it is done; how many were wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--match", default="")
+    parser.add_argument("--match", default="", help="a regular expression")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wrong = 0
     for name, case in cases(device).items():
-        if args.match not in name:
+        if not re.search(args.match, name):
             continue
         try:
             told = {"kernel": name, "relative error": check(case)}

@@ -1,6 +1,7 @@
 """The queue of a visit to a GPU, walked without one: nothing that fails costs what was measured."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from bench import gpu
-from bench.visit import counters, parcel, stand_ins, tests, tiles
+from bench.visit import counters, parcel, smoke, stand_ins, tests, tiles
 from bench.visit.commands import Done, run
 from bench.visit.items import Item, Visit, read, write
 from bench.visit.parts import PARTS, file_of
 from bilinear.kernels import dispatch
+from bilinear.kernels.gates_device import GATES
 
 pytest.importorskip("triton")
 
@@ -43,6 +45,8 @@ def test_every_item_of_a_dry_run_is_kept(part: str, tmp_path: Path) -> None:
             assert {"fused", "recompute", "eager"} <= set(row["times"])
             assert row["times"]["fused"]["share of the roof"] > 0
             assert "CUDA" in row["absent"]["liger"]
+    if part == "smoke":
+        assert len(content["items"]["against float64"]["relative errors"]) >= 14
     if part == "roofs":
         roofs = content["items"]["roofs"]["roofs"]
         assert roofs["matmul, FLOP/s"].keys() == {"bf16", "tf32", "fp32"}
@@ -69,6 +73,17 @@ def test_every_kind_of_failure_has_its_turn() -> None:
 
 def _nothing(visit: Visit) -> dict[str, Any]:
     return {}
+
+
+def test_the_first_thing_a_visit_runs_has_every_gate_and_ends_within_two_minutes() -> None:
+    visit = Visit(torch.device("cuda"), False, time.time() + 999, Path())
+    assert sum(item.seconds(visit) for item in PARTS["smoke"].items(visit)) <= 120
+    cases = smoke.cases(torch.device("cuda"))
+    for gate in GATES:
+        for name in ("dual", "mlp one pass", "mlp by gradient", "pointwise"):
+            assert f"{name} bfloat16 {gate}" in cases
+    for case in cases:
+        assert sum(bool(re.search(group, case)) for group in smoke.groups()) == 1, case
 
 
 def test_an_item_its_process_died_in_is_noted(tmp_path: Path) -> None:
