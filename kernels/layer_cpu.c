@@ -44,6 +44,9 @@
 #define LARGE_OUTPUT (INT64_C(1) << 23) /* floats: a last-level cache */
 /* Below so many multiplications a second thread costs more than it takes over. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
+#ifndef KEPT_FLOATS /* of scratch, from call to call; the sanitizers keep none */
+#define KEPT_FLOATS (INT64_C(1) << 19)
+#endif
 
 #ifdef __FLT16_MAX__
 #define HAS_FLOAT16 1
@@ -275,8 +278,24 @@ static void plan(Task *t, int threads, int is_backward) {
     if (t->threads < 1 || !can_share_work()) t->threads = 1;
 }
 
-/* Cut one allocation into the task's parts; false if there is no memory. */
-static int allocate(Task *t, int is_backward, void **memory) {
+/* Scratch of small calls is kept for the next one, whose caches it is still in: malloc would hand out other
+ * memory, or give it back to the system and take it anew, page by page. */
+static void *kept = NULL;
+
+static void *scratch_memory(int64_t floats) {
+    void *memory = NULL;
+    if (floats > KEPT_FLOATS) return posix_memalign(&memory, 64, (size_t)floats * 4) ? NULL : memory;
+    memory = __atomic_exchange_n(&kept, NULL, __ATOMIC_ACQUIRE);
+    if (memory || !posix_memalign(&memory, 4096, KEPT_FLOATS * 4)) return memory;
+    return NULL;
+}
+
+static void release(void *memory, int64_t floats) {
+    free(floats > KEPT_FLOATS ? memory : __atomic_exchange_n(&kept, memory, __ATOMIC_RELEASE));
+}
+
+/* Cut one allocation into the task's parts; gives its floats, 0 if there is no memory. */
+static int64_t allocate(Task *t, int is_backward, void **memory) {
     const Layer *l = &t->layer;
     int64_t halves = 2 * t->d16 / PANEL;
     int64_t w_t = halves * t->w_t_stride, w_n = is_backward ? t->d_in16 / PANEL * t->w_n_stride : 0;
@@ -285,7 +304,7 @@ static int allocate(Task *t, int is_backward, void **memory) {
     int64_t biases = 2 * t->d16 + t->d_out16;
     int64_t sums = is_backward ? t->shares * t->sums_floats : 0;
     int64_t floats = w_t + w_n + w_p_t + w_p_n + biases + sums + t->threads * t->thread_floats;
-    if (posix_memalign(memory, 64, (size_t)floats * sizeof(float))) return 0;
+    if (!(*memory = scratch_memory(floats))) return 0;
     t->w_t = *memory;
     t->w_n = t->w_t + w_t;
     t->w_p_t = t->w_n + w_n;
@@ -294,7 +313,7 @@ static int allocate(Task *t, int is_backward, void **memory) {
     t->b_p = t->bias + 2 * t->d16;
     t->sums = t->bias + biases;
     t->scratch = t->sums + sums;
-    return 1;
+    return floats;
 }
 
 #ifndef WITHOUT_PYTHON /* as the sanitizers run it */
@@ -302,68 +321,216 @@ static int allocate(Task *t, int is_backward, void **memory) {
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-static PyObject *execute(Layer layer, int isa, int threads, int is_backward) {
-    Task task = {.layer = layer};
-    void *memory;
-    plan(&task, threads, is_backward);
-    if (!allocate(&task, is_backward, &memory)) return PyErr_NoMemory();
-    PyThreadState *state = PyEval_SaveThread();
-    run(&task, is_backward ? backward_work(isa) : forward_work(isa));
-    free(memory);
-    PyEval_RestoreThread(state);
-    Py_RETURN_NONE;
+/* The module takes tensors and makes those it returns: a call of few rows takes microseconds, and each
+ * attribute of a tensor that Python reads takes a part of one. A tensor's memory, sizes and strides come
+ * by one call of the table of functions that torch.Tensor carries as DLPack defines it. */
+
+typedef struct { /* DLTensor */
+    char *data;
+    int32_t device, device_index, dims;
+    uint8_t kind, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t offset;
+} Seen;
+
+typedef struct { /* DLPackExchangeAPI */
+    uint32_t major, minor;
+    void *older, *allocate, *take, *give;
+    int (*see)(void *tensor, Seen *seen);
+} Exchange;
+
+enum { CPU = 1, FLOATS = 2, BFLOATS = 4 }; /* DLPack's numbers */
+
+static const Exchange *exchange;
+static PyObject *empty, *empty_like, *get_num_threads;
+static PyObject *options[FLOAT16 + 1]; /* of `empty`, by dtype */
+static PyObject *is_neg, *resolve_neg, *contiguous;
+
+enum Operand { X, WEIGHT, BIAS, W_P, B_P, PREACT, DOUT, OPERANDS };
+static const char *const NAMES[] = {"x", "weight", "bias", "w_p", "b_p", "preact", "dout"};
+
+typedef struct {
+    PyObject *held[OPERANDS]; /* null where there is none */
+    Seen seen[OPERANDS];
+} Operands;
+
+static void let_go(Operands *o) {
+    for (int i = 0; i < OPERANDS; i++) Py_XDECREF(o->held[i]);
 }
 
-/* The module: arguments are integers (addresses, sizes, strides) that the launcher has checked. */
+static int is_dense(const Seen *s) {
+    int64_t stride = 1;
+    for (int i = s->dims - 1; i >= 0; stride *= s->shape[i--])
+        if (s->strides[i] != stride && s->shape[i] != 1) return 0;
+    return 1;
+}
 
-enum { FORWARD_ARGUMENTS = 17, BACKWARD_ARGUMENTS = 23 };
+/* Puts what a method makes of an operand in its place. */
+static int become(Operands *o, enum Operand which, PyObject *method) {
+    PyObject *made = PyObject_CallMethodObjArgs(o->held[which], method, NULL);
+    if (!made) return 0;
+    Py_DECREF(o->held[which]);
+    o->held[which] = made;
+    return exchange->see(made, &o->seen[which]) == 0;
+}
 
-/* isa, threads, dtype, gate, m, d_in, d, d_out, x, its strides, weight, bias, w_p, preact. */
-static int read_arguments(PyObject *const *args, Py_ssize_t n, Py_ssize_t wanted, int64_t *v) {
-    if (n != wanted) {
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, n);
+/* A tensor of `dims` sizes, of x's dtype; None stays null. All but x and dout are made contiguous, and a
+ * lazy minus sign, which a pointer does not show (a conjugate's imaginary part may have one), is formed. */
+static int read_tensor(Operands *o, enum Operand which, PyObject *given, int dims, int64_t rows,
+                       int64_t columns) {
+    Seen *s = &o->seen[which];
+    if (given == Py_None) return 1;
+    o->held[which] = Py_NewRef(given);
+    if (exchange->see(given, s)) return 0;
+    PyObject *negated = PyObject_CallMethodObjArgs(given, is_neg, NULL);
+    if (!negated) return 0;
+    Py_DECREF(negated);
+    if (negated == Py_True && !become(o, which, resolve_neg)) return 0;
+    if (s->dims != dims || s->shape[0] != rows || (dims == 2 && s->shape[1] != columns) ||
+        s->device != CPU || s->kind != o->seen[X].kind || s->bits != o->seen[X].bits) {
+        PyErr_Format(PyExc_ValueError, "%s: expected (%lld, %lld) of x's dtype on the CPU",
+                     NAMES[which], (long long)rows, (long long)columns);
         return 0;
     }
-    for (Py_ssize_t i = 0; i < n; i++) v[i] = PyLong_AsLongLong(args[i]);
+    return which == X || which == DOUT || is_dense(s) || become(o, which, contiguous);
+}
+
+static int dtype_of(const Seen *s) {
+    if (s->kind == FLOATS && s->bits == 32) return FLOAT32;
+    if (s->kind == FLOATS && s->bits == 16 && HAS_FLOAT16) return FLOAT16;
+    return s->kind == BFLOATS && s->bits == 16 ? BFLOAT16 : -1;
+}
+
+/* What both ways have: `isa, gate, x, weight, bias, w_p`. */
+static int read_layer(PyObject *const *args, Operands *o, Layer *l, int *isa) {
+    Seen x, weight, w_p = {0};
+    *isa = (int)PyLong_AsLong(args[0]);
+    l->gate = (int)PyLong_AsLong(args[1]);
+    if (PyErr_Occurred() || exchange->see(args[2], &x) || exchange->see(args[3], &weight) ||
+        (args[5] != Py_None && exchange->see(args[5], &w_p)))
+        return 0;
+    l->dtype = dtype_of(&x);
+    int has_sizes = x.dims == 2 && weight.dims == 2 && weight.shape[0] % 2 == 0 &&
+                    (args[5] == Py_None || w_p.dims == 2);
+    if (*isa < 0 || *isa > best_isa() || l->gate < 0 || l->gate > RELU2 || l->dtype < 0 || !has_sizes) {
+        PyErr_SetString(PyExc_ValueError, "a size, a dtype, a gate or an instruction set that cannot be");
+        return 0;
+    }
+    l->m = x.shape[0], l->d_in = x.shape[1], l->d = weight.shape[0] / 2;
+    l->d_out = args[5] == Py_None ? 0 : w_p.shape[0];
+    o->seen[X] = x;
+    if (!read_tensor(o, X, args[2], 2, l->m, l->d_in) ||
+        !read_tensor(o, WEIGHT, args[3], 2, 2 * l->d, l->d_in) ||
+        !read_tensor(o, BIAS, args[4], 1, 2 * l->d, 1) ||
+        !read_tensor(o, W_P, args[5], 2, l->d_out, l->d))
+        return 0;
+    l->x = (View){o->seen[X].data, o->seen[X].strides[0], o->seen[X].strides[1]};
+    l->weight = o->seen[WEIGHT].data, l->bias = o->seen[BIAS].data, l->w_p = o->seen[W_P].data;
+    return 1;
+}
+
+/* `made`, a new tensor, and its memory; null for null. */
+static PyObject *new_at(PyObject *made, char **at) {
+    Seen s = {0};
+    if (made && exchange->see(made, &s)) Py_CLEAR(made);
+    *at = s.data;
+    return made;
+}
+
+static PyObject *new_tensor(const Layer *l, int64_t rows, int64_t columns, char **at) {
+    PyObject *sizes = columns ? Py_BuildValue("(LL)", (long long)rows, (long long)columns)
+                              : Py_BuildValue("(L)", (long long)rows);
+    PyObject *made = sizes ? PyObject_Call(empty, sizes, options[l->dtype]) : NULL;
+    Py_XDECREF(sizes);
+    return new_at(made, at);
+}
+
+static PyObject *new_like(PyObject *tensor, char **at) {
+    return new_at(PyObject_CallFunctionObjArgs(empty_like, tensor, NULL), at);
+}
+
+static int execute(const Layer *layer, int isa, int is_backward) {
+    Task task = {.layer = *layer};
+    void *memory;
+    PyObject *number = PyObject_CallNoArgs(get_num_threads);
+    long threads = number ? PyLong_AsLong(number) : 1;
+    Py_XDECREF(number);
     if (PyErr_Occurred()) return 0;
-    int is_valid = v[0] >= 0 && v[0] <= best_isa() && v[1] >= 1 && v[2] >= 0 && v[2] <= FLOAT16 &&
-                   v[3] >= 0 && v[3] <= RELU2 && v[4] >= 0 && v[5] >= 1 && v[6] >= 1 && v[7] >= 0;
-    if (!is_valid) PyErr_SetString(PyExc_ValueError, "a size, a dtype or a gate that cannot be");
-    return is_valid;
+    plan(&task, (int)threads, is_backward);
+    int64_t floats = allocate(&task, is_backward, &memory);
+    if (!floats) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    PyThreadState *state = PyEval_SaveThread();
+    run(&task, is_backward ? backward_work(isa) : forward_work(isa));
+    release(memory, floats);
+    PyEval_RestoreThread(state);
+    return 1;
 }
 
-#define AT(i) ((char *)(uintptr_t)v[i])
-
-static Layer shared_arguments(const int64_t *v) {
-    return (Layer){.dtype = (int)v[2], .gate = (int)v[3], .m = v[4], .d_in = v[5], .d = v[6],
-                   .d_out = v[7], .x = {AT(8), v[9], v[10]}, .weight = AT(11), .bias = AT(12),
-                   .w_p = AT(13)};
-}
-
+/* (isa, gate, x, weight, bias, w_p, b_p, save_preact) → (out, preact) */
 static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    int64_t v[FORWARD_ARGUMENTS];
+    Operands o = {0};
+    Layer l = {0};
+    int isa;
+    PyObject *out = NULL, *preact = NULL, *both = NULL;
     (void)self;
-    if (!read_arguments(args, n, FORWARD_ARGUMENTS, v)) return NULL;
-    Layer layer = shared_arguments(v);
-    layer.preact = AT(14);
-    layer.b_p = AT(15);
-    layer.out = AT(16);
-    return execute(layer, (int)v[0], (int)v[1], 0);
+    if (n != 8) return PyErr_Format(PyExc_TypeError, "expected 8 arguments, got %zd", n);
+    if (read_layer(args, &o, &l, &isa) && read_tensor(&o, B_P, args[6], 1, l.d_out, 1)) {
+        l.b_p = o.seen[B_P].data;
+        out = new_tensor(&l, l.m, l.d_out ? l.d_out : l.d, &l.out);
+        preact = args[7] == Py_True ? new_tensor(&l, l.m, 2 * l.d, &l.preact) : Py_NewRef(Py_None);
+        if (out && preact && execute(&l, isa, 0)) both = PyTuple_Pack(2, out, preact);
+    }
+    Py_XDECREF(out);
+    Py_XDECREF(preact);
+    let_go(&o);
+    return both;
 }
 
+/* The gradients that are needed, of x, weight, bias, w_p, b_p, and None for the others; null if one fails. */
+static PyObject *new_gradients(PyObject *needs, const Operands *o, Layer *l) {
+    PyObject *found = PyTuple_New(5);
+    for (int i = 0; found && i < 5; i++) {
+        PyObject *need = PySequence_GetItem(needs, i), *made = NULL;
+        if (need && (need != Py_True || (i == W_P && !o->held[W_P]))) made = Py_NewRef(Py_None);
+        else if (need && i == X && !is_dense(&o->seen[X])) made = new_tensor(l, l->m, l->d_in, &l->dx);
+        else if (need && i == X) made = new_like(o->held[X], &l->dx);
+        else if (need && i == WEIGHT) made = new_like(o->held[WEIGHT], &l->dweight);
+        else if (need && i == BIAS) made = new_tensor(l, 2 * l->d, 0, &l->dbias);
+        else if (need && i == W_P) made = new_like(o->held[W_P], &l->dw_p);
+        else if (need && i == B_P) made = new_tensor(l, l->d_out, 0, &l->db_p);
+        Py_XDECREF(need);
+        if (!made || PyTuple_SetItem(found, i, made)) {
+            Py_DECREF(found);
+            return NULL;
+        }
+    }
+    return found;
+}
+
+/* (isa, gate, x, weight, bias, w_p, preact, dout, needs) → gradients */
 static PyObject *py_backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    int64_t v[BACKWARD_ARGUMENTS];
+    Operands o = {0};
+    Layer l = {0};
+    int isa;
+    PyObject *found = NULL;
     (void)self;
-    if (!read_arguments(args, n, BACKWARD_ARGUMENTS, v)) return NULL;
-    Layer layer = shared_arguments(v);
-    layer.saved_preact = AT(14);
-    layer.dout = (View){AT(15), v[16], v[17]};
-    layer.dx = AT(18);
-    layer.dweight = AT(19);
-    layer.dbias = AT(20);
-    layer.dw_p = AT(21);
-    layer.db_p = AT(22);
-    return execute(layer, (int)v[0], (int)v[1], 1);
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "expected 9 arguments, got %zd", n);
+    if (read_layer(args, &o, &l, &isa) && read_tensor(&o, PREACT, args[6], 2, l.m, 2 * l.d) &&
+        read_tensor(&o, DOUT, args[7], 2, l.m, l.d_out ? l.d_out : l.d) &&
+        (found = new_gradients(args[8], &o, &l))) {
+        l.saved_preact = o.seen[PREACT].data;
+        l.dout = (View){o.seen[DOUT].data, o.seen[DOUT].strides[0], o.seen[DOUT].strides[1]};
+        if (!execute(&l, isa, 1)) {
+            Py_DECREF(found);
+            found = NULL;
+        }
+    }
+    let_go(&o);
+    return found;
 }
 
 static PyObject *py_best_isa(PyObject *self, PyObject *none) {
@@ -392,9 +559,32 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_layer_cpu", NULL, -1, methods,
                                     NULL, NULL, NULL, NULL};
 
+/* What is used of torch; false with an error set. */
+static int find_torch(void) {
+    static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
+    PyObject *torch = PyImport_ImportModule("torch");
+    PyObject *tensor = torch ? PyObject_GetAttrString(torch, "Tensor") : NULL;
+    PyObject *table = tensor ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : NULL;
+    if (!table || !(exchange = PyCapsule_GetPointer(table, "dlpack_exchange_api"))) return 0;
+    if (exchange->major != 1 || !exchange->see) {
+        PyErr_SetString(PyExc_ImportError, "torch.Tensor: expected DLPack's exchange table, version 1");
+        return 0;
+    }
+    for (int i = 0; i <= FLOAT16; i++) {
+        PyObject *dtype = PyObject_GetAttrString(torch, dtypes[i]);
+        if (!dtype || !(options[i] = Py_BuildValue("{sNss}", "dtype", dtype, "device", "cpu"))) return 0;
+    }
+    return (empty = PyObject_GetAttrString(torch, "empty")) &&
+           (empty_like = PyObject_GetAttrString(torch, "empty_like")) &&
+           (get_num_threads = PyObject_GetAttrString(torch, "get_num_threads")) &&
+           (is_neg = PyUnicode_InternFromString("is_neg")) &&
+           (resolve_neg = PyUnicode_InternFromString("resolve_neg")) &&
+           (contiguous = PyUnicode_InternFromString("contiguous"));
+}
+
 PyMODINIT_FUNC PyInit__layer_cpu(void) {
     find_threads();
-    return PyModule_Create(&module);
+    return find_torch() ? PyModule_Create(&module) : NULL;
 }
 
 #endif

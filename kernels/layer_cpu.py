@@ -12,7 +12,7 @@ ISAS = ("baseline", "avx2", "avx512")
 # In the order of the C source's enums.
 GATES = ("identity", "silu", "gelu", "gelu_tanh", "relu", "sigmoid", "relu2")
 _GATES = {gate: index for index, gate in enumerate(GATES)}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _import() -> ModuleType | None:
@@ -24,10 +24,6 @@ def _import() -> ModuleType | None:
 
 _compiled: Any = _import()
 _best_isa: int = -1 if _compiled is None else _compiled.best_isa()
-# Bound to names of this module: a call of few rows takes microseconds, and looking up an attribute
-# of another module takes a part of one.
-_get_num_threads = torch.get_num_threads
-_empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format
 
 
 def unavailable_because(dtype: torch.dtype, gate: str) -> str:
@@ -68,25 +64,9 @@ def forward(
     one dtype, float32, bfloat16 or float16. Runs on `torch.get_num_threads()` threads, whose number
     changes no bit. `isa` counts in `ISAS`.
     """
-    m, d_in = x.shape
-    two_d = weight.shape[0]
-    d_out = 0 if w_p is None else w_p.shape[0]
-    out = x.new_empty((m, d_out or two_d // 2))
-    preact = x.new_empty((m, two_d)) if save_preact else None
-    x, weight, bias = _unnegated(x), _dense(weight), None if bias is None else _dense(bias)
-    w_p = None if w_p is None else _dense(w_p)
-    b_p = None if b_p is None else _dense(b_p)
-    _compiled.forward(
-        isa, _get_num_threads(), _DTYPES[x.dtype], _GATES[gate], m, d_in, two_d // 2, d_out,
-        x.data_ptr(), *x.stride(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if w_p is None else w_p.data_ptr(),
-        0 if preact is None else preact.data_ptr(),
-        0 if b_p is None else b_p.data_ptr(),
-        out.data_ptr(),
-    )  # fmt: skip
-    return out, preact
+    out: tuple[Tensor, Tensor | None]
+    out = _compiled.forward(isa, _GATES[gate], x, weight, bias, w_p, b_p, save_preact)
+    return out
 
 
 def backward(
@@ -106,39 +86,6 @@ def backward(
     dout (m, d_out), or (m, d) where w_p is None, of any strides, zero ones too. Where preact is
     None it is formed again.
     """
-    m, d_in = x.shape
-    two_d = weight.shape[0]
-    d_out = 0 if w_p is None else w_p.shape[0]
-    need_x, need_weight, need_bias, need_w_p, need_b_p = needs
-    dout, x, weight = _unnegated(dout), _unnegated(x), _dense(weight)
-    bias, w_p = None if bias is None else _dense(bias), None if w_p is None else _dense(w_p)
-    dx = _empty_like(x, memory_format=_CONTIGUOUS) if need_x else None
-    dweight = _empty_like(weight) if need_weight else None
-    dbias = x.new_empty(two_d) if need_bias else None
-    dw_p = _empty_like(w_p) if need_w_p and w_p is not None else None
-    db_p = x.new_empty(d_out) if need_b_p else None
-    _compiled.backward(
-        isa, _get_num_threads(), _DTYPES[x.dtype], _GATES[gate], m, d_in, two_d // 2, d_out,
-        x.data_ptr(), *x.stride(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        0 if w_p is None else w_p.data_ptr(),
-        0 if preact is None else preact.data_ptr(),
-        dout.data_ptr(), *dout.stride(),
-        0 if dx is None else dx.data_ptr(),
-        0 if dweight is None else dweight.data_ptr(),
-        0 if dbias is None else dbias.data_ptr(),
-        0 if dw_p is None else dw_p.data_ptr(),
-        0 if db_p is None else db_p.data_ptr(),
-    )  # fmt: skip
-    return dx, dweight, dbias, dw_p, db_p
-
-
-def _unnegated(tensor: Tensor) -> Tensor:
-    """A pointer does not show a lazy minus sign, as a conjugate's imaginary part may have one."""
-    return tensor.resolve_neg() if tensor.is_neg() else tensor
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    tensor = tensor.resolve_neg() if tensor.is_neg() else tensor
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+    found: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    found = _compiled.backward(isa, _GATES[gate], x, weight, bias, w_p, preact, dout, needs)
+    return found

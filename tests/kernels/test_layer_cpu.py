@@ -354,9 +354,20 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_entry_points_refuse_what_cannot_be() -> None:
     entry = layer_cpu._compiled
-    with pytest.raises(TypeError, match="expected 17 arguments, got 3"):
+    x, weight, b_p = torch.randn(5, 7), torch.randn(6, 7), torch.randn(4)
+    with pytest.raises(TypeError, match="expected 8 arguments, got 3"):
         entry.forward(0, 0, 0)
     with pytest.raises(ValueError, match="cannot be"):
-        entry.forward(99, 1, *[0] * 15)
+        entry.forward(99, 0, x, weight, None, None, None, False)
+    with pytest.raises(ValueError, match="cannot be"):
+        entry.forward(0, 0, x.double(), weight, None, None, None, False)
+    with pytest.raises(ValueError, match=r"weight: expected \(6, 7\) of x's dtype"):
+        entry.forward(0, 0, x, weight.bfloat16(), None, None, None, False)
+    with pytest.raises(ValueError, match=r"weight: expected \(6, 9\)"):
+        entry.forward(0, 0, torch.randn(5, 9), weight, None, None, None, False)
+    with pytest.raises(ValueError, match=r"b_p: expected \(2, 1\)"):
+        entry.forward(0, 0, x, weight, None, torch.randn(2, 3), b_p, False)
+    with pytest.raises(ValueError, match=r"dout: expected \(5, 3\)"):
+        entry.backward(0, 0, x, weight, None, None, None, x, [True] * 5)
     with pytest.raises(TypeError):
-        entry.backward(*["no"] * 23)
+        entry.backward(*["no"] * 9)

@@ -12,6 +12,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", 
 # Every buffer is as long as what it holds and comes from malloc, so that a step past its end is
 # seen.
 LAYER = """
+#define KEPT_FLOATS 0
 #include "layer_cpu.c"
 #include <stdio.h>
 
