@@ -37,6 +37,9 @@
 #define FEWEST_BLOCK_ROWS 16
 #define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */
 #define MOST_ROW 1024 /* floats from row to row of x that products read in place */
+#ifndef FEW_ROWS
+#define FEW_ROWS 128
+#endif
 #define MOST_SHARES 16
 #define MOST_THREADS 64
 #define SHARE_ROWS 256
@@ -80,6 +83,12 @@ typedef struct {
 /* Whether products take x's rows where they lie: read in order, and not each from a page of its own. */
 static int reads_rows(const Layer *l) {
     return l->dtype == FLOAT32 && l->x.column == 1 && l->x.row <= MOST_ROW;
+}
+
+/* Whether backward's products take the rows of a weight, `columns` long, where they lie: for few rows
+ * of x a copy in panels would be read too few times to pay. */
+static int reads_weight(const Layer *l, int64_t columns) {
+    return l->dtype == FLOAT32 && l->m <= FEW_ROWS && columns % PANEL == 0 && columns <= MOST_ROW;
 }
 
 /* What units of work have been taken, by any thread; each on a cache line of its own. */

@@ -235,11 +235,12 @@ INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
 
 /* --- Products of panels. --- */
 
-/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows. k goes through
- * `parts` of A and B, `k` long each. */
+/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows, or in rows as outside,
+ * whose panels are 16 floats apart. k goes through `parts` of A and B, `k` long each. */
 typedef struct {
     const float *a, *b;
     int64_t a_stride, b_stride; /* from panel to panel; of A in rows, from row to row */
+    int64_t b_row;              /* from row to row of B */
     int64_t k, parts, a_part, b_part;
     enum Form form;
 } N(Factors);
@@ -249,7 +250,7 @@ typedef struct {
 #define MULTIPLY_ADD(K_END, ROW, STEP)                                       \
     for (int64_t k = 0; k < (K_END); k++) {                                  \
         vf row[VECTORS];                                                     \
-        UNROLL for (int v = 0; v < NV; v++) row[v] = load(b[v] + k * PANEL); \
+        UNROLL for (int v = 0; v < NV; v++) row[v] = N(load_anywhere)(b[v] + k * b_row); \
         UNROLL for (int m = 0; m < MR; m++) {                                \
             float x = a[m * (ROW) + k * (STEP)];                             \
             UNROLL for (int v = 0; v < NV; v++) acc[m][v] += x * row[v];     \
@@ -258,7 +259,7 @@ typedef struct {
 
 /* c (MR, NV) = A B over one chunk of k, or += unless it is the first; and then + `last`, if given. */
 INLINE void N(tile)(const int MR, const int NV, const enum Form FORM, int64_t k_end, const float *a,
-                    int64_t a_stride, const float *const *columns, int is_first,
+                    int64_t a_stride, const float *const *columns, int64_t b_row, int is_first,
                     const float *const *last, float *c, int64_t c_row) {
     vf acc[TILE_ROWS][VECTORS];
     const float *b[VECTORS];
@@ -273,7 +274,7 @@ INLINE void N(tile)(const int MR, const int NV, const enum Form FORM, int64_t k_
         for (; k_end >= PANEL; k_end -= PANEL) {
             MULTIPLY_ADD(PANEL, PANEL, 1)
             a += a_stride;
-            UNROLL for (int v = 0; v < NV; v++) b[v] += PANEL * PANEL;
+            UNROLL for (int v = 0; v < NV; v++) b[v] += PANEL * b_row;
         }
         MULTIPLY_ADD(k_end, PANEL, 1)
     }
@@ -287,9 +288,9 @@ INLINE void N(tile)(const int MR, const int NV, const enum Form FORM, int64_t k_
 }
 
 #define TILE(MR, NV)                                                               \
-    if (form == TURNED) N(tile)(MR, NV, TURNED, k, a, a_stride, columns, is_first, last, c, c_row); \
-    else if (form == ROWS) N(tile)(MR, NV, ROWS, k, a, a_stride, columns, is_first, last, c, c_row); \
-    else N(tile)(MR, NV, PANELS, k, a, a_stride, columns, is_first, last, c, c_row);                 \
+    if (form == TURNED) N(tile)(MR, NV, TURNED, k, a, a_stride, columns, b_row, is_first, last, c, c_row); \
+    else if (form == ROWS) N(tile)(MR, NV, ROWS, k, a, a_stride, columns, b_row, is_first, last, c, c_row); \
+    else N(tile)(MR, NV, PANELS, k, a, a_stride, columns, b_row, is_first, last, c, c_row);                 \
     break;
 #define TILE_OF(NV)                    \
     switch (rows) {                    \
@@ -304,8 +305,8 @@ INLINE void N(tile)(const int MR, const int NV, const enum Form FORM, int64_t k_
 
 static __attribute__((noinline)) void N(any_tile)(int64_t rows, int64_t vectors, enum Form form,
                                                   int64_t k, const float *a, int64_t a_stride,
-                                                  const float *const *columns, int is_first,
-                                                  const float *const *last, float *c,
+                                                  const float *const *columns, int64_t b_row,
+                                                  int is_first, const float *const *last, float *c,
                                                   int64_t c_row) {
     switch (vectors) {
 #if VECTORS == 4
@@ -326,12 +327,12 @@ static void N(multiply)(const Factors *f, int64_t rows, int64_t vectors, const f
     for (int64_t part = 0; part < f->parts; part++)
         for (int64_t k = 0; k < f->k; k += CHUNK) {
             const float *at[VECTORS] = {0};
-            for (int64_t v = 0; v < vectors; v++) at[v] = columns[v] + part * f->b_part + k * PANEL;
+            for (int64_t v = 0; v < vectors; v++) at[v] = columns[v] + part * f->b_part + k * f->b_row;
             const float *a_at = a + part * f->a_part;
             a_at += f->form == TURNED ? k * PANEL : f->form == ROWS ? k : k / PANEL * f->a_stride;
             int64_t length = f->k - k < CHUNK ? f->k - k : CHUNK;
             int is_last = part == f->parts - 1 && k + CHUNK >= f->k;
-            N(any_tile)(rows, vectors, f->form, length, a_at, f->a_stride, at,
+            N(any_tile)(rows, vectors, f->form, length, a_at, f->a_stride, at, f->b_row,
                         is_first && part == 0 && k == 0, is_last ? start : 0, c, c_row);
         }
 }
@@ -453,7 +454,7 @@ INLINE void N(fetch_outputs)(const Task *t, const Block *b, int64_t row, int64_t
 /* [L, R] = x Wᵀ + bias; a tile has as many vectors of L as of R. */
 static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
     BUFFER;
-    Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, t->layer.d_in, 1, 0, 0, PANELS};
+    Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, PANEL, t->layer.d_in, 1, 0, 0, PANELS};
     if (reads_rows(&t->layer)) {
         f.a = (const float *)N(rows_of)(t->layer.x, b->first, FLOAT32).at;
         f.a_stride = t->layer.x.row;
@@ -530,7 +531,7 @@ static void N(forward_block)(const Task *t, const Block *b) {
     if (!reads_rows(l)) N(pack_rows)(t, b, b->x, l->x, l->d_in);
     N(form_preact)(t, b, 1);
     if (!l->d_out) return;
-    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, l->d, 1, 0, 0, PANELS};
+    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, PANEL, l->d, 1, 0, 0, PANELS};
     N(product_to_memory)(t, b, &f, t->b_p, l->out, l->d_out);
 }
 
@@ -585,9 +586,9 @@ static void N(forward)(void *task) {
 
 /* sums (a_columns, b_columns), its rows `sums_row` apart, += Aᵀ B over a block, or = for the first. */
 static void N(add_products)(const Block *b, const float *a, int64_t a_columns, const float *from,
-                            int64_t b_columns, float *sums, int64_t sums_row, int is_first) {
+                            int64_t b_stride, int64_t b_row, int64_t b_columns, float *sums, int64_t sums_row, int is_first) {
     int64_t vectors = (b_columns + LANES - 1) / LANES;
-    Factors f = {0, from, 0, b->stride, b->rows, 1, 0, 0, TURNED};
+    Factors f = {0, from, 0, b_stride, b_row, b->rows, 1, 0, 0, TURNED};
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = fewer(vectors - j, VECTORS);
         const float *at[VECTORS];
@@ -648,7 +649,9 @@ static void N(take_saved_and_dout)(const Task *t, const Block *b) {
 /* dh = dout W_p, a tile at a time. */
 static void N(form_dh)(const Task *t, const Block *b) {
     BUFFER;
-    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, t->layer.d_out, 1, 0, 0, PANELS};
+    const Layer *l = &t->layer;
+    Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, PANEL, l->d_out, 1, 0, 0, PANELS};
+    if (reads_weight(l, l->d)) f.b = (const float *)l->w_p, f.b_stride = PANEL, f.b_row = l->d;
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = fewer(vectors - j, VECTORS);
@@ -685,29 +688,39 @@ static void N(form_dpreact)(const Task *t, const Block *b) {
 }
 
 static void N(form_dx)(const Task *t, const Block *b) {
-    int64_t d = t->layer.d, half = t->d16 / PANEL * b->stride;
-    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, d, 2, half, t->d16 * PANEL, PANELS};
+    const Layer *l = &t->layer;
+    int64_t d = l->d, half = t->d16 / PANEL * b->stride;
+    Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, PANEL, d, 2, half, t->d16 * PANEL, PANELS};
+    if (reads_weight(l, l->d_in)) {
+        f.b = (const float *)l->weight;
+        f.b_stride = PANEL, f.b_row = l->d_in, f.b_part = d * l->d_in;
+    }
     if (d == t->d16) f.k = 2 * d, f.parts = 1; /* no padding between dL and dR */
-    N(product_to_memory)(t, b, &f, 0, t->layer.dx, t->layer.d_in);
+    N(product_to_memory)(t, b, &f, 0, l->dx, l->d_in);
 }
 
 static void N(backward_block)(const Task *t, const Block *b, float *sums, int is_first) {
     const Layer *l = &t->layer;
     int64_t half = t->d16 / PANEL * b->stride;
-    if (l->dweight || (!l->saved_preact && !reads_rows(l))) N(pack_rows)(t, b, b->x, l->x, l->d_in);
+    int x_stays = reads_rows(l) && reads_weight(l, l->d_in);
+    const float *x = x_stays ? (const float *)N(rows_of)(l->x, b->first, FLOAT32).at : b->x;
+    int64_t x_stride = x_stays ? PANEL : b->stride, x_row = x_stays ? l->x.row : PANEL;
+    if ((l->dweight && !x_stays) || (!l->saved_preact && !reads_rows(l)))
+        N(pack_rows)(t, b, b->x, l->x, l->d_in);
     if (l->d_out) N(pack_rows)(t, b, b->dout, l->dout, l->d_out);
     if (l->dx || l->dweight || l->dbias || l->dw_p) N(form_dpreact)(t, b);
     if (l->dx) N(form_dx)(t, b);
     for (int64_t side = 0; side < 2; side++) {
         const float *dpreact = b->preact + side * half;
         if (l->dweight)
-            N(add_products)(b, dpreact, l->d, b->x, l->d_in, sums + side * t->d16 * t->d_in16,
-                            t->d_in16, is_first);
+            N(add_products)(b, dpreact, l->d, x, x_stride, x_row, l->d_in,
+                            sums + side * t->d16 * t->d_in16, t->d_in16, is_first);
         if (l->dbias)
             N(add_columns)(b, dpreact, t->d16, sums + t->sums_dbias + side * t->d16, is_first);
     }
     if (l->dw_p)
-        N(add_products)(b, b->dout, l->d_out, b->h, l->d, sums + t->sums_dw_p, t->d16, is_first);
+        N(add_products)(b, b->dout, l->d_out, b->h, b->stride, PANEL, l->d, sums + t->sums_dw_p,
+                        t->d16, is_first);
     if (l->db_p) N(add_columns)(b, b->dout, t->d_out16, sums + t->sums_db_p, is_first);
 }
 
@@ -761,13 +774,14 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
     if (unit < t->d_in16 / PANEL) {
         int64_t column = unit * PANEL, columns = fewer(PANEL, l->d_in - column);
         float *to = t->w_n + unit * t->w_n_stride;
-        for (int64_t half = 0; l->dx && half < 2; half++) {
+        for (int64_t half = 0; l->dx && !reads_weight(l, l->d_in) && half < 2; half++) {
             View from = {l->weight + (half * l->d * l->d_in + column) * element, l->d_in, 1};
             N(pack)(to + half * t->d16 * PANEL, 0, from, l->d, columns, l->dtype);
         }
         return;
     }
     int64_t panel = unit - t->d_in16 / PANEL, column = panel * PANEL;
+    if (reads_weight(l, l->d)) return;
     View from = {l->w_p + column * element, l->d, 1};
     N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, fewer(PANEL, l->d - column),
             l->dtype);

@@ -23,7 +23,7 @@ AUTOTUNED = (4096, 256, 512)
 CPU = torch.device("cpu")
 FORWARD = ("fused", "eager", "compile", "linear-binary")
 MEMORY = ("fused", "eager")
-PROCESSES = 3
+PROCESSES = 5
 TRAINING = ("fused", "recompute", "eager", "compile", "max-autotune")
 
 
@@ -70,7 +70,7 @@ def test_forward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
         pytest.skip(peers.absent(way, op, CPU))
     benchmark.group = f"{op} forward, M, d_in, d = {shape}"
     least = least_work.forward(*shape, d_out_of(op, shape))
-    enter(benchmark, way, forwards, op, shape, work=least, seconds=0.9, processes=PROCESSES)
+    enter(benchmark, way, forwards, op, shape, work=least, seconds=1.5, processes=PROCESSES)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -85,7 +85,7 @@ def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -
     benchmark.group = f"{op} forward and backward, M, d_in, d = {shape}"
     least = least_work.forward_and_backward(*shape, d_out_of(op, shape))
     ways = ways_at(op, shape)
-    how = {"work": least, "seconds": 1.8, "processes": PROCESSES}
+    how = {"work": least, "seconds": 3.0, "processes": PROCESSES}
     enter(benchmark, way, trainings, op, shape, ways, **how)
     if way in OURS:
         tensors = inputs(op, shape)
@@ -101,5 +101,5 @@ def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -
 def test_memory_given_back(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     benchmark.group = f"{op} forward and backward, memory given back, M, d_in, d = {shape}"
     least = least_work.forward_and_backward(*shape, d_out_of(op, shape))
-    how = {"work": least, "seconds": 1.5, "keep_memory": False}
-    enter(benchmark, way, trainings, op, shape, MEMORY, processes=PROCESSES, **how)
+    how = {"work": least, "seconds": 1.5, "keep_memory": False, "processes": 3}
+    enter(benchmark, way, trainings, op, shape, MEMORY, **how)

@@ -122,6 +122,20 @@ def test_odd_sizes(m: int, isa: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", [1, 64, 127, 128, 129])
+def test_few_rows_read_whole_panels_where_they_lie(m: int, isa: int) -> None:
+    for d_in, d, d_out in ((16, 16, None), (64, 48, 33), (48, 33, 64), (400, 32, None)):
+        a = arguments(m, d_in, d, d_out)
+        check(a, gradient_of(a), isa=isa)
+        # From an odd element on, its rows apart, and not from row to row in memory.
+        for x in (torch.randn(m * (d_in + 3) + 5)[5:].view(m, -1)[:, 1 : d_in + 1], a["x"]):
+            assert x is not None
+            check(a | {"x": x}, gradient_of(a), isa=isa, recompute=x is a["x"])
+        turned = torch.randn(d_in, m).t()
+        check(a | {"x": turned}, gradient_of(a), isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gate", layer_cpu.GATES)
 def test_gates_and_dtypes(gate: str, dtype: torch.dtype, isa: int) -> None:

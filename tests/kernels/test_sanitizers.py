@@ -66,9 +66,10 @@ static double both(int isa, int dtype, int gate, int64_t m, int64_t d_in, int64_
 
 int main(void) {
     const int64_t sizes[][4] = {{1, 1, 1, 0}, {3, 17, 5, 3}, {65, 16, 33, 0}, {129, 63, 16, 65},
-                                {70, 300, 32, 0}, {600, 5, 48, 16}, {0, 4, 3, 2}};
+                                {70, 300, 32, 0}, {600, 5, 48, 16}, {0, 4, 3, 2},
+                                {128, 32, 48, 20}};
     for (int gate = IDENTITY; gate <= RELU2; gate++)
-        for (int i = 0; i < 7; i++)
+        for (int i = 0; i < 8; i++)
             for (int saves = 0; saves < 2; saves++) {
                 const int64_t *s = sizes[i];
                 double first = 0;
