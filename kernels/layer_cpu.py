@@ -15,21 +15,25 @@ _GATES = {gate: index for index, gate in enumerate(GATES)}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _import() -> ModuleType | None:
+def _import() -> tuple[ModuleType | None, str]:
+    """The compiled module, or why there is none."""
     try:
-        return importlib.import_module("bilinear.kernels._layer_cpu")
+        return importlib.import_module("bilinear.kernels._layer_cpu"), ""
     except ModuleNotFoundError:
-        return None
+        return None, "is not built (pip install with a C compiler builds it)"
+    except (ImportError, AttributeError) as error:  # a PyTorch whose tensors it cannot read
+        return None, f"cannot be loaded ({error})"
 
 
-_compiled: Any = _import()
+_compiled: Any
+_compiled, _missing = _import()
 _best_isa: int = -1 if _compiled is None else _compiled.best_isa()
 
 
 def unavailable_because(dtype: torch.dtype, gate: str) -> str:
     """Say why the compiled layer cannot be used here, or nothing if it can."""
     if _compiled is None:
-        return "the compiled CPU layer is not built (pip install with a C compiler builds it)"
+        return f"the compiled CPU layer {_missing}"
     if dtype not in _DTYPES or (dtype == torch.float16 and not _compiled.has_float16()):
         return f"the compiled CPU layer has no {str(dtype).removeprefix('torch.')}"
     if gate not in _GATES:

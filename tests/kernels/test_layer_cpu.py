@@ -1,10 +1,12 @@
 """The compiled layer against float64 and against torch's composition, its bits, its threads."""
 
+import importlib
 import itertools
 import os
 import random
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -363,7 +365,10 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no float64" in layer_cpu.unavailable_because(torch.float64, "silu")
     assert "no gate swish" in layer_cpu.unavailable_because(torch.float32, "swish")
     monkeypatch.setattr(layer_cpu, "_compiled", None)
-    assert "not built" in layer_cpu.unavailable_because(torch.float32, "identity")
+    for error, said in ((ModuleNotFoundError(), "is not built"), (ImportError("DLPack"), "DLPack")):
+        monkeypatch.setattr(importlib, "import_module", Mock(side_effect=error))
+        monkeypatch.setattr(layer_cpu, "_missing", layer_cpu._import()[1])
+        assert said in layer_cpu.unavailable_because(torch.float32, "identity")
 
 
 def test_the_entry_points_refuse_what_cannot_be() -> None:
