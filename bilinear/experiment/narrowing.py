@@ -12,7 +12,7 @@ from bilinear.experiment.schedule import Phase, Schedule
 
 DROPS = ("circuit", "loss", "norm", "random")
 # docs/decisions.md has the measurements behind it.
-_LAST = Phase(28_000, Schedule(0.02, 0.00002, "linear"), Schedule(0.03, 1e-6, "cosine"))
+_LAST = Phase(6_000, Schedule(0.1, 0.0001, "linear"), Schedule(1e-4, 1e-4))
 
 
 @dataclass(frozen=True)
