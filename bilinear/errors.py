@@ -8,6 +8,10 @@ class ConfigError(ValueError):
     """A setting that cannot be run as given."""
 
 
+class OtherVersionError(ConfigError):
+    """Settings that another version wrote and that this one can't have."""
+
+
 class EngineError(RuntimeError):
     """An engine that could not go on: what has ended is kept, and the same command goes on."""
 

@@ -273,9 +273,10 @@ def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -
     if ends:
         end_x, end_y = np.array(ends).T
         ax.scatter(end_x, end_y, marker="|", s=14, color="black", lw=0.6)
-    texts = {n: int(k) for n, k in zip(name, frequency, strict=True)}
+    labels = (f"k = {k:.0f}" if size else "silent" for k, size in zip(frequency, length, strict=True))
+    texts = dict(zip(name, labels, strict=True))  # at the last width that has the unit
     for n in sorted(rows, key=rows.__getitem__)[:12]:
-        ax.annotate(f"k = {texts[n]}", (last[n] + 0.6, rows[n]), va="center", fontsize=7)
+        ax.annotate(texts[n], (last[n] + 0.6, rows[n]), va="center", fontsize=7)
     ax.set_xticks(*_some(widths))
     ax.set_yticks([])
     ax.set_xlim(-1, len(widths) + 3)

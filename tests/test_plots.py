@@ -150,3 +150,12 @@ def test_a_chain_of_units(tmp_path: Path, ax: Axes) -> None:
     phases = torch.cat([serving_units(results.models[d, 0]).phase for d in (6, 5, 3)])
     np.testing.assert_allclose(np.arctan2(ticks.V, ticks.U), phases, atol=1e-6)
     assert len(ends.get_offsets()) == len(set.union(*names) - names[-1])
+
+
+def test_units_of_zero_weight_are_called_silent(ax: Axes) -> None:
+    chain = bilinear.load_results(Path(__file__).parents[1] / "docs" / "findings" / "chain")
+    assert isinstance(chain, Results)
+    plots.chain_of_units(chain, ax)
+    labels = [text.get_text() for text in ax.texts]
+    assert labels[:5] == ["k = 31"] * 3 + ["silent"] * 2
+    assert "k = 0" not in labels

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bilinear.errors import ConfigError, shown
+from bilinear.errors import ConfigError, OtherVersionError, shown
 from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.schedule import LEAST, MOST, Phase, Schedule, is_number
 from bilinear.experiment.task import n_train_pairs
@@ -157,6 +157,8 @@ class SweepConfig:
             if fields.get("narrow") is not None:
                 fields["narrow"] = Narrowing.from_fields(fields["narrow"])
             return cls(**fields)
+        except OtherVersionError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(f"not a sweep's config: {error}") from error
 

@@ -4,10 +4,10 @@ A seed's models form a chain from the largest width down. Which units a model lo
 its weights or on the training pairs alone; when training stops is decided as in any other sweep.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from bilinear.errors import ConfigError, shown
+from bilinear.errors import ConfigError, OtherVersionError, shown
 from bilinear.experiment.schedule import Phase, Schedule
 
 DROPS = ("circuit", "loss", "norm", "random")
@@ -64,9 +64,19 @@ class Narrowing:
             raise ConfigError(f"last: expected a Phase, got {shown(self.last)}")
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "Narrowing":
-        """Build from what `dataclasses.asdict` made; TypeError for anything else."""
-        return cls(**(fields | {"last": Phase.from_fields(fields["last"])}))
+    def from_fields(cls, given: dict[str, Any]) -> "Narrowing":
+        """Build from what `dataclasses.asdict` made.
+
+        Raises OtherVersionError if another version did, TypeError for anything else.
+        """
+        different = sorted({field.name for field in fields(cls)} ^ given.keys())
+        if different:
+            raise OtherVersionError(
+                f"its models were narrowed by another version of bilinear (this one differs in "
+                f"{', '.join(different)}): read it with that version, or train them again into a "
+                "new folder"
+            )
+        return cls(**(given | {"last": Phase.from_fields(given["last"])}))
 
     def tries_at(self, wider: int) -> int:
         """How many ways to narrow a model of that width are tried at most."""

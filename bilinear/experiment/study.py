@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, OtherVersionError
 from bilinear.experiment.config import SweepConfig
 
 AXES = ("p", "train_frac", "lr", "weight_decay")
@@ -68,6 +68,8 @@ class Study:
         try:
             cells = json.loads(text)["cells"]
             return cls(tuple(SweepConfig.from_json(json.dumps(cell)) for cell in cells))
+        except OtherVersionError:
+            raise
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(f"not a study: {error}") from error
 

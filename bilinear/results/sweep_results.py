@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from bilinear.errors import ConfigError, ResultsError, extra
+from bilinear.errors import ConfigError, OtherVersionError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Job, Parent, Record, Weights
 from bilinear.reading.interactions import interaction_matrices
@@ -383,6 +383,8 @@ def parse_json(folder: Folder, name: str, content: bytes, parse: Callable[[str],
     """Parse a file of a results folder; raises ResultsError if it is damaged."""
     try:
         return parse(content.decode())
+    except OtherVersionError as error:
+        raise ResultsError(f"{folder}/{name}: {error}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise ResultsError(f"{folder}/{name}: damaged ({error}); {_MEND}") from error
 

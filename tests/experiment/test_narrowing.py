@@ -1,14 +1,17 @@
 """The settings of a narrowed sweep, and what they make of a config."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bilinear.errors import ConfigError
+from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.schedule import Phase, Schedule
+from bilinear.experiment.study import Study
+from bilinear.results.open import load_results
 
 NARROW = Narrowing(
     widest_steps=40, tries=3, redraws=2, last_up_to=2, last_tries=2,
@@ -34,9 +37,23 @@ def test_json_carries_it_and_says_nothing_where_there_is_none() -> None:
     alone = SweepConfig(p=8, remainders=(), widths=(3,))
     assert "narrow" not in json.loads(alone.to_json())
     assert SweepConfig.from_json(alone.to_json()) == alone
-    broken = CONFIG.to_json().replace('"redraws"', '"again"')
+    broken = CONFIG.to_json().replace('"drop": "circuit"', '"drop": [2]')
     with pytest.raises(ConfigError, match="not a sweep's config"):
         SweepConfig.from_json(broken)
+
+
+@pytest.mark.parametrize("kind", ["config", "study"])
+def test_a_folder_of_another_version_says_so(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text('{"backend": "compiled-cpu"}')
+    json_of = CONFIG.to_json() if kind == "config" else Study((CONFIG,)).to_json()
+    (tmp_path / f"{kind}.json").write_text(json_of.replace('"redraws"', '"again"'))
+    with pytest.raises(ResultsError) as error:
+        load_results(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/{kind}.json: its models were narrowed by another version of bilinear (this "
+        "one differs in again, redraws): read it with that version, or train them again into a "
+        "new folder"
+    )
 
 
 @pytest.mark.parametrize(
