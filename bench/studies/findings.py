@@ -1,9 +1,12 @@
 """Recompute docs/findings.md from its results folder: `python -m bench.studies.findings`.
 
 Prints the tables as Markdown; `--write` puts them into docs/findings.md, between its markers.
+The second table sets two units beside the closed form. Its symmetries are those of the task: the
+frequency, adding n to b and to the sum, and the scale of the logits.
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
 from statistics import mean
@@ -11,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from bilinear.reading.exact_circuit import exact_circuit
 from bilinear.reading.fourier import (
     ablate_frequencies,
     amplitudes,
@@ -20,12 +24,14 @@ from bilinear.reading.fourier import (
     used_frequencies,
 )
 from bilinear.reading.interactions import logit_table, table_accuracy
-from bilinear.reading.weights import Readable, weights_of
+from bilinear.reading.similarity import functional_similarity
+from bilinear.reading.weights import Readable, Weights, weights_of
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, RESULTS = DOCS / "findings.md", DOCS / "findings" / "results"
+CHAIN, SEED = DOCS / "findings" / "chain", 4
 COLUMNS = {
     "frequencies": ("frequencies used", "{:.1f}"),
     "units": ("units per frequency", "{:.1f}"),
@@ -93,6 +99,59 @@ def random_model(p: int, d: int, seed: int) -> Reading:
     return read((w_l, w_r, w_p))
 
 
+def closed_form(p: int, frequency: int, n: int = 0) -> Weights:
+    """`exact_circuit` of b − n, whose class is the sum less n: right on all pairs as well."""
+    circuit = exact_circuit(p, frequency)
+    w_l, w_r = (
+        torch.cat([w[:, :p], w[:, p:].roll(n, 1)], 1) for w in (circuit["w_l"], circuit["w_r"])
+    )
+    return Weights(w_l, w_r, circuit["w_p"].roll(n, 0))
+
+
+def likeness(model: Readable) -> float:
+    """Largest cosine between a model's logits and the closed form's, over its symmetries.
+
+    The frequency is the model's strongest; one that shares a factor with p has no closed form.
+    """
+    p, k = len(weights_of(model).w_p), int(frequency_shares(model).argmax())
+    if math.gcd(p, k) > 1:
+        return float("nan")
+    forms = [closed_form(p, k, n) for n in range(p)]
+    return float(functional_similarity([model, *forms])[0, 1:].max())
+
+
+def least_margin(model: Readable) -> float:
+    """Over all pairs, against the spread (root mean square about their mean) of all logits."""
+    tables = logit_table(weights_of(model).double())
+    a, b = torch.meshgrid(*[torch.arange(len(tables))] * 2, indexing="ij")
+    own = tables[(a + b) % len(tables), a, b]
+    others = tables.clone()
+    others[(a + b) % len(tables), a, b] = -torch.inf
+    return float((own - others.amax(0)).min() / (tables - tables.mean(0)).square().mean().sqrt())
+
+
+def two_units() -> str:
+    """Return the table of models of two units."""
+    p = 64
+    models: dict[str, Readable] = {
+        "narrowed to 2": load_results(CHAIN).models[2, SEED],  # type: ignore[union-attr]
+        "from scratch at 2": load_results(RESULTS).models[2, 0],  # type: ignore[union-attr]
+        "`exact_circuit`": closed_form(p, 31),
+    }
+    lines = [
+        "| width 2 | strongest frequency | its share of the interaction | phase error of its units [rad] "
+        "| cosine with the closed form | least margin : spread of logits |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, model in models.items():
+        shares, units = frequency_shares(model), serving_units(model)
+        lines.append(
+            f"| {name} | {int(shares.argmax())} | {shares.max():.0%} "
+            f"| {units.phase.abs().max():.3f} | {likeness(model):.3f} | {least_margin(model):.1e} |"
+        )
+    return "\n".join(lines)
+
+
 def tables(results: Results) -> dict[str, str]:
     """Return every table of the page as Markdown, by its name."""
     readings = by_width(results)
@@ -106,7 +165,8 @@ def tables(results: Results) -> dict[str, str]:
             form.format(mean(getattr(r, c) for r in found)) for c, (_, form) in COLUMNS.items()
         )
         lines.append([name, *(text.replace("nan", "—") for text in means)])
-    return {"by-width": "\n".join(f"| {' | '.join(line)} |" for line in lines)}
+    by_width_table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return {"by-width": by_width_table, "two-units": two_units()}
 
 
 def filled(page: str, found: dict[str, str]) -> str:

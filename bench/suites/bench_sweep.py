@@ -15,6 +15,11 @@ full batch (an epoch is a step)
 minibatches of 64 (an epoch is 48 steps)
     fused       `run_sweep` with the notebook's protocol: the notebook's own number of updates
     notebook    as above
+
+A third contest is one seed of every width: P = 32, widths 32 to 2, `run_sweep` whole.
+    fused        narrowed: each width from the next wider one's weights
+    independent  each width from initial weights, many of which take all their steps
+(bench/studies/chain_time.py times the whole commands at P = 64.)
 """
 
 import tempfile
@@ -30,6 +35,7 @@ from bench.measure import least_work
 from bench.measure.ensembles import ensemble
 from bench.measure.turns import Contestants, enter
 from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.record import Job
 from bilinear.reference import ModelConfig
 from bilinear.training.choose import choose
@@ -45,13 +51,17 @@ MINIBATCHES = replace(FULL_BATCH, batch_size=64)
 # Epochs of one call, so that each takes some tenths of a second; what is reported is one epoch.
 EPOCHS = {"fused": 400, "vmap": 20, "bmm": 20, "notebook": 2}
 EPOCHS_BY_MINIBATCHES = {"fused": 40, "notebook": 2}
+EVERY_WIDTH = SweepConfig(p=32, widths=tuple(range(32, 1, -1)), remainders=())
 
 
 def _fused(config: SweepConfig, epochs: int) -> Callable[[], object]:
     steps = epochs * config.steps_per_epoch
     # The notebook evaluates once an epoch; the full-batch recipe every ten steps.
     every = config.steps_per_epoch if config.batch_size else config.eval_every
-    config = replace(config, steps=steps, eval_every=every)
+    return _whole(replace(config, steps=steps, eval_every=every))
+
+
+def _whole(config: SweepConfig) -> Callable[[], object]:
     backend = choose(config, fused=True)
 
     def sweep() -> None:
@@ -91,6 +101,18 @@ def minibatch_sweeps() -> Contestants:
         "fused": _fused(MINIBATCHES, EPOCHS_BY_MINIBATCHES["fused"]),
         "notebook": _notebook(EPOCHS_BY_MINIBATCHES["notebook"]),
     }
+
+
+def every_width() -> Contestants:
+    """Ways to a model of every width."""
+    narrowed = replace(EVERY_WIDTH, narrow=Narrowing())
+    return {"fused": _whole(narrowed), "independent": _whole(EVERY_WIDTH)}
+
+
+@pytest.mark.parametrize("way", ["fused", "independent"])
+def test_every_width(benchmark: Any, way: str) -> None:
+    benchmark.group = f"a model of every width from 32 to 2, narrowed{WHERE}"
+    enter(benchmark, way, every_width, device=DEVICE, seconds=20.0, least_rounds=3)
 
 
 @pytest.mark.parametrize("way", EPOCHS)

@@ -1,5 +1,6 @@
 """The suites ask for what there is: their own tests are run, all but the timing."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,14 +8,17 @@ import pytest
 
 from bench.measure.least_work import Work
 from bench.suites import bench_layer, bench_scaling, bench_step, bench_sweep
+from bilinear.experiment.config import SweepConfig
+from bilinear.experiment.narrowing import Narrowing
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Work]]:
     """Contestants and the least work of their task, as a suite hands them over to be timed."""
     found: list[tuple[str, Work]] = []
+    none = Work(0, 0)
 
-    def enter(_: Any, way: str, make: Any, *arguments: Any, work: Work, **__: Any) -> dict:
+    def enter(_: Any, way: str, make: Any, *_more: Any, work: Work = none, **__: Any) -> dict:
         assert callable(make)
         found.append((way, work))
         return {way: 1.0}
@@ -60,3 +64,15 @@ def test_of_a_sweep(asked: list[tuple[str, Work]]) -> None:
     bench_sweep.test_minibatches(benchmark(), "fused")
     (_, full), (_, minibatches) = asked
     assert minibatches.flop > full.flop > 0
+
+
+def test_of_every_width(asked: list[tuple[str, Work]], monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(bench_sweep.EVERY_WIDTH, p=5, widths=(4, 3), steps=20, hold=2)
+    swept: list[SweepConfig] = []
+    monkeypatch.setattr(bench_sweep, "EVERY_WIDTH", few)
+    monkeypatch.setattr(bench_sweep, "run_sweep", lambda config, *_: swept.append(config))
+    for way in bench_sweep.every_width().values():
+        way()
+    assert swept == [replace(few, narrow=Narrowing()), few]
+    bench_sweep.test_every_width(benchmark(), "independent")
+    assert [way for way, _ in asked] == ["independent"]
