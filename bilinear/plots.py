@@ -273,8 +273,7 @@ def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -
     if ends:
         end_x, end_y = np.array(ends).T
         ax.scatter(end_x, end_y, marker="|", s=14, color="black", lw=0.6)
-    labels = (f"k = {k:.0f}" if size else "silent" for k, size in zip(frequency, length, strict=True))
-    texts = dict(zip(name, labels, strict=True))  # at the last width that has the unit
+    texts = {n: f"k = {k}" if size else "silent" for _, n, k, _, size in served}
     for n in sorted(rows, key=rows.__getitem__)[:12]:
         ax.annotate(texts[n], (last[n] + 0.6, rows[n]), va="center", fontsize=7)
     ax.set_xticks(*_some(widths))

@@ -1,19 +1,21 @@
 """Recompute docs/findings.md from its results folder: `python -m bench.studies.findings`.
 
 Prints the tables as Markdown; `--write` puts them into docs/findings.md, between its markers.
-The second table sets two units beside the closed form. Its symmetries are those of the task: the
-frequency, adding n to b and to the sum, and the scale of the logits.
+"two-units" sets models of two units beside the closed form; its symmetries are the frequency,
+adding n to b and to the sum, and the scale. "chains" counts bench/results/narrowing-p*.json.
 """
 
 import argparse
+import json
 import math
 import re
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from bench.measure.environment import RESULTS as FIGURES
 from bilinear.reading.exact_circuit import exact_circuit
 from bilinear.reading.fourier import (
     ablate_frequencies,
@@ -139,8 +141,9 @@ def two_units() -> str:
         "`exact_circuit`": closed_form(p, 31),
     }
     lines = [
-        "| width 2 | strongest frequency | its share of the interaction | phase error of its units [rad] "
-        "| cosine with the closed form | least margin : spread of logits |",
+        "| width 2 | strongest frequency | its share of the interaction "
+        "| phase error of its units [rad] | cosine with the closed form "
+        "| least margin : spread of logits |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, model in models.items():
@@ -149,7 +152,29 @@ def two_units() -> str:
             f"| {name} | {int(shares.argmax())} | {shares.max():.0%} "
             f"| {units.phase.abs().max():.3f} | {likeness(model):.3f} | {least_margin(model):.1e} |"
         )
+    return "\n".join(lines).replace("nan", "—")
+
+
+def chains() -> str:
+    """Return the table of narrowed sweeps: right on all pairs, of so many, by width."""
+    widths = [*range(2, 9), 12, 16, 24, 32]
+    lines = [
+        "| p, what goes | chains | " + " | ".join(map(str, widths)) + " |",
+        "| --- | ---: |" + " ---: |" * len(widths),
+    ]
+    files = FIGURES.glob("narrowing-p*.json")
+    for content in sorted(map(json.loads, map(Path.read_text, files)), key=_modulus):
+        for drop, found in content["drop"].items():
+            perfect = {width["d_hidden"]: width["perfect"] for width in found["widths"]}
+            cells = " | ".join(str(perfect[d]) for d in widths)
+            n = found["widths"][0]["models"]
+            lines.append(f"| {_modulus(content)}, {drop} | {n} | {cells} |")
     return "\n".join(lines)
+
+
+def _modulus(content: dict[str, Any]) -> int:
+    p: int = content["recipe"]["p"]
+    return p
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -166,7 +191,7 @@ def tables(results: Results) -> dict[str, str]:
         )
         lines.append([name, *(text.replace("nan", "—") for text in means)])
     by_width_table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return {"by-width": by_width_table, "two-units": two_units()}
+    return {"by-width": by_width_table, "two-units": two_units(), "chains": chains()}
 
 
 def filled(page: str, found: dict[str, str]) -> str:

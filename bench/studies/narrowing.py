@@ -124,8 +124,8 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
     lines = [("from scratch", scratch, "#898989", "s")]
     names = {
         "circuit": "narrowed",
-        "loss": "narrowed by loss",
-        "random": "narrowed, a random unit each time",
+        "loss": "the unit least missed, one way",
+        "random": "a random unit, one way",
         "norm": "by norm",
     }
     colours = {"circuit": "#C85200", "loss": "#FF800E", "random": "#5F9ED1", "norm": "#006BA4"}
@@ -138,7 +138,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
         )
         ax.fill_between(d, low, high, color=colour, alpha=0.18, lw=0)
         ax.plot(d, share, color=colour, marker=marker, ms=4, label=label)
-        if widths and "perfect_with_every_unit_working" in widths[0]:
+        if label == names["circuit"]:
             # Above, decay leaves units without amplitude, which says nothing of what is needed.
             few = [w for w in shown if w["d_hidden"] <= 16]
             working = [w["perfect_with_every_unit_working"] / w["models"] for w in few]
@@ -163,7 +163,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
     ax.set_ylabel(f"share of models right on all {p * p:,} pairs")
     ax.set_ylim(-0.02, 1.03)
     ax.grid(alpha=0.3)
-    ax.legend(loc="center left", bbox_to_anchor=(0.62, 0.62), frameon=False)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 
 
