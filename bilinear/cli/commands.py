@@ -13,6 +13,7 @@ import webbrowser
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import bilinear
@@ -415,6 +416,8 @@ def _study_to_go_on(args: argparse.Namespace) -> Study | None:
     from bilinear.results.open import load_results
     from bilinear.results.study_results import StudyResults
 
+    if "://" not in args.resume and not Path(args.resume).is_dir():
+        raise ConfigError(f"--resume: expected a results folder, got {args.resume!r}")
     results = load_results(args.resume)
     if isinstance(results, StudyResults):
         args.fused = True
@@ -589,9 +592,16 @@ def _export(argv: Sequence[str]) -> int:
 
     from bilinear.results.export_notebook import write_notebook_pickle
 
+    _check_place("--file", args.file)
     write_notebook_pickle(_one_sweep(args.results), args.file, seed=args.seed)
     print(f"wrote {args.file}")
     return 0
+
+
+def _check_place(option: str, path: Path) -> None:
+    """Raise ConfigError for a file whose folder is not there, before anything is computed."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}: expected a file in a folder that is there, got '{path}'")
 
 
 def _view(argv: Sequence[str]) -> int:
@@ -609,6 +619,8 @@ def _view(argv: Sequence[str]) -> int:
     from bilinear.results.open import load_results
     from bilinear.results.study_results import StudyResults
 
+    if args.out is not None:
+        _check_place("--out", args.out)
     results = load_results(_chosen(args.results))
     if isinstance(results, StudyResults):
         return _view_study(results, args)

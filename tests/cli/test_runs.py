@@ -67,6 +67,19 @@ def test_resume_of_a_folder_alone(
     assert "--resume and --out: expected one folder" in capsys.readouterr().err
 
 
+def test_a_place_that_is_not_there_is_said_by_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    assert main(["--resume", str(gone)]) == 2
+    assert f"--resume: expected a results folder, got '{gone}'" in capsys.readouterr().err
+    for command in (f"view {tmp_path} --out", f"export {tmp_path} --format notebook --file"):
+        option = command.rpartition(" ")[2]
+        assert main([*command.split(), str(gone / "file")]) == 2
+        error = capsys.readouterr().err
+        assert f"{option}: expected a file in a folder that is there, got '{gone}/file'" in error
+
+
 def test_quiet_says_nothing_and_a_plan_is_machine_readable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
