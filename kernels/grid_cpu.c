@@ -46,7 +46,7 @@ typedef struct {
     float min_margin; /* min over all pairs of logit[label] − max of the others */
 } GridMetrics;
 
-/* Of each pair in a block: the label set apart from the other classes. */
+/* The softmax of each pair in a block: the label's term is kept apart from the other classes'. */
 typedef struct {
     float label_logit[GRID_BLOCK], best_other[GRID_BLOCK];
     float shift[GRID_BLOCK]; /* the largest logit */
@@ -154,7 +154,7 @@ uint32_t grid_shuffled(uint32_t index, uint32_t n, uint64_t key, uint64_t epoch)
 
 enum { ISA_BASELINE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 };
 
-/* The widest instruction set both this build and this processor have. */
+/* The widest instruction set that this build was compiled for and this processor has. */
 int grid_best_isa(void) {
 #ifdef GRID_X86
     __builtin_cpu_init();
@@ -166,7 +166,8 @@ int grid_best_isa(void) {
     return ISA_BASELINE;
 }
 
-/* Subnormal moments of gradients long vanished would slow a converged model a hundredfold. */
+/* Treats subnormal numbers as 0. The moments of a converged model decay to subnormals, and the
+ * processor takes about a hundred times longer to compute with those. */
 static unsigned flush_subnormals(void) {
 #ifdef GRID_X86
     unsigned old = __builtin_ia32_stmxcsr();
@@ -214,7 +215,7 @@ void grid_evaluate(int isa, GridModel *m, GridMetrics *out) {
 
 #ifndef WITHOUT_PYTHON /* as the sanitizers run it */
 
-/* The functions above are called through ctypes; the module itself is empty. */
+/* Python calls the functions above through ctypes; the module that it imports is empty. */
 #include <Python.h>
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_grid_cpu", NULL, -1, NULL,

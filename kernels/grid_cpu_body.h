@@ -2,7 +2,7 @@
  *   GRID_NAME(x)        the name of x for this instruction set
  *   GRID_LANES          floats in a vector: 16, 8 or 4
  *   GRID_TILE_ROWS, GRID_TILE_VECTORS   the tile of a matrix product held in registers
- * No include guard: that is its purpose. */
+ * It has no include guard, because it is included several times. */
 
 #define N(x) GRID_NAME(x)
 #define LANES GRID_LANES
@@ -129,8 +129,8 @@ INLINE int64_t N(label_of)(const GridModel *m, const int32_t *pair) {
 }
 
 /* Logits of a block to exp(logit − shift) of the classes other than the label, and 0 for the label,
- * whose own share is kept apart in `rows`. One short pass over all rows for each stage: the rows
- * are independent, so the latencies of one hide behind the others. */
+ * whose own term is kept apart in `rows`. Each stage is one short pass over all rows: rows are
+ * independent, so the processor computes several at once instead of waiting for each. */
 static void N(softmax)(const GridModel *m, const Scratch *s, const int32_t *pairs, int64_t n) {
     int64_t pp = GRID_PAD(m->p);
     SoftmaxRows *rows = s->rows;

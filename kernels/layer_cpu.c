@@ -29,13 +29,14 @@
 
 #define PANEL 16
 #define PADDED(n) (((n) + PANEL - 1) / PANEL * PANEL)
-/* Panels of one more row than they hold: a stride of 4096 bytes would fill a few sets of the cache. */
+/* A panel gets one row more than it holds: with a stride of 4096 bytes, its rows would compete for a
+ * few sets of the cache. */
 #define PANEL_FLOATS(rows) (((rows) + 1) * PANEL)
 
-#define CHUNK 192 /* of a long sum; a multiple of 16 */
+#define CHUNK 192 /* terms that are summed before they are added to the total; a multiple of 16 */
 #define MOST_BLOCK_ROWS 384
 #define FEWEST_BLOCK_ROWS 16
-#define BLOCK_BYTES (384 * 1024) /* of a core's second-level cache */
+#define BLOCK_BYTES (384 * 1024) /* what a block may take of a core's second-level cache */
 #define MOST_ROW 1024 /* floats from row to row of x that products read in place */
 #ifndef FEW_ROWS
 #define FEW_ROWS 128
@@ -45,7 +46,7 @@
 #define SHARE_ROWS 256
 #define LARGE_SUMS (INT64_C(1) << 17)   /* floats */
 #define LARGE_OUTPUT (INT64_C(1) << 23) /* floats: a last-level cache */
-/* Below so many multiplications a second thread costs more than it takes over. */
+/* In multiplications. With less work for each thread, another one costs more time than it saves. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
 #ifndef KEPT_FLOATS /* of scratch, from call to call; the sanitizers keep none */
 #define KEPT_FLOATS (INT64_C(1) << 19)
@@ -56,16 +57,16 @@
 typedef _Float16 float16;
 #else
 #define HAS_FLOAT16 0
-typedef uint16_t float16; /* never read: the launcher refuses */
+typedef uint16_t float16; /* a stand-in: the launcher refuses float16 then */
 #endif
 
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
-/* How a product's left factor lies: in panels, C's rows as their rows and k as their columns; in one
- * panel, turned, k as its rows; or as outside, in rows. */
+/* How the left factor of C = A B is stored. PANELS: C's rows are the panels' rows, k their columns.
+ * TURNED: one transposed panel, k its rows. ROWS: the caller's own rows of float32. */
 enum Form { PANELS, TURNED, ROWS };
 enum Gate { IDENTITY, SILU, GELU, GELU_TANH, RELU, SIGMOID, RELU2 };
 
-/* A matrix outside, its strides in elements. */
+/* A matrix of the caller, its strides in elements. */
 typedef struct {
     const char *at;
     int64_t row, column;
@@ -80,7 +81,8 @@ typedef struct {
     char *dx, *dweight, *dbias, *dw_p, *db_p;             /* null where not asked for */
 } Layer;
 
-/* Whether products take x's rows where they lie: read in order, and not each from a page of its own. */
+/* Whether products read x's rows without a copy: they must be contiguous, and no longer than a page of
+ * memory. */
 static int reads_rows(const Layer *l) {
     return l->dtype == FLOAT32 && l->x.column == 1 && l->x.row <= MOST_ROW;
 }
@@ -91,7 +93,8 @@ static int reads_weight(const Layer *l, int64_t columns) {
     return l->dtype == FLOAT32 && l->m <= FEW_ROWS && columns % PANEL == 0 && columns <= MOST_ROW;
 }
 
-/* What units of work have been taken, by any thread; each on a cache line of its own. */
+/* How many units of work threads have taken. Padded to cache lines of its own, so that threads that
+ * write different counters do not wait for each other. */
 typedef struct {
     int64_t taken;
     char rest[120];
@@ -102,7 +105,7 @@ typedef struct {
     int threads;
     int64_t d_in16, d16, d_out16;
     int64_t block, blocks, shares;
-    int streams; /* whether [L, R] and h go past the caches: they are larger */
+    int streams; /* whether [L, R] and h are written past the caches, being larger than they */
     /* Weights in panels: _t for products with Wᵀ (panels of W's rows), _n for products with W. */
     float *w_t, *w_n, *w_p_t, *w_p_n, *bias, *b_p;
     int64_t w_t_stride, w_n_stride, w_p_t_stride, w_p_n_stride; /* from panel to panel */
@@ -117,8 +120,8 @@ static int64_t take(Counter *counter) {
     return __atomic_fetch_add(&counter->taken, 1, __ATOMIC_RELAXED);
 }
 
-/* The next block or share of `units` for a thread, -1 if there is none: first of those that are its
- * own at every call of these sizes, whose memory its caches may still hold, then of the others'. */
+/* The next block or share for a thread, -1 if none is left. First come the thread's own, the same at
+ * every call of these sizes, so that its caches may still hold their memory; then the others'. */
 static int64_t take_unit(Task *t, int64_t thread, int64_t units) {
     for (int64_t i = 0; i < t->threads; i++) {
         int64_t whose = (thread + i) % t->threads, first = whose * units / t->threads;
@@ -129,8 +132,8 @@ static int64_t take_unit(Task *t, int64_t thread, int64_t units) {
 }
 
 /* The threads are those of the OpenMP runtime that PyTorch brought into the process, found by name:
- * another runtime's pool would fight with it over the cores. In a forked child those threads do not
- * exist, and to wait for them would hang: it works alone. */
+ * a second runtime's threads would compete with them for the cores. In a forked child those threads
+ * do not exist, and waiting for them would hang, so the child computes on one thread. */
 
 static void (*omp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 static void (*omp_barrier)(void);
@@ -194,7 +197,7 @@ static void run(Task *t, void (*work)(void *)) {
 
 enum Isa { ISA_BASELINE, ISA_AVX2, ISA_AVX512, ISA_COUNT };
 
-/* The widest instruction set both this build and this processor have. */
+/* The widest instruction set that this build was compiled for and this processor has. */
 static int best_isa(void) {
 #ifdef LAYER_X86
     __builtin_cpu_init();
@@ -231,8 +234,8 @@ static Work backward_work(int isa) {
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Shares of the rows: few enough that to form a share's products takes longer than to write its
- * sums and to add them, which are as large as the weights. */
+/* The number of shares. A share's sums are as large as the weights, so shares are few enough that
+ * computing one takes longer than writing and adding its sums. */
 static int64_t shares_of(const Task *t) {
     const Layer *l = &t->layer;
     int64_t sums = 2 * t->d16 * t->d_in16 + t->d16 * t->d_out16;
@@ -241,7 +244,7 @@ static int64_t shares_of(const Task *t) {
     return least(MOST_SHARES, most(fewest, l->m / rows));
 }
 
-/* Rows of a block: a share's, in equal blocks that fit the cache. */
+/* Rows of a block: a share is cut into equal blocks that fit the cache. */
 static int64_t block_rows(const Task *t, int is_backward) {
     const Layer *l = &t->layer;
     int64_t floats = t->d_in16 + (l->d_out ? t->d16 : 0);

@@ -2,7 +2,7 @@
  *   LAYER_NAME(x)        the name of x for this instruction set
  *   LAYER_LANES          floats in a vector: 16, 8 or 4
  *   LAYER_TILE_VECTORS   vectors of a row of a tile held in registers: 4 or 2
- * No include guard: that is its purpose. */
+ * It has no include guard, because it is included several times. */
 
 #define N(x) LAYER_NAME(x)
 #define LANES LAYER_LANES
@@ -14,7 +14,7 @@
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
 INLINE void N(store_anywhere)(float *x, vf v) { *(N(loose) *)x = v; }
-/* Past the caches, if that can be asked for: to whole lines of 64 bytes, aligned. */
+/* Writes past the caches where the compiler offers it; x must be aligned to 64 bytes. */
 INLINE void N(stream)(float *x, vf v) {
 #if LANES == 16 && !defined(__clang__)
     __builtin_ia32_movntps512(x, v);
@@ -24,9 +24,9 @@ INLINE void N(stream)(float *x, vf v) {
 }
 INLINE vf N(pick)(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
-/* --- Elements outside: any dtype, any stride. --- */
+/* --- Elements of the caller's matrices: any dtype, any stride. --- */
 
-/* `count` elements to the first of 16 floats; zeros follow. */
+/* Reads `count` ≤ 16 elements as floats; the rest of the 16 is set to 0. */
 static void N(read16)(float *to, const char *at, int64_t index, int64_t stride, int64_t count,
                       int dtype) {
     if (dtype == FLOAT32) {
@@ -48,7 +48,7 @@ static void N(read16)(float *to, const char *at, int64_t index, int64_t stride, 
     for (int64_t i = count; i < PANEL; i++) to[i] = 0.0f;
 }
 
-/* The first `count` of a vector to contiguous elements, rounded to nearest even. */
+/* Writes the first `count` floats of a vector to contiguous elements, rounded to nearest even. */
 static void N(write_part)(char *at, int64_t index, const float *from, int64_t count, int dtype) {
     if (dtype == FLOAT32) {
         float *to = (float *)at + index;
@@ -79,7 +79,7 @@ INLINE void N(write)(char *at, int64_t index, vf v, int64_t count, int dtype) {
 
 /* --- Panels. --- */
 
-/* (rows, columns) at `from` to panels of 16 columns; row by row, as memory is read fastest. */
+/* Copies (rows, columns) at `from` to panels of 16 columns, row by row: memory is read in order. */
 static void N(pack)(float *to, int64_t stride, View from, int64_t rows, int64_t columns, int dtype) {
     int64_t whole = dtype == FLOAT32 && from.column == 1 ? columns / PANEL : 0;
     for (int64_t r = 0; r < rows; r++, to += PANEL) {
@@ -145,7 +145,7 @@ static void N(pack_transposed)(float *to, const char *from, int64_t first, int64
 
 /* --- Gates. --- */
 
-/* σ(x) = 1/(1 + e⁻ˣ) and its derivative, neither by a difference. */
+/* σ(x) = 1/(1 + e⁻ˣ) and its derivative, without subtractions, which would cancel for large |x|. */
 INLINE vf N(sigmoid)(vf x, vf *slope) {
     vf e = N(exp)((vf)((vi)x | INT32_MIN)); /* of −|x| */
     vf over = 1.0f / (1.0f + e);
@@ -176,7 +176,7 @@ INLINE vf N(normal_cdf)(vf x) {
     return N(pick)(x < 0.0f, below, above);
 }
 
-/* g(x), and g′(x) without the zeros that `is_cut` names. */
+/* g(x), and g′(x) but for the places where `is_cut` says that it is 0. */
 static vf N(gated)(vf x, int gate, vf *slope) {
     vf s, ds;
     switch (gate) {
@@ -211,7 +211,7 @@ static vf N(gated)(vf x, int gate, vf *slope) {
     }
 }
 
-/* Where g′ is 0 whatever its factors are, Inf and NaN too. */
+/* Where g′ is exactly 0: there the gradient is 0 even if a factor of it is Inf or NaN. */
 INLINE vi N(is_cut)(vf x, int gate) {
     return gate == RELU || gate == RELU2 ? (vi)(x <= 0.0f) : (vi){0};
 }
@@ -384,7 +384,7 @@ INLINE float *N(in_panels)(float *panels, int64_t stride, int64_t row, int64_t c
     return panels + column / PANEL * stride + row * PANEL + column % PANEL;
 }
 
-/* A tile of C that is taken from a buffer. */
+/* A tile of C in a buffer, from where it is written on in another form. */
 #define BUFFER_ROW (VECTORS * LANES)
 #define BUFFER __attribute__((aligned(64))) float c[TILE_ROWS * BUFFER_ROW]
 
@@ -434,7 +434,8 @@ INLINE void N(take_panels)(const Task *t, const Block *b, const float *left, con
     }
 }
 
-/* Lines that a tile is going to write are fetched while it is formed: it would wait for each. */
+/* Prefetches the cache lines that a tile will be written to, while it is computed: otherwise the
+ * stores would wait for each of them. */
 INLINE void N(fetch)(const char *at, int64_t index, int64_t row, int64_t rows, int64_t columns) {
     for (int64_t r = 0; at && r < rows; r++)
         for (int64_t c = 0; c < columns; c += 16)
@@ -578,7 +579,7 @@ static void N(forward)(void *task) {
         N(forward_block)(t, &b);
     }
 #if LANES == 16 && !defined(__clang__)
-    __builtin_ia32_sfence(); /* what was streamed is seen by whoever goes on after this thread */
+    __builtin_ia32_sfence(); /* other threads see what was streamed once this one ends */
 #endif
 }
 
@@ -631,7 +632,7 @@ static void N(take_dout)(const Task *t, const Block *b) {
         }
 }
 
-/* The same from [L, R] in memory to [dL, dR] in panels, where whole vectors can be read. */
+/* The same for [L, R] that forward saved, where whole vectors of it can be read in place. */
 static void N(take_saved_and_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
     const float *dh = (const float *)N(rows_of)(l->dout, b->first, FLOAT32).at;

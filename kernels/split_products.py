@@ -1,11 +1,12 @@
-"""Device functions: products of float32 matrices on tensor cores, and the exponential beside them.
+"""Device functions: products of float32 matrices on tensor cores, and an exponential.
 
     x = x₀ + x₁ + x₂, bfloat16 parts of 8 bits each, by rounding and subtracting: exact for float32
     x·y ≈ Σ xᵢ·yⱼ over i + j < 3 ("bf16x6"), or over i + j < 2 of two parts ("bf16x3")
 
-Parts are made once for the products that share an operand, two elements an instruction, and summed
-smallest first from zero, so that a long sum is rounded once a product. "tf32" and "ieee" (float64,
-and whatever the interpreter runs: it knows no bfloat16 product) multiply x itself.
+An operand is split once for all products that share it, two elements an instruction. The partial
+products are summed from zero, the smallest first, so that a long sum is rounded once a product.
+"tf32" and "ieee" multiply x itself; float64 takes "ieee", and so does Triton's interpreter, whose
+bfloat16 product is wrong.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, attr-defined"
@@ -87,7 +88,7 @@ def product(x, y, PRECISION: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def exp2(x, PRECISION: tl.constexpr):
-    """2ˣ; below 2^-126, in one instruction, 0."""
+    """2ˣ in one instruction; results below 2^-126 become 0."""
     if PRECISION == "ieee":
         return tl.exp2(x)
     else:
@@ -104,7 +105,7 @@ def _add_and_most(total, most, more, other):
 @triton.jit
 def sum_and_most(x, y, axis: tl.constexpr, PRECISION: tl.constexpr):
     """Σ x and max y along an axis, together."""
-    if PRECISION == "ieee":  # the interpreter knows a sum and a maximum by name alone
+    if PRECISION == "ieee":  # the interpreter has tl.sum and tl.max, but no tl.reduce
         return tl.sum(x, axis), tl.max(y, axis)
     else:
         return tl.reduce((x, y), axis, _add_and_most)

@@ -28,17 +28,17 @@ Timer = Callable[[Callable[[], object]], float]
 
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
 KINDS = ("half", "tf32", "tf32x3", "ieee")
-# Kernels by how much of users' time they take, the whole MLP's first.
+# Kernels in the order of the time that users spend in them, those of the whole MLP first.
 _BY_WORTH = (
     "mlp_forward", "mlp_backward", "dual_forward", "dual_backward_input", "dual_backward_weight",
     "dual_backward", "mlp_backward_input", "mlp_backward_weight", "mlp_backward_projection",
 )  # fmt: skip
 _LARGE_M = 16384
 _MOST_CANDIDATES = 6
-# Bytes of shared memory a program may use and float32 accumulators a thread can hold, by count.
+# Bytes of shared memory that a program may use; float32 accumulators that a thread may hold.
 _SHARED = {"sm_90": 232_448, "sm_80": 101_376}
 _ACCUMULATORS = 160
-# How many (rows, columns) accumulators a kernel keeps, and operand tiles a step reads, by block.
+# By kernel: the (rows, columns) blocks it keeps in registers, and those that a step reads.
 _KEEPS = {
     "dual_forward": [("m", "d")] * 2,
     "dual_backward": [("m", "d")] * 2,
@@ -90,7 +90,7 @@ def entries(kinds: Iterable[str] = KINDS) -> list[Entry]:
 
 
 def candidates(kernel: str, around: Tile, kind: str = "half", device: str = "sm_90") -> list[Tile]:
-    """The table's tile, then up to five near it that fit by count.
+    """The table's tile, then up to five similar ones that fit the registers and the shared memory.
 
     More or fewer stages, the other number of warps, a block halved or doubled. The one-pass
     backward keeps its d, d_in and d_out blocks: they are what it can hold.
@@ -131,7 +131,7 @@ def fastest(tiles: Iterable[Tile], run: Callable[[Tile], object], timer: Timer) 
             spent = timer(functools.partial(run, tile))
         except Exception:  # compilers raise many kinds: OutOfResources, RuntimeError, PTXASError, …
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # raises if the device answers nothing any more
+                torch.cuda.synchronize()  # raises if the device no longer answers
             continue
         if spent < least:
             best, least = tile, spent
@@ -211,8 +211,8 @@ def dual_crossover(
     """Largest d_in at which the dual matmul is no slower than library matmuls.
 
     Both ways do what a training step does: "forward" saves [L, R], "backward" gives dx and dweight
-    from it, "recompute" gives them from x. Takes the first loss as the end: above it the table
-    never chooses the dual matmul.
+    from it, "recompute" gives them from x. The search ends at the first d_in at which the dual
+    matmul loses, for the table never chooses it above that.
     """
     won = 0
     for d_in in (16, 32) if tiny else (64, 128, 256, 384, 512, 768, 1024, 1536, 2048):
@@ -325,7 +325,7 @@ def with_tile(table: dict[str, Any], device: str, entry: Entry, tile: Tile) -> d
 
 
 def signed(table: dict[str, Any], device: str, measured: Iterable[str], on: str) -> dict[str, Any]:
-    """The table with its source: what of it was measured, on what."""
+    """The table with a note of what was measured and on which device."""
     what = ", ".join(measured)
     source = f"{device} measured on {on}: {what}; the rest by counting"
     return copy.deepcopy(table) | {"source": source, "measured": True}
@@ -339,7 +339,7 @@ def save(table: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Parse arguments, measure, write after each."""
+    """Parse arguments and measure; the table is written after each kernel."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=["half", "tf32", "ieee"])
     parser.add_argument("--output", type=Path, default=dispatch.TABLE)

@@ -1,6 +1,6 @@
 /* Vectors of floats and what both CPU kernels do with them, for one vector width. Their bodies include it
  * first, with N(x), the name of x for an instruction set, and LANES (16, 8 or 4 floats) defined.
- * No include guard: that is its purpose; vector_cpu_end.h takes its macros back. */
+ * It has no include guard, because it is included several times; vector_cpu_end.h undefines its macros. */
 
 typedef float N(vf) __attribute__((vector_size(4 * LANES)));
 typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));

@@ -1,4 +1,4 @@
-/* The macros of vector_cpu.h, for the next vector width. */
+/* Undefines the macros of vector_cpu.h, so that it can be included for the next vector width. */
 
 #undef vf
 #undef vi

@@ -20,7 +20,7 @@ class Done:
     output: str
 
     def summary(self, characters: int = 4000) -> dict[str, object]:
-        """For JSON: the end of the output, where what went wrong stands."""
+        """The end of a command's output for JSON: errors stand there."""
         ended = "time ran out" if self.exit is None else self.exit
         return {"exit": ended, "seconds": self.seconds, "output": self.output[-characters:]}
 
@@ -44,7 +44,7 @@ def run(command: list[str], seconds: float, log: Path, **environment: str) -> Do
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill what is left of a command and of whatever it started."""
+    """Kill what is left of a command and of the processes it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

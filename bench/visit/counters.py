@@ -1,7 +1,7 @@
 """Hardware counters of the three hottest kernels, by Nsight Compute, clocks left as found.
 
-Beside them stands what `bench/model` thinks of the same kernels: the table of modelled against
-measured cycles, which the model is to be mended by.
+Beside them stands what `bench/model` predicts for the same kernels: a table of modelled and
+measured cycles, by which the model can be corrected.
 
 python -m bench.visit.counters NAME      runs one of them, for the profiler to look at
 """
@@ -43,7 +43,7 @@ METRICS = [
 
 
 def items(visit: Visit) -> list[Item]:
-    """A run under the profiler for each kernel, then what the model says of it."""
+    """Give one profiled run for each kernel, and one prediction of it by the model."""
     found = [Item(name, _counted(name), least=25, most=90) for name in RUNS]
     return found + [Item(f"modelled: {name}", _modelled(name), least=20, most=60) for name in LOOPS]
 
@@ -60,7 +60,7 @@ def finish(content: dict[str, Any], visit: Visit) -> None:
 
 
 def against(items: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each kernel that both the profiler and the model have said something of."""
+    """Make a row for each kernel that was both profiled and modelled."""
     rows = []
     for name in LOOPS:
         counted = items.get(name, {}).get("counters", {}).get("sm__cycles_elapsed.max")
@@ -80,7 +80,7 @@ def _modelled(name: str) -> Callable[[Visit], dict[str, Any]]:
         command = [sys.executable, "-m", "bench.compile_report", "--json"]
         command += ["--only", target, "--match", match]
         seconds = Item(name, modelled, most=60).seconds(visit)
-        # Compiled for Hopper whatever runs here, so nothing is interpreted.
+        # The model reads Hopper's machine code, so kernels are compiled for it on any device.
         log = visit.logs / f"modelled-{match}.log"
         done = run(command, seconds, log, TRITON_INTERPRET="0")
         if done.exit != 0:
@@ -175,7 +175,7 @@ RUNS: dict[str, tuple[str, Callable[[torch.device], None]]] = {
 
 
 def main() -> None:
-    """Run one, twice: the second is the one that counts."""
+    """Run one kernel twice, so that the profiler counts a launch without compilation."""
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     RUNS[sys.argv[1]][1](here)
     if here.type == "cuda":

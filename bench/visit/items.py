@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# What an item may take when a dry run stands in for it.
+# Seconds that an item may take in a dry run.
 _QUICK_SECONDS = 60.0
 
 
@@ -43,7 +43,7 @@ class Item:
     most: float = 120.0
 
     def seconds(self, visit: Visit) -> float:
-        """How long it may take from now on."""
+        """Seconds that the item may take if it starts now."""
         return max(1.0, min(_QUICK_SECONDS if visit.quick else self.most, visit.left))
 
 
@@ -55,7 +55,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A part's file as the last call left it; empty if there is none."""
+    """Read a part's file; an empty dictionary if there is none."""
     if not path.exists():
         return {}
     found: dict[str, Any] = json.loads(path.read_text())

@@ -28,20 +28,20 @@ SHAPES: list[Shape] = [
     (512, 1024, 512),
     (128, 16, 128),
 ]
-# torch.compile takes seconds for each number of rows, so it competes at the first alone.
+# torch.compile needs seconds for each number of rows, so it is measured at the first only.
 ROWS = [16384, 4096, 65536]
 KINDS = {
     "bf16": (torch.bfloat16, "highest"),
     "tf32": (torch.float32, "high"),
     "fp32": (torch.float32, "highest"),
 }
-# Where torch.compile searches for its best tiles too, which takes a minute each.
+# Shapes at which torch.compile searches for its best tiles, too; a search takes a minute.
 AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
 _BACKWARD = "forward and backward"
 
 
 def items(visit: Visit) -> list[Item]:
-    """A contest each; the last ones have max-autotune among the peers."""
+    """Give one contest for each shape; the last ones include torch.compile's max-autotune."""
     if visit.quick:
         small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], least_work.DIRECTIONS)
         return [_item(*one) for one in small]
@@ -100,7 +100,7 @@ _measured: dict[str, Roofs] = {}
 
 
 def _roofs(visit: Visit) -> Roofs:
-    """This device's, measured once a process."""
+    """Measure this device's roofs, once in a process."""
     if "here" not in _measured:
         _measured["here"] = measure(visit.device, tiny=visit.quick)
     return _measured["here"]
@@ -124,7 +124,7 @@ def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:
 def _ways(
     visit: Visit, op: str, m: int, dtype: torch.dtype, searched: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Ways that can be timed here, and why the other peers cannot."""
+    """Return the ways that run here, and for each other one why it does not."""
     absent = {name: peers.absent(name, op, visit.device, dtype) for name in peers.PEERS}
     if not searched:
         absent["max-autotune"] = "searched for at a few shapes only: it takes a minute"

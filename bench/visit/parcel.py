@@ -1,4 +1,4 @@
-"""One file with all that a visit has found, JSON and logs: to carry home and to go on from."""
+"""One file with all a visit has found, JSON and logs: to copy elsewhere, and to go on from."""
 
 import tarfile
 from pathlib import Path

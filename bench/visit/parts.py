@@ -10,12 +10,12 @@ from bench.visit.items import Item, Visit
 
 
 def _nothing(content: dict[str, Any], visit: Visit) -> None:
-    """A part whose items are all it has."""
+    """Add nothing, for a part whose items' results need no summary."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """`items` in order of worth; `finish` adds to the file what rests on several of them."""
+    """`items` in order of worth; `finish` adds what is computed from several of them."""
 
     items: Callable[[Visit], list[Item]]
     finish: Callable[[dict[str, Any], Visit], None] = _nothing
@@ -34,5 +34,5 @@ PARTS: dict[str, Part] = {
 
 
 def file_of(part: str, folder: Path) -> Path:
-    """Where a part is kept."""
+    """Return the path of a part's file."""
     return folder / f"gpu-{part}.json"

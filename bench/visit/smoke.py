@@ -27,7 +27,7 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 # Seconds at most, two minutes together. Some 110 cubins are compiled, 0.4 to 2 s each, in as many
 # processes at once as there are groups; then three tools, at once too, load each of them.
 _COMPARED, _SANITIZED = 45.0, 75.0
-# Odd, so that every mask is at work, and more than one block of rows.
+# Odd sizes, so that every mask is needed, and more than one block of rows.
 _M, _D_IN, _D, _D_OUT = 150, 37, 24, 19
 # The error of float32 sums of products, of bfloat16 ones, and of three steps of training.
 _BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -37,7 +37,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def items(visit: Visit) -> list[Item]:
-    """Against float64 first: it says most, and leaves the sanitizer nothing to compile."""
+    """Compare with float64 first: it finds most faults and compiles what the sanitizer runs."""
     return [
         Item("against float64", _compared, least=10, most=_COMPARED),
         Item("under compute-sanitizer", _under_sanitizer, least=20, most=_SANITIZED),

@@ -41,6 +41,6 @@ class _Brief(Item):
 
 
 def among(items: list[Item], turn: int) -> list[Item]:
-    """Put one of the ways to fail after the first item; which, goes by turns."""
+    """Insert one of the ways to fail after the first item, a different one in each part."""
     name, run = list(WAYS.items())[turn % len(WAYS)]
     return [*items[:1], _Brief(f"stand-in: {name}", run), *items[1:]]

@@ -34,7 +34,7 @@ from bilinear.training.run import run_sweep
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
-# Beside the default: so many units at a time, less spilled and more passes over the pairs.
+# Hidden units at a time, compared with the default: fewer spills, more passes over the pairs.
 UNITS = (16, 32)
 STEPS = 50 if ON_GPU else 1  # in one sample
 
@@ -55,7 +55,7 @@ def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, di
 
 
 def _config(p: int, jobs: Sequence[Job], **changes: Any) -> SweepConfig:
-    """A recipe no model ever stops in."""
+    """Return a config in which no model stops early, so that every step is timed."""
     settings = {
         "p": p,
         "widths": tuple(sorted({job.d_hidden for job in jobs})),
@@ -83,7 +83,7 @@ def _models(grid: Any) -> Tensor:
 
 
 def _side_by_side(each: Sequence[Callable[[], object]]) -> None:
-    """Run on streams of their own, joined at the end."""
+    """Run functions on a CUDA stream each, and wait for all of them."""
     if not ON_GPU:
         for run in each:
             run()
@@ -143,7 +143,7 @@ def _flop(p: int, jobs: Sequence[Job]) -> int:
 def _ways(
     p: int, jobs: Sequence[Job], chunks: Sequence[int]
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Whatever can be set up here, and why the rest could not: one failure leaves the others be."""
+    """Return the ways that can be set up here, and for each other one why it could not."""
     makers: dict[str, Callable[[], Callable[[], object]]] = {}
     for precision in ("highest", "high", "tf32"):
         makers[f"run, {precision}"] = lambda x=precision: _runs(p, jobs, x)  # type: ignore[misc]
@@ -181,7 +181,7 @@ def items(visit: Visit) -> list[Item]:
 
 
 def frontier_items(visit: Visit) -> list[Item]:
-    """Share of perfect seeds by width, for each modulus."""
+    """Give an item for each modulus: the share of perfect seeds at every width."""
     moduli = (5,) if visit.quick else (64, 59, 97, 113)
     return [Item(f"p={p}", _frontier(p), least=30, most=180) for p in moduli]
 
@@ -232,7 +232,7 @@ def _steps(name: str, p: int, jobs: list[Job]) -> Callable[[Visit], dict[str, An
 def _against_model(
     p: int, jobs: Sequence[Job], times: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """What a step was modelled to take, one padded width after another, and was measured to."""
+    """Compare modelled and measured seconds of a step, for each padded width."""
     recipe = recipe_of(_config(p, jobs))
     way = f"launch a step, highest, {chunks_of(recipe)} chunks"
     if way not in times:
@@ -246,7 +246,7 @@ def _against_model(
 
 
 def _narrowed(visit: Visit) -> dict[str, Any]:
-    """A chain by itself: what the device stands idle while a unit goes and the next width begins.
+    """Measure one chain: the share of time in which the device waits while a unit is dropped.
 
     One lane trains at a time, so launches do not overlap: their time is the device's.
     """

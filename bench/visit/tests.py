@@ -43,7 +43,7 @@ def _pytest(name: str) -> Any:
 
 
 def _workers(visit: Visit) -> list[str]:
-    """Compiling takes the time: as many processes as cores, but a dozen share one GPU's memory."""
+    """Use a process a core, as compiling takes most time, but no more than one GPU can hold."""
     if visit.quick or importlib.util.find_spec("xdist") is None:
         return []
     return ["-n", str(min(12, len(os.sched_getaffinity(0)))), "--dist", "worksteal"]

@@ -17,7 +17,7 @@ def items(visit: Visit) -> list[Item]:
     large = [entry for entry in tune.entries(_KINDS) if entry.rows == "large"]
     small = [entry for entry in tune.entries(_KINDS) if entry.rows == "small"]
     if visit.quick:
-        # The interpreter's 16-bit product is wrong, and float32's is one whatever its precision.
+        # The interpreter's 16-bit product is wrong, and its float32 product ignores the precision.
         entries = [entry for entry in large if entry.kind == "ieee"][:_FEW]
         return [*(_tile(entry) for entry in entries), _limits("ieee", "forward")]
     found = []
@@ -28,7 +28,7 @@ def items(visit: Visit) -> list[Item]:
 
 
 def finish(content: dict[str, Any], visit: Visit) -> None:
-    """Keep the table that the items so far have made beside them."""
+    """Add the dispatch table that follows from the items done so far."""
     content["table"] = made(content, visit)
 
 

@@ -75,7 +75,7 @@ def _one(item: Item, content: dict[str, Any], path: Path, visit: Visit) -> None:
     print(f"  {item.key}: {told} ({seconds:.0f} s)", flush=True)
     if "failed" in found and visit.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.synchronize()  # raises where the device answers no more: a new process goes on
+        torch.cuda.synchronize()  # raises if the device no longer answers
 
 
 def main() -> None:
@@ -94,4 +94,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # no teardown of a device that may hang
+    os._exit(0)  # exits without freeing the device, which could hang

@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// Round steps of a range that leave three to six ticks.
+// Ticks at round numbers, three to six of them between low and high.
 function niceTicks(low, high) {
   const raw = (high - low) / 4, ten = 10 ** Math.floor(Math.log10(raw));
   const step = ten * [1, 2, 2.5, 5, 10].find((s) => s * ten >= raw);
@@ -46,7 +46,7 @@ class Bars {
     this.at = null;
   }
 
-  // values: n numbers, null where there is none; low … high the range, beyond which bars are cut.
+  // values: n numbers, null where there is none. Bars are cut at low and high.
   draw(values, low, high) {
     const { n } = this.spec, range = `${low} ${high}`;
     if (range !== this.range) {

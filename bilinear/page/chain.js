@@ -2,8 +2,8 @@
 // The hidden units of a narrowed model, a row each, from the widest width to the narrowest.
 
 const unitsOf = (d) => DATA.models[`${d}-${state.seed}`]?.units_kept;
-const CELL = 1.6; // width of a cell against its height
-const LEAST = 0.01; // of the largest amplitude: a unit that never has more gets no row
+const CELL = 1.6; // a cell's width over its height
+const LEAST = 0.01; // a unit whose amplitude never reaches this share of the largest gets no row
 const colourOf = (k) => `hsl(${k * 137.5 % 360} 65% 48%)`; // neighbours k, k + 1 are far apart in hue
 
 class Chain {
@@ -37,7 +37,8 @@ class Chain {
     return path;
   }
 
-  // A tick a unit and width: colour frequency, length amplitude, angle phase; a dot without amplitude.
+  // Draws a tick for each unit and width: its colour is the frequency, its length the amplitude, its
+  // angle the phase. A unit without amplitude gets a dot.
   setSeed() {
     this.seed = state.seed;
     const last = new Map(), lines = new Map();
@@ -75,7 +76,7 @@ class Chain {
     });
   }
 
-  // Names of the units that the next narrower width has not.
+  // Names of the units that are dropped before the next narrower width.
   goesNext(d) {
     const next = unitsOf(widths[widths.indexOf(d) + 1]);
     return next ? unitsOf(d)?.names.filter((name) => !next.names.includes(name)) ?? [] : [];

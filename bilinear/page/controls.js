@@ -43,7 +43,7 @@ const KEYS = {
   c: () => choose({ scale: SCALES[1 - SCALES.indexOf(state.scale)] }),
 };
 
-// Under the slider: where accuracy breaks, and the widths.
+// Draws the widths under the slider, and a strip whose colour says which of them are perfect.
 function drawTicks() {
   const n = widths.length, thumb = 8, place = (i) => `calc(${thumb}px + ${n > 1 ? i / (n - 1) : 0} * (100% - ${2 * thumb}px))`;
   const step = Math.ceil(n / (innerWidth > 600 ? 16 : 8));
@@ -73,7 +73,7 @@ function save(name, blob) {
 }
 const fileName = () => `${state.view === "full" ? "Q" : "logits"}-p${p}-d${state.d}-s${state.seed}-c${state.c}`;
 
-// Entries as whole blocks of pixels, under the picture's title and beside the ends of its scale.
+// The canvas that the PNG button saves: title, matrix with whole pixels an entry, colour scale in words.
 function picture() {
   const { rows, columns } = matrix, cell = Math.max(1, Math.round(1024 / rows)), head = 60;
   const canvas = document.createElement("canvas"), css = getComputedStyle(document.documentElement);

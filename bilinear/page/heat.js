@@ -16,7 +16,7 @@ const STOPS = {
   },
 };
 
-const LEVELS = 511; // odd, so that the middle one is exactly zero's
+const LEVELS = 511; // odd, so that the middle level is the colour of 0
 
 function lookup(stops) {
   const rgb = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
@@ -33,7 +33,7 @@ function lookup(stops) {
 const LOOKUPS = Object.fromEntries(Object.entries(STOPS).map(([theme, maps]) =>
   [theme, Object.fromEntries(Object.entries(maps).map(([name, stops]) => [name, lookup(stops)]))]));
 
-// Level of a value: −limit … limit over the diverging map, 0 … limit over the sequential one.
+// The level of a value's colour: the diverging map spans −limit … limit, the sequential one 0 … limit.
 function levelOf(value, limit, kind) {
   const x = kind === "diverging" ? (value / limit + 1) / 2 : value / limit;
   return Math.round(Math.min(1, Math.max(0, x)) * (LEVELS - 1));
@@ -56,7 +56,7 @@ function format(value) {
 
 class Heat {
   // spec: {kind, unit, say(i, j, value) → text, click(i, j)?, faint(i, j)? → whether to draw it pale}
-  // fit(n, room) → CSS pixels there are for n cells; the width of the picture's place if left out
+  // room() → the CSS pixels there are for the picture; if left out, the width of its grid cell
   constructor(id, spec) {
     this.root = document.getElementById(id);
     this.spec = spec;
@@ -108,7 +108,7 @@ class Heat {
     }
   }
 
-  // A label, or one for each half of the axis.
+  // Shows one label, or a label for each half of the axis.
   halves(label) {
     const parts = Array.isArray(label) ? label : [label];
     this.ylabel.classList.toggle("halves", parts.length > 1);
@@ -119,7 +119,7 @@ class Heat {
     }));
   }
 
-  // Cells are whole numbers of the screen's pixels, so that all are alike.
+  // Sets the picture's size. A cell is a whole number of screen pixels, so that all cells look alike.
   fit() {
     if (!this.columns || !this.root.offsetParent) return;
     const dense = devicePixelRatio || 1, { aspect = 0, room } = this.spec;
@@ -137,7 +137,7 @@ class Heat {
     this.thin(this.yticks, height / this.rows, 13);
   }
 
-  // Leave out labels that would run into one another.
+  // Hides tick labels that would overlap.
   thin(parent, cell, least) {
     const places = parent.at ?? [];
     const gap = places.length > 1 ? (places[1] - places[0]) * cell : least;

@@ -1,12 +1,12 @@
 "use strict";
-// The models the page carries, and what is computed of their weights.
+// The models in the page, and what the browser computes from their weights.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const unpack = (text) => new Float32Array(bytesOf(text).buffer);
 
-// The upper 24 bits of float32 numbers.
+// Decodes numbers stored as the upper 24 bits of float32.
 function unpack24(text) {
   const bytes = bytesOf(text), bits = new Uint32Array(bytes.length / 3);
   for (let i = 0; i < bits.length; i++) {
@@ -15,12 +15,12 @@ function unpack24(text) {
   return new Float32Array(bits.buffer);
 }
 
-// Numbers from -1 to 1 in 16 bits.
+// Decodes numbers from −1 to 1 stored in 16 bits.
 const unpackUnit = (text) => Float32Array.from(new Int16Array(bytesOf(text).buffer), (x) => x / 32767);
 
 const models = new Map();
 
-// Weights as rows: l and r are d rows of 2p, w_p is p rows of d.
+// One model, decoded when first asked for: l and r are d rows of 2p numbers, w_p p rows of d.
 function model(d, seed) {
   const key = `${d}-${seed}`;
   if (!models.has(key)) {
@@ -66,7 +66,7 @@ function logitTable(m, c) {
   return table;
 }
 
-// The class of the largest logit on every pair, (p, p); made once a model.
+// The class with the largest logit for every pair, (p, p); computed once for each model.
 function guesses(m) {
   if (m.guesses) return m.guesses;
   const { p } = DATA, best = new Float32Array(p * p).fill(-Infinity);
@@ -107,8 +107,8 @@ function rowCoefficients(rows, d) {
   return { re, im };
 }
 
-// |2-D DFT| of 2 Q_ab over p², zero frequency at ⌊p/2⌋: (p, p). A real function's is even, so half
-// of the rows give the others.
+// |2-D DFT| of 2 Q_ab over p², zero frequency at ⌊p/2⌋: (p, p). The DFT of
+// real numbers is symmetric, so half of the rows are computed and the others copied.
 function crossSpectrum(m, c) {
   const p = DATA.p, half = Math.floor(p / 2) + 1, mid = Math.floor(p / 2);
   m.coefficients ??= { l: rowCoefficients(m.l, m.d), r: rowCoefficients(m.r, m.d) };

@@ -1,5 +1,5 @@
 "use strict";
-// What is chosen, where it is kept (the address), and the heat maps of it.
+// What the user chose, which the address keeps, and the pictures of it.
 
 const { p, widths, seeds, remainders } = DATA;
 const $ = (id) => document.getElementById(id);
@@ -28,8 +28,8 @@ function readAddress() {
 }
 
 let addressTimer = 0;
-function writeAddress() { // browsers limit how often, and playing is often
-  if (location.protocol === "about:") return; // within a notebook
+function writeAddress() { // after a pause: browsers limit how often it may change, and playing changes it often
+  if (location.protocol === "about:") return; // a notebook shows the page in a frame without an address
   clearTimeout(addressTimer);
   addressTimer = setTimeout(() => {
     const { d, c, seed, view, scale, beside } = state;
@@ -45,7 +45,7 @@ const numberTicks = (n, offset = 0, step = tickStep(n)) =>
   every(n, step).map((t) => [t + 0.5 + offset, t]);
 const halfTicks = [...numberTicks(p, 0, 2 * tickStep(p)), ...numberTicks(p, p, 2 * tickStep(p))];
 
-// Pixels for the matrix: as much as the screen has beside the labels and what stands to the right.
+// The CSS pixels that the screen leaves for the matrix beside its labels and the cards to its right.
 function heroRoom() {
   const wide = document.documentElement.clientWidth, phone = innerWidth <= 600;
   if (phone) return wide - 124;
@@ -170,7 +170,7 @@ function drawMatrix(m) {
         : ` ${Math.round(100 * share)} % is beyond the scale of all widths.`);
 }
 
-const VECTOR_LIMIT = 2 / Math.sqrt(2 * p); // a flat sinusoid's entries reach √2 of 1/√(2p)
+const VECTOR_LIMIT = 2 / Math.sqrt(2 * p); // a sinusoid over all 2p entries has peaks of √2/√(2p)
 
 function drawVectors(m) {
   const n = 2 * p, at = remainders.indexOf(state.c) * m.nVectors * n;
@@ -191,8 +191,8 @@ function drawSpectrum(m) {
   $("dft-title").textContent = `Fourier picture of remainder ${state.c}, ${dText()}`;
 }
 
-// Ranges over all widths of a seed, so that the axes stand still under the slider. Models that fail
-// grow without bound and would flatten the others: they don't set the scale.
+// Axis ranges are computed over all widths of a seed, so that the axes don't change as the slider moves.
+// Models that fail have far larger values and would flatten the others, so they are left out of the ranges.
 const remembered = new Map();
 function remember(key, make) {
   if (!remembered.has(key)) remembered.set(key, make());
@@ -257,7 +257,7 @@ function drawWrong(m) {
 }
 const WRONG_AXES = { ...MATRIX_AXES.functional, name: "pairs that are wrong" };
 
-const floor = 0.25 / (p * p); // where "none wrong" is drawn on a logarithmic axis
+const floor = 0.25 / (p * p); // where the logarithmic axis shows models without a wrong pair
 const wrongShare = (accuracy) => Math.log10(Math.max(1 - accuracy, floor));
 const accuracy = new Chart("accuracy", {
   xlabel: "hidden width d", ylabel: "share of pairs wrong", name: "pairs wrong against width",
@@ -285,7 +285,7 @@ function moveRing() {
   ring.style.top = `${100 * accuracy.y(wrongShare(row.full_acc))}%`;
 }
 
-// Steps and both losses on logarithmic axes that hold every width of the page.
+// Learning curves: both axes are logarithmic, and their ranges hold every width of the page.
 const curve = new Chart("curve", { xlabel: "step", ylabel: "loss [nats]", name: "learning curve" });
 const LEAST_LOSS = 1e-5;
 const logLoss = (loss) => Math.log10(Math.max(loss, LEAST_LOSS));
