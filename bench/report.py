@@ -203,8 +203,7 @@ _HOW = (
     "the FLOP of the algebra and the bytes of inputs and outputs. Exponentials and whatever is "
     "saved for backward are not counted, so it is lower than anyone gets; only data that stay in "
     "the cache from one call to the next can move faster than the copy roof. "
-    "Quartiles of the layer's contests are of five processes "
-    "(where memory is given back: of three), others of one."
+    "Quartiles of the layer's contests are of several processes, others of one."
 )
 _GIVEN_BACK = (
     "In the tables above malloc keeps what is freed (MALLOC_MMAP_MAX_=0 and a large "
