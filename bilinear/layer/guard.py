@@ -156,6 +156,10 @@ def guard(proof: Proof) -> Callable[[nn.Module], Weights | None]:
     Written out as code for each proof: the same as a loop over the parts takes half as long again,
     and this runs at every call. It must not be traced: a compiler asks `broken_by`.
     """
+    return _written(proof).function()
+
+
+def _written(proof: Proof) -> "_Source":
     source = _Source()
     source.same_forwards(proof)
     for owner, name, function in proof.looked_up:
@@ -167,7 +171,7 @@ def guard(proof: Proof) -> Callable[[nn.Module], Weights | None]:
     else:
         source.weights("module", "state", None)
     source.attributes("state", proof.activation.functions)
-    return source.function()
+    return source
 
 
 def _write_children(source: "_Source", proof: Proof) -> None:
@@ -247,16 +251,20 @@ class _Source:
                 self.unless(f"type(now) is {self.name(partial)}")
                 self.unless(f"now.func is {self.name(function)} and now.args == {args!r}")
                 self.unless(f"now.keywords == {dict(keywords)!r}")
+            elif callable(was):
+                self.unless(f"now is {self.name(was)}")
             else:
                 same = f"type(now) is {self.name(type(was))} and now == {self.name(was)}"
                 self.unless(f"now is {self.name(was)} or {same}")
 
-    def function(self) -> Callable[[nn.Module], Weights | None]:
-        """The function; a missing key, as of a child that was deleted, is a change too."""
+    def text(self) -> str:
+        """The function's source; a missing key, as of a child deleted, is a change too."""
         weights = f"return {', '.join(self.found)}"
         body = "\n".join(f"        {line}" for line in [*self.lines, weights])
-        text = f"def holds(module):\n    try:\n{body}\n    except KeyError:\n        return None\n"
-        # Its globals, not its closure: a call copies every variable of a closure.
-        exec(compile(text, f"<{__name__}>", "exec"), self.objects)
+        return f"def holds(module):\n    try:\n{body}\n    except KeyError:\n        return None\n"
+
+    def function(self) -> Callable[[nn.Module], Weights | None]:
+        """The function."""
+        exec(compile(self.text(), f"<{__name__}>", "exec"), self.objects)
         holds: Callable[[nn.Module], Weights | None] = self.objects["holds"]
         return holds

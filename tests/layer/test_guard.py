@@ -1,7 +1,9 @@
 """The guard of every call answers as `Proof.broken_by` does, in about a microsecond."""
 
+import ast
 import copy
 import functools
+import re
 import time
 import timeit
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from bilinear import fuse, reference
-from bilinear.layer.guard import guard
+from bilinear.layer.guard import _written, guard
 
 
 class Gated(nn.Module):
@@ -146,3 +148,149 @@ def test_it_costs_little(kind: str) -> None:
     held = guard(model.proof)  # type: ignore[union-attr]
     runs = timeit.repeat(lambda: held(model), number=2000, repeat=20, timer=time.thread_time)
     assert min(runs) / 2000 < 5e-6  # some 1 µs on a core that nothing shares
+
+
+# --- every question of the guard is one that some change is caught by alone ----------------------
+
+
+class Loud(Tensor):
+    """No plain tensor."""
+
+
+class Texted(str):
+    """Equal to a string, and no string."""
+
+
+def heir(part: nn.Module) -> None:
+    part.__class__ = type("Heir", (type(part),), {})
+
+
+OF_A_CHILD: dict[str, Callable[[nn.Module], object]] = {
+    "heir": heir,
+    "forward": lambda c: setattr(c, "forward", print),
+    **{f"{kind} hook": functools.partial(lambda k, c: getattr(c, k).update({9: print}), kind)
+       for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
+                    "_backward_pre_hooks")},
+}  # fmt: skip
+VALUES: dict[str, Callable[[Tensor], Any]] = {
+    "a tensor": torch.Tensor.detach,
+    "loud": lambda t: t.detach().as_subclass(Loud),
+    "gone": lambda t: None,
+    "new": lambda t: nn.Parameter(torch.ones(1)),
+}
+OF_A_LINEAR: dict[str, Callable[[nn.Module], object]] = {
+    **{f"{name} hidden": functools.partial(lambda n, c: c.__dict__.update({n: 1}), name)
+       for name in ("weight", "bias")},
+    **{f"{name} {what}": functools.partial(lambda n, make, c: replace(c, n, make), name, make)
+       for name in ("weight", "bias") for what, make in VALUES.items()},
+}  # fmt: skip
+
+
+def replace(part: nn.Module, name: str, make: Callable[[Any], Any]) -> None:
+    held = part._parameters[name]
+    part._parameters[name] = make(torch.ones(1) if held is None else held)
+
+
+def activation_changes(model: nn.Module) -> list[Callable[[nn.Module], object]]:
+    """Of what an activation holds: equal and not the same, the same and not equal."""
+
+    def hold(path: str, name: str, make: Callable[[Any], Any]) -> Callable[[nn.Module], object]:
+        return lambda m: setattr(m.get_submodule(path), name, make(m.get_submodule(path)))
+
+    f = functools.partial
+    if hasattr(model, "act_fn") and isinstance(model.act_fn, nn.GELU):
+        made = (lambda c: "".join(["ta", "nh"]), lambda c: "none", lambda c: Texted("tanh"))
+        return [hold("act_fn", "approximate", make) for make in made]
+    if hasattr(model, "act_fn") and isinstance(model.act_fn, TanhGelu):
+        made = (
+            lambda c: type("Partial", (f,), {})(F.gelu, approximate="tanh"),
+            lambda c: f(F.silu, approximate="tanh"),
+            lambda c: f(F.gelu, 1, approximate="tanh"),
+            lambda c: f(F.gelu, approximate="none"),
+        )
+        return [hold("act_fn", "act", make) for make in made]
+    if "act_fn" in model.__dict__:
+        return [hold("", "act_fn", lambda c: torch.tanh)]
+    return []
+
+
+def changes_of(model: nn.Module) -> list[Callable[[nn.Module], object]]:
+    """Those of single children, each child's, and of the module."""
+
+    def on(name: str, change: Callable[[nn.Module], object]) -> Callable[[nn.Module], object]:
+        return lambda m: change(m.get_submodule(name))
+
+    found = [lambda m: None, *activation_changes(model)]
+    for name in [part.name for part in model.proof.parts] or [""]:  # type: ignore[union-attr]
+        found += [on(name, change) for change in OF_A_LINEAR.values()]
+    for name in model._modules:
+        found += [on(name, change) for change in OF_A_CHILD.values()]
+        found += [functools.partial(lambda n, m: m.__dict__.update({n: print}), name)]
+    if model._modules:
+        found += [CHANGES["a child added"], CHANGES["a parameter"], CHANGES["a buffer"]]
+    return found
+
+
+def mutants(text: str) -> dict[str, ast.AST]:
+    """The function less one question of it: a line, or an operand of one."""
+    found: dict[str, ast.AST] = {}
+    for at, node in enumerate(ast.walk(ast.parse(text))):
+        places = [None] if isinstance(node, ast.If) else []
+        places = [*range(len(node.values))] if isinstance(node, ast.BoolOp) else places
+        for place in places:
+            tree = ast.parse(text)
+            same = list(ast.walk(tree))[at]
+            if place is None:
+                gone, same.test = same.test, ast.Constant(False)
+            else:
+                gone = same.values[place]
+                same.values[place] = ast.Constant(isinstance(same.op, ast.And))
+            found[f"{at} {place}: {ast.unparse(gone)}"] = ast.fix_missing_locations(tree)
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_question_is_needed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, one of these changes passes for none, or none for a change."""
+
+    def made() -> nn.Module:
+        model = MODELS[kind]()
+        fuse(model, strict=True)
+        return model
+
+    def drop_the_killed(model: nn.Module) -> None:
+        broken = bool(proof.broken_by(model))
+        assert (guard(proof)(model) is None) == broken
+        for name, holds in list(alive.items()):
+            try:
+                killed = (holds(model) is None) != broken
+            except Exception:  # the question kept the next one from failing
+                killed = True
+            if killed:
+                del alive[name]
+
+    model = made()
+    proof = model.proof  # type: ignore[union-attr]
+    source, alive = _written(proof), {}
+    for name, tree in mutants(source.text()).items():
+        exec(compile(tree, name, "exec"), made_of := dict(source.objects))  # type: ignore[arg-type]
+        alive[name] = made_of["holds"]
+    assert len(alive) > 10
+    for change in changes_of(model):
+        changed = made()
+        change(changed)
+        drop_the_killed(changed)
+    kinds = {*(kind for kind, _ in proof.forwards), *(part.kind for part in proof.parts)}
+    exchanged = [(one, "forward") for one in (*kinds, proof.activation.kind) if one is not None]
+    exchanged += [(nn.Module, "__call__"), *((w, n) for w, n, _ in proof.looked_up)]
+    for owner, name in exchanged:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *args: args)
+            drop_the_killed(model)
+    torch_module = nn.modules.module
+    for what in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        handle = getattr(torch_module, f"register_module_{what}_hook")(lambda *_: None)
+        drop_the_killed(model)
+        handle.remove()
+    # What is the same is equal: asked first for speed alone.
+    assert [name for name in alive if not re.search(r": now is \w+$", name)] == []
