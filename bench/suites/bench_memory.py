@@ -6,6 +6,7 @@ alone, where h is an output. With `recompute`, x alone. The peak is of what PyTo
 allocated on the CPU during one step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,9 +26,14 @@ WAYS = ("fused", "recompute", "eager")
 def peak_bytes(f: peers.Layer, tensors: list[Tensor], upstream: Tensor) -> int:
     """Most bytes allocated at once by a forward and backward, beyond its inputs."""
     torch.autograd.grad(f(*tensors), tensors, upstream)
+    return most_allocated(lambda: torch.autograd.grad(f(*tensors), tensors, upstream))
+
+
+def most_allocated(run: Callable[[], object]) -> int:
+    """Most bytes that PyTorch's own allocations of a call take at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        gradients = torch.autograd.grad(f(*tensors), tensors, upstream)
-    del gradients
+        kept = run()
+    del kept
     alive = peak = 0
     memory = (e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]")
     for event in sorted(memory, key=lambda e: e.start_ns()):

@@ -19,17 +19,22 @@ from bench.measure.ahead_of_time import compile_launch, cuobjdump
 
 KERNELS = (
     "dual_forward",
+    "dual_backward",
     "dual_backward_input",
     "dual_backward_weight",
     "mlp_forward",
+    "mlp_backward",
+    "mlp_backward_input",
+    "mlp_backward_weight",
+    "mlp_backward_projection",
     "pointwise",
 )
 WITHOUT = (
     (r"from \.gates_device import .*\n", ""),
     (r"from \.(\w+) import", r"from bilinear.kernels.\1 import"),
     (r"gated\((\w+), GATE\)", r"\1"),
-    (r"left_gradient\((\w+), \w+, (\w+), GATE\)", r"\1 * \2"),
-    (r"right_gradient\((\w+), (\w+), GATE\)", r"\1 * \2"),
+    (r"left_gradient\((\w+), \w+, (\w+), GATE\)", r"(\1 * \2)"),
+    (r"right_gradient\((\w+), (\w+), GATE\)", r"(\1 * \2)"),
 )
 
 

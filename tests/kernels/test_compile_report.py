@@ -106,9 +106,12 @@ def test_no_product_waits_for_the_one_before(usages):
     assert [u for u in products if u["serialised"]] == []
 
 
-def test_the_identity_costs_no_instruction():
+@pytest.mark.parametrize("capability", ["90", "80"])
+def test_the_identity_costs_no_instruction(capability):
     script = Path(__file__).with_name("identity_machine_code.py")
-    for kernel, instructions, equal in in_a_process_of_its_own(str(script), "90"):
+    found = in_a_process_of_its_own(str(script), capability)
+    assert len(found) == 11
+    for kernel, instructions, equal in found:
         assert instructions > 100, kernel
         assert equal, f"{kernel}: with the identity as gate it is not the kernel without gates"
 
