@@ -56,7 +56,9 @@ def outcome(done: Done) -> dict[str, Any]:
     counts = {what: list(found.values()).count(what) for what in sorted(set(found.values()))}
     failures = [where for where, what in found.items() if what in ("FAILED", "ERROR")]
     result = done.summary(20_000) | {"counts": counts, "failures": failures}
-    result["told"] = f"{counts}, exit {result['exit']}"
+    # pytest's own last line where no test ran: of a dry run, how many it would run.
+    said = ", ".join(f"{n} {what.lower()}" for what, n in counts.items())
+    result["told"] = f"{said or done.output.rstrip().rpartition('\n')[2]}, exit {result['exit']}"
     if done.exit != 0:
         result["failed"] = f"{result['told']}; {failures[:5]}"
     return result

@@ -189,7 +189,10 @@ def test_outcomes_of_tests_that_were_cut_off() -> None:
     found = tests.outcome(Done(None, 3.0, output))
     assert found["counts"] == {"FAILED": 1, "PASSED": 2}
     assert found["failures"] == ["tests/kernels/test_dual.py::test_b"]
+    assert found["told"] == "1 failed, 2 passed, exit time ran out"
     assert "time ran out" in found["failed"]
+    collected = tests.outcome(Done(0, 3.0, "<Module a>\n\n=== 7 tests collected in 1s ===\n"))
+    assert collected["told"] == "=== 7 tests collected in 1s ===, exit 0"
 
 
 def test_counters_are_read_out_of_the_profilers_output() -> None:

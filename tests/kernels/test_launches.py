@@ -62,8 +62,11 @@ def test_what_tests_launch_on_a_gpu_compiles(tmp_path: Path) -> None:
 
 
 def test_varying_rows_compile_a_kernel_at_most_twice() -> None:
-    counts = json.loads(run(HERE / "specialisations_by_rows.py"))
-    assert counts.keys() >= {"dual_kernel", "mlp_kernel", "product_kernel", "add_kernel"}
-    # A tile for few rows and one for many; gradients of few rows are stored without shares.
-    assert max(counts.values()) <= 2
-    assert sum(counts.values()) <= 14
+    told = json.loads(run(HERE / "specialisations_by_rows.py"))
+    assert len(told) == 6
+    for how, counts in told.items():
+        assert counts.keys() >= {"dual_kernel", "mlp_kernel", "product_kernel", "add_kernel"}, how
+        # A tile for few rows and one for many; gradients of few rows are stored without shares.
+        # Where M is a stride of x, it divides by 16 or it doesn't; one row has no stride.
+        assert max(counts.values()) <= (2 if how.startswith("rows") else 5), (how, counts)
+        assert sum(counts.values()) <= (15 if how.startswith("rows") else 30), (how, counts)
