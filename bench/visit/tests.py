@@ -58,7 +58,8 @@ def outcome(done: Done) -> dict[str, Any]:
     result = done.summary(20_000) | {"counts": counts, "failures": failures}
     # pytest's own last line where no test ran: of a dry run, how many it would run.
     said = ", ".join(f"{n} {what.lower()}" for what, n in counts.items())
-    result["told"] = f"{said or done.output.rstrip().rpartition('\n')[2]}, exit {result['exit']}"
+    said = said or "".join(done.output.splitlines()[-1:]).strip("= ")
+    result["told"] = f"{said}, exit {result['exit']}"
     if done.exit != 0:
         result["failed"] = f"{result['told']}; {failures[:5]}"
     return result

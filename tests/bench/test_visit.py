@@ -192,7 +192,7 @@ def test_outcomes_of_tests_that_were_cut_off() -> None:
     assert found["told"] == "1 failed, 2 passed, exit time ran out"
     assert "time ran out" in found["failed"]
     collected = tests.outcome(Done(0, 3.0, "<Module a>\n\n=== 7 tests collected in 1s ===\n"))
-    assert collected["told"] == "=== 7 tests collected in 1s ===, exit 0"
+    assert collected["told"] == "7 tests collected in 1s, exit 0"
 
 
 def test_counters_are_read_out_of_the_profilers_output() -> None:
