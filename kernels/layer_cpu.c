@@ -423,8 +423,8 @@ static int read_layer(PyObject *const *args, Operands *o, Layer *l, int *isa) {
         (args[5] != Py_None && exchange->see(args[5], &w_p)))
         return 0;
     l->dtype = dtype_of(&x);
-    int has_sizes = x.dims == 2 && weight.dims == 2 && weight.shape[0] % 2 == 0 &&
-                    (args[5] == Py_None || w_p.dims == 2);
+    int has_sizes = x.dims == 2 && weight.dims == 2 && weight.shape[0] > 0 && weight.shape[0] % 2 == 0 &&
+                    weight.shape[1] > 0 && (args[5] == Py_None || (w_p.dims == 2 && w_p.shape[0] > 0));
     if (*isa < 0 || *isa > best_isa() || l->gate < 0 || l->gate > RELU2 || l->dtype < 0 || !has_sizes) {
         PyErr_SetString(PyExc_ValueError, "a size, a dtype, a gate or an instruction set that cannot be");
         return 0;

@@ -380,6 +380,11 @@ def test_the_entry_points_refuse_what_cannot_be() -> None:
         entry.forward(99, 0, x, weight, None, None, None, False)
     with pytest.raises(ValueError, match="cannot be"):
         entry.forward(0, 0, x.double(), weight, None, None, None, False)
+    for nothing in (torch.randn(0, 7), torch.randn(6, 0)):
+        with pytest.raises(ValueError, match="cannot be"):
+            entry.forward(0, 0, x[:, : nothing.shape[1]], nothing, None, None, None, False)
+    with pytest.raises(ValueError, match="cannot be"):
+        entry.forward(0, 0, x, weight, None, torch.randn(0, 3), None, False)
     with pytest.raises(ValueError, match=r"weight: expected \(6, 7\) of x's dtype"):
         entry.forward(0, 0, x, weight.bfloat16(), None, None, None, False)
     with pytest.raises(ValueError, match=r"weight: expected \(6, 9\)"):
