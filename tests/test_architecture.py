@@ -102,7 +102,6 @@ TESTED_ELSEWHERE = {
     "bilinear/layer/call.py": "tests/layer/test_select.py",
     "bilinear/layer/forward_formula.py": "tests/layer/test_fuse_random_forwards.py",
     "bilinear/layer/fused_modules.py": "tests/layer/test_fuse_adversaries.py",
-    "bilinear/layer/probe.py": "tests/layer/test_fuse_adversaries.py",
     "bilinear/layer/recognise.py": "tests/layer/test_fuse_adversaries.py",
     "bilinear/reference.py": "tests/layer/test_modules.py",
     "bilinear/results/export_notebook.py": "tests/test_command.py",
