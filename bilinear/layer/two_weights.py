@@ -193,7 +193,13 @@ class TwoWeights(torch.autograd.Function):
         else:
             halves = _halves(rows, w_l, b_l, w_r, b_r)
             out = F.linear(_h(halves, call.gate, into_left=not saved), w_p, b_p)
-        ctx.save_for_backward(x, w_l, b_l, w_r, b_r, w_p, *(halves if saved else ()))
+        kept: tuple[Tensor | None, Tensor | None] = w_l, w_r
+        ctx.free = None
+        if saved and not x.requires_grad:
+            # Only a second derivative needs these weights: they may be changed in place before
+            # backward, as they may under torch's own autograd.
+            ctx.free, kept = (w_l, w_r, w_l._version, w_r._version), (None, None)
+        ctx.save_for_backward(x, kept[0], b_l, kept[1], b_r, w_p, *(halves if saved else ()))
         return out.view(*x.shape[:-1], w_p.shape[0])
 
     @staticmethod
@@ -204,6 +210,13 @@ class TwoWeights(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         dout = grad_outputs[0].reshape(-1, w_p.shape[0])
         context = context_of_gradient(grad_outputs[0])
+        if ctx.free is not None:
+            w_l, w_r, *versions = ctx.free
+            if context == TRANSFORMED and versions != [w_l._version, w_r._version]:
+                raise RuntimeError(
+                    "weight: expected no change in place between forward and a backward that is "
+                    "differentiated itself"
+                )
         if context == TRANSFORMED or (context == PLAIN and ctx.compiled):
             packed = _packed(w_l, b_l, w_r, b_r)
             if context == TRANSFORMED:

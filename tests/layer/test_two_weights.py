@@ -66,6 +66,15 @@ def gradients(out: Tensor, given: list[Tensor | None], dout: Tensor) -> list[Ten
     return [out, *torch.autograd.grad(out, wanted, dout)]
 
 
+def assert_close(a: Tensor, b: Tensor) -> None:
+    """In float32 to 1e-4 of the largest: single elements may be small differences."""
+    if a.dtype == torch.float64 or b.numel() == 0:
+        torch.testing.assert_close(a, b)
+    else:
+        largest = float(b.detach().abs().max())
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * max(largest, 1e-2))
+
+
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("leading", [(), (7,), (0,), (2, 3)])
@@ -88,9 +97,9 @@ def test_it_is_the_composition(
     assert type(got.grad_fn).__name__ == "TwoWeightsBackward" or 0 in leading
     before = [None if t is None else t.detach().clone() for t in given]
     for a, b in zip(gradients(got, given, dout), gradients(want, given, dout), strict=True):
-        torch.testing.assert_close(a, b)
+        assert_close(a, b)
     with torch.no_grad():
-        torch.testing.assert_close(ours(*given, gate=gate), want)
+        assert_close(ours(*given, gate=gate), want)
     assert all(a is None or torch.equal(a, b) for a, b in zip(given, before, strict=True))  # type: ignore[arg-type]
 
 
@@ -107,7 +116,7 @@ def test_gradients_nobody_asked_for(dtype: torch.dtype, paths: Callable[..., Non
         if any(subset):
             got, want = (gradients(f(*given), given, dout) for f in (ours, plain))
             for a, b in zip(got, want, strict=True):
-                torch.testing.assert_close(a, b)
+                assert_close(a, b)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -253,4 +262,27 @@ def test_many_rows_run_in_the_compiled_layer(paths: Callable[..., None]) -> None
         assert torch.equal(a, b)
     both = [torch.autograd.grad(f(*given).sum(), given, create_graph=True) for f in (ours, plain)]
     for a, b in zip(*both, strict=True):
-        torch.testing.assert_close(a, b)
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("many", [0, 100])
+def test_weights_may_change_in_place_where_x_needs_no_gradient(
+    many: int, paths: Callable[..., None]
+) -> None:
+    """As under torch's own autograd; a second derivative, which needs them, is refused then."""
+    paths(few=0, many=many)
+    found = []
+    everything = [t.detach() for t in arguments(9, dtype=torch.float32) if t is not None]
+    for f in (ours, plain, ours):
+        given = [t.clone().requires_grad_(i > 0) for i, t in enumerate(everything)]
+        out = f(*given).square().sum()
+        with torch.no_grad():
+            given[1].mul_(3)
+            given[2].mul_(3)
+        if len(found) < 2:
+            found.append(torch.autograd.grad(out, given[1:]))
+        else:
+            with pytest.raises(RuntimeError, match="weight: expected no change in place"):
+                torch.autograd.grad(out, given[1:], create_graph=True)
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b)
