@@ -58,6 +58,15 @@ CEILINGS = {
     ("mlp_forward", "half"): 910,
     ("mlp_backward", "half"): 4_900,
 }
+# A tenth above those of gelu, whose g and g′ take most in each of these; other gates take fewer.
+GATE_CEILINGS = {
+    ("dual_forward", "half"): 1_820,
+    ("dual_backward", "half"): 1_130,
+    ("dual_backward_input", "half"): 2_700,
+    ("dual_backward_weight", "half"): 5_740,
+    ("mlp_forward", "half"): 890,
+    ("mlp_backward", "half"): 6_000,
+}
 
 
 def test_no_default_variant_spills(usages):
@@ -66,8 +75,8 @@ def test_no_default_variant_spills(usages):
     assert spilled == []
 
 
-def test_gates_spill_nowhere_that_calls_are_sent():
-    # The gate that takes most registers.
+def test_gates_neither_spill_nor_pass_their_ceilings():
+    # The gate that takes most registers, and most instructions.
     usages = report("--only", "90:half", "80:half", "--gates", "gelu")
     assert {u["gate"] for u in usages} == {"gelu"}
     assert {u["kernel"] for u in usages} >= {
@@ -77,17 +86,23 @@ def test_gates_spill_nowhere_that_calls_are_sent():
     }
     over = [u for u in usages if u["shared"] > SHARED_LIMIT[u["capability"]]]
     assert [u for u in usages if u["stack"] > 64] + over == []
+    assert_below(GATE_CEILINGS, usages)
 
 
-def test_hot_loops_stay_below_their_ceilings(usages):
+def assert_below(ceilings, usages):
+    """Every hot loop on sm_90 takes at most so many modelled cycles an iteration."""
     cycles = {
         (u["kernel"], u["kind"]): u["loop"]["cycles"]
         for u in reversed(usages)  # the table's tile for many rows comes first
         if u["capability"] == 90 and u["loop"] is not None
     }
-    assert cycles.keys() >= CEILINGS.keys()
-    above = {key: cycles[key] for key, most in CEILINGS.items() if cycles[key] > most}
+    assert cycles.keys() >= ceilings.keys()
+    above = {key: cycles[key] for key, most in ceilings.items() if cycles[key] > most}
     assert above == {}
+
+
+def test_hot_loops_stay_below_their_ceilings(usages):
+    assert_below(CEILINGS, usages)
 
 
 def test_a_training_step_converts_two_parts_at_a_time(usages):
