@@ -188,6 +188,7 @@ def _gradient_start(
     tile = config or dispatch.tile(name, m, dtype, precision, device)
     tile = tile.fit(d=d, n=d_in)
     grid: tuple[int, ...]
+    numbers: tuple[int, ...]
     if name == "dual_backward_input":
         grid = (blocks(m, tile.block_m) * blocks(d_in, tile.block_n),)
         numbers, written = (m, d, d_in), rows(m, d_in)
@@ -195,7 +196,7 @@ def _gradient_start(
         programs = blocks(d, tile.block_d) * blocks(d_in, tile.block_n)
         splits, chunk = split_rows(m, programs, tile.block_m)
         grid, written = (programs, splits), rows(splits * 2 * d, d_in)
-        numbers = (m, d, d_in, chunk)  # type: ignore[assignment]
+        numbers = (m, d, d_in, chunk)
     places: tuple[Place, ...] = (
         (dh, dh_strides), ((m, 2 * d), preact_strides), (other, other_strides), written,
     )  # fmt: skip

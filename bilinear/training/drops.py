@@ -10,7 +10,7 @@ import torch
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Job, Weights
 from bilinear.experiment.streams import generator
-from bilinear.reading.fourier import unit_amplitudes
+from bilinear.reading.fourier import serving_units
 
 _DEAD = 1e-3  # of a model's largest amplitude
 
@@ -64,13 +64,13 @@ def _groups(
     order = [unit for unit in order if alive[unit]]
     if config.narrow.drop != "circuit":
         return [[unit] for unit in order]
-    served = unit_amplitudes(model).abs().argmax(dim=-1).tolist()
+    served = serving_units(model).frequency.tolist()
     return [list(units) for _, units in itertools.groupby(order, key=served.__getitem__)]
 
 
 def living(model: Weights) -> list[bool]:
     """Of each unit whether weight decay has left it an amplitude."""
-    own = unit_amplitudes(model).abs().amax(dim=-1)
+    own = serving_units(model).amplitude
     found: list[bool] = (own > _DEAD * own.max()).tolist()
     return found
 
@@ -78,7 +78,7 @@ def living(model: Weights) -> list[bool]:
 def strongest_circuit(model: Weights) -> tuple[int, list[int]]:
     """The frequency that would go last, and the rows of the units that serve it."""
     last = _weakest_circuits_first(model)[-1]
-    served = unit_amplitudes(model).abs().argmax(dim=-1).tolist()
+    served = serving_units(model).frequency.tolist()
     alive = living(model)
     units = [unit for unit, k in enumerate(served) if k == served[last] and alive[unit]]
     return served[last], units
@@ -115,7 +115,8 @@ def _weakest_circuits_first(model: Weights) -> list[int]:
     a factor with p gives two classes the same logit, so it cannot be the last one.
     """
     p = len(model.w_p)
-    own, served = unit_amplitudes(model).abs().max(dim=-1)
+    units = serving_units(model)
+    own, served = units.amplitude, units.frequency
     whole = torch.zeros(p // 2 + 1, dtype=own.dtype).index_add_(0, served, own)
     alive = living(model)
     alone = [math.gcd(k, p) == 1 for k in served.tolist()]

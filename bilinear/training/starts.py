@@ -48,8 +48,9 @@ def redrawn(
     narrow = config.narrow
     assert narrow is not None
     frequency = None
-    unit = order_of_units(config, job, weights, losses)[0]
-    if narrow.drop == "circuit":
+    if narrow.drop != "circuit":
+        unit = order_of_units(config, job, weights, losses)[0]
+    else:
         frequency, units = strongest_circuit(weights)
         weights = _without(weights, [i for i in range(job.d_hidden) if i not in units])
         if len(units) >= _UNITS_AT_REST:
