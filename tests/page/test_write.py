@@ -12,7 +12,7 @@ import torch
 import bilinear
 from bilinear.cli.commands import main
 from bilinear.errors import ConfigError
-from bilinear.page.write import _fill, make_page, pack24, write_page
+from bilinear.page.write import _entries_that_pairs_meet, _fill, make_page, pack24, write_page
 from bilinear.reading.fourier import serving_units, unit_amplitudes
 
 
@@ -87,3 +87,17 @@ def test_text_in_the_data_cannot_break_the_page() -> None:
     assert "<" not in data
     assert json.loads(data) == content
     assert html.replace(data, "{}") == _fill({}).decode()
+
+
+def test_the_colour_of_a_full_matrix_is_that_of_entries_which_a_pair_meets() -> None:
+    """The diagonal, and the block where a meets b: all that one-hots of a and b multiply."""
+    p = 3
+    met = torch.zeros(2 * p, 2 * p)
+    for a in range(p):
+        for b in range(p):
+            x = torch.zeros(2 * p)
+            x[a] = x[p + b] = 1
+            met += torch.outer(x, x)
+    entries = _entries_that_pairs_meet(met[None].sign())
+    assert entries.shape == (1, p**2 + 2 * p)
+    assert bool((entries == 1).all())
