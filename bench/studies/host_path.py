@@ -21,15 +21,14 @@ import sys
 import time
 import timeit
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.measure import no_driver
 from bench.measure.environment import environment
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer.select import choose
@@ -118,38 +117,12 @@ def contest(theirs: Run, mine: Run) -> dict[str, Any]:
     return found
 
 
-class _NoDriver:
-    """What Triton asks of a driver, for a device that isn't there and launches that do nothing."""
-
-    utils = SimpleNamespace(
-        load_binary=lambda *_: (1, 1, 1, 0, 1024),
-        get_device_properties=lambda _: {"max_shared_mem": 232_448},
-    )
-
-    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
-        return lambda *_: None
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-
 def launch_microseconds() -> dict[str, float]:
     """Of `kernels/launch.py` and Triton, of one kernel: without the interpreter."""
-    from triton.runtime import driver
-
     from bilinear.kernels import dual
     from bilinear.kernels.launch import recording
 
-    driver.set_active(_NoDriver())  # type: ignore[arg-type]
-    torch.cuda.device_of = lambda _: nullcontext()  # type: ignore[assignment,misc]
+    no_driver.install()
     x, weight = torch.randn(64, 32), torch.randn(32, 32)
 
     def run() -> None:

@@ -107,8 +107,12 @@ def _cases_of(
 
 
 def check(case: Callable[[], tuple[Pairs, float]]) -> float:
-    """Run a case; the largest relative error of what it made, ValueError above its bound."""
-    pairs, bound = case()
+    """Run a case twice; the largest relative error of what it made, ValueError above its bound.
+
+    Triton makes the first start of a kernel, the library itself the second (`kernels/launch.py`).
+    """
+    (first, bound), (second, _) = case(), case()
+    pairs = [*first, *second]
     errors = [((got.double().cpu() - want).norm() / want.norm()).item() for got, want in pairs]
     worst = max(errors)
     if not all(error <= bound for error in errors):

@@ -70,3 +70,8 @@ def test_varying_rows_compile_a_kernel_at_most_twice() -> None:
         # Where M is a stride of x, it divides by 16 or it doesn't; one row has no stride.
         assert max(counts.values()) <= (2 if how.startswith("rows") else 5), (how, counts)
         assert sum(counts.values()) <= (15 if how.startswith("rows") else 30), (how, counts)
+
+
+def test_a_direct_start_gives_the_driver_what_tritons_own_gives() -> None:
+    told = json.loads(run(HERE / "direct_starts.py"))
+    assert told["compared"] > 50
