@@ -41,7 +41,7 @@ def both_ways(call: Call, implementation: Implementation) -> Callable[[], object
 
     def run() -> object:
         out, preact = implementation.forward(call, x, weight, None, w_p, None, save_preact=saves)
-        return out, implementation.backward(call, dout, x, weight, None, w_p, preact, needs)
+        return out, implementation.backward(call, dout, x, weight, None, w_p, preact, needs=needs)
 
     return run
 

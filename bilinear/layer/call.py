@@ -12,6 +12,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# (x, weight, bias, w_p, b_p): the arguments of a call; without a projection w_p is None. And
+# (x, weight, bias, w_p, preact): what backward has of them; preact is None if it was not saved.
+Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+Saved = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 # Gradients of (x, weight, bias, w_p, b_p); None where not asked for.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -68,28 +72,12 @@ class Implementation(Protocol):
         """
 
     def forward(
-        self,
-        call: Call,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        w_p: Tensor | None,
-        b_p: Tensor | None,
-        *,
-        save_preact: bool,
+        self, call: Call, *given: *Arguments, save_preact: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Out (m, d_out), or h (m, d) where w_p is None; and preact (m, 2d) if it's to be saved."""
 
     def backward(
-        self,
-        call: Call,
-        dout: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        w_p: Tensor | None,
-        preact: Tensor | None,
-        needs: Sequence[bool],
+        self, call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]
     ) -> Gradients:
         """The gradients that `needs` names true, in their order; preact None is formed again."""
 

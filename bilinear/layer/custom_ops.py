@@ -65,7 +65,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, w_p and b_p, those that `needs` names true, in this order."""
     call = describe(x, weight, bias, w_p, None, preact is None, gate, TRACED)
-    found = select(call).backward(call, dout, x, weight, bias, w_p, preact, needs)
+    found = select(call).backward(call, dout, x, weight, bias, w_p, preact, needs=needs)
     return [gradient for gradient in found if gradient is not None]
 
 

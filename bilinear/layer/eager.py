@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer.call import Call, Detail, Gradients
+from bilinear.layer.call import Arguments, Call, Detail, Gradients, Saved
 from bilinear.layer.gates import product, product_backward
 
 NAME = "eager"
@@ -40,31 +40,14 @@ def saves_preact(call: Call) -> bool:
     return False
 
 
-def forward(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    b_p: Tensor | None,
-    *,
-    save_preact: bool,
-) -> tuple[Tensor, None]:
+def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, None]:
     """See `call.Implementation`; differentiable itself, for x of any leading shape."""
-    return compose(x, weight, bias, w_p, b_p, gate=call.gate), None
+    return compose(*given, gate=call.gate), None
 
 
-def backward(
-    call: Call,
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    preact: Tensor | None,
-    needs: Sequence[bool],
-) -> Gradients:
+def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
     """See `call.Implementation`; differentiable itself, which a given preact would not be."""
+    x, weight, bias, w_p, _ = saved
     left, right = F.linear(x, weight, bias).chunk(2, -1)
     dh = dout if w_p is None else dout @ w_p
     dpreact = product_backward(dh, left, right, call.gate)

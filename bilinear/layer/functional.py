@@ -168,14 +168,14 @@ class BilinearFunction(torch.autograd.Function):
                     "differentiated itself"
                 )
             call = describe(rows, weight, bias, w_p, None, True, gate, TRANSFORMED)
-            found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs)
+            found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs=needs)
         elif context == PLAIN and chosen is not None:
             call, implementation = chosen
             # Unless the graph is kept for another pass, [L, R] is now held by the implementation
             # alone, which frees it once its gradient is formed, as autograd does between nodes.
             ctx.maybe_clear_saved_tensors()
             found = implementation.backward(
-                call, dout, rows, weight, bias, w_p, preact.pop(), needs
+                call, dout, rows, weight, bias, w_p, preact.pop(), needs=needs
             )
         else:
             # While it is traced `preact` is a tuple to PyTorch 2.11.

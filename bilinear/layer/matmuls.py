@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bilinear.layer.call import TRACED, TRANSFORMED, Call, Detail, Gradients
+from bilinear.layer.call import TRACED, TRANSFORMED, Arguments, Call, Detail, Gradients, Saved
 from bilinear.layer.gates import product, product_backward
 
 NAME = "matmuls"
@@ -49,17 +49,9 @@ def detail(call: Call, direction: str) -> Detail:
     return Detail("", None, f"torch's matmuls over all {call.m} rows at once")
 
 
-def forward(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    b_p: Tensor | None,
-    *,
-    save_preact: bool,
-) -> tuple[Tensor, Tensor | None]:
+def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
+    x, weight, bias, w_p, b_p = given
     preact = _linear(x, weight, bias)
     left, right = preact.chunk(2, 1)
     h = product(left, right, call.gate, _to_write(left, call))
@@ -67,17 +59,10 @@ def forward(
     return out, preact if save_preact else None
 
 
-def backward(
-    call: Call,
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    preact: Tensor | None,
-    needs: Sequence[bool],
-) -> Gradients:
+def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
     """See `call.Implementation`."""
+    x, weight, bias, w_p, preact = saved
+    del saved  # or preact would stay in memory beside its gradient
     dx = dweight = dbias = dw_p = None
     inner = needs[0] or needs[1] or needs[2]
     if inner or needs[3]:

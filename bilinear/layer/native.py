@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bilinear.kernels import layer_cpu
-from bilinear.layer.call import TRANSFORMED, Call, Detail, Gradients
+from bilinear.layer.call import TRANSFORMED, Arguments, Call, Detail, Gradients, Saved
 
 NAME = "native"
 TABLE = Path(__file__).with_name("native_table.json")
@@ -95,29 +95,11 @@ def detail(call: Call, direction: str) -> Detail:
     return Detail("", None, reason)
 
 
-def forward(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    b_p: Tensor | None,
-    *,
-    save_preact: bool,
-) -> tuple[Tensor, Tensor | None]:
+def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
-    return layer_cpu.forward(x, weight, bias, w_p, b_p, gate=call.gate, save_preact=save_preact)
+    return layer_cpu.forward(*given, gate=call.gate, save_preact=save_preact)
 
 
-def backward(
-    call: Call,
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    preact: Tensor | None,
-    needs: Sequence[bool],
-) -> Gradients:
+def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
     """See `call.Implementation`."""
-    return layer_cpu.backward(dout, x, weight, bias, w_p, preact, needs, gate=call.gate)
+    return layer_cpu.backward(dout, *saved, needs, gate=call.gate)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer.call import PLAIN, TRANSFORMED, Call, Detail, Gradients
+from bilinear.layer.call import PLAIN, TRANSFORMED, Arguments, Call, Detail, Gradients, Saved
 
 NAME = "triton"
 # Read once, as Triton does when a kernel is decorated: a later change would have no effect there.
@@ -92,17 +92,9 @@ _known_plan = lru_cache(4096)(_new_plan)
 _capability = cache(torch.cuda.get_device_capability)
 
 
-def forward(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    b_p: Tensor | None,
-    *,
-    save_preact: bool,
-) -> tuple[Tensor, Tensor | None]:
+def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
+    x, weight, bias, w_p, b_p = given
     dual, mlp, pointwise = _launchers()
     how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
     kernel = _plan(call, "forward").kernel
@@ -118,17 +110,9 @@ def forward(
     return out, preact if save_preact else None
 
 
-def backward(
-    call: Call,
-    dout: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    w_p: Tensor | None,
-    preact: Tensor | None,
-    needs: Sequence[bool],
-) -> Gradients:
+def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
     """See `call.Implementation`."""
+    x, weight, bias, w_p, preact = saved
     dual, mlp, pointwise = _launchers()
     how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
     db_p = dout.sum(0) if needs[4] else None

@@ -224,7 +224,7 @@ class TwoWeights(torch.autograd.Function):
             else:
                 some = needs[0], needs[1] or needs[3], needs[2] or needs[4], needs[5], needs[6]
                 preact = halves.pop() if halves else None
-                found = native.backward(ctx.call, dout, rows, *packed, w_p, preact, some)
+                found = native.backward(ctx.call, dout, rows, *packed, w_p, preact, needs=some)
             dx, dweight, dbias, dw_p, db_p = found
             dx = None if dx is None else dx.view(x.shape)
             dw_l, dw_r = (None, None) if dweight is None else dweight.chunk(2)
@@ -254,7 +254,7 @@ def _differentiable(
     """All gradients, by operations that can be differentiated again."""
     sizes = x.shape[0], x.shape[1], w_p.shape[1], w_p.shape[0]
     call = Call(*sizes, x.dtype, x.device, gate=gate, context=TRANSFORMED)
-    return eager.backward(call, dout, x, weight, bias, w_p, None, (True,) * 5)
+    return eager.backward(call, dout, x, weight, bias, w_p, None, needs=(True,) * 5)
 
 
 def _halves_backward(dh: Tensor, halves: Halves, gate: str) -> tuple[Tensor, Tensor]:

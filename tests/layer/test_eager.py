@@ -51,7 +51,7 @@ def test_the_formula_and_its_gradients(gate: str, bias: bool, projection: bool) 
     assert eager.forward(call, *given, save_preact=False)[1] is None
     dout = torch.randn_like(out)
     needs = [tensor is not None for tensor in given]
-    found = eager.backward(call, dout, x, weight, b, w_p, None, needs)
+    found = eager.backward(call, dout, x, weight, b, w_p, None, needs=needs)
     wanted = [tensor for tensor in given if tensor is not None]
     for a, c in zip(
         (gradient for gradient in found if gradient is not None),

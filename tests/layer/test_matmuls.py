@@ -34,8 +34,8 @@ def test_the_composition(
         before = None if preact is None else preact.clone()
         for needs in itertools.product([False, True], repeat=5):
             needs = (*needs[:3], needs[3] and w_p is not None, needs[4] and w_p is not None)
-            found = matmuls.backward(this, dout, x, weight, b, w_p, preact, needs)
-            want = eager.backward(this, dout, x, weight, b, w_p, None, needs)
+            found = matmuls.backward(this, dout, x, weight, b, w_p, preact, needs=needs)
+            want = eager.backward(this, dout, x, weight, b, w_p, None, needs=needs)
             for mine, theirs in zip(found, want, strict=True):
                 torch.testing.assert_close(mine, theirs)
             assert before is None or torch.equal(preact, before)  # nothing saved is written to
