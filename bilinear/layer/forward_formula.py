@@ -38,7 +38,7 @@ _NOT_STRAIGHT = (
     ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.BoolOp, ast.Compare, ast.Lambda,
     ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp, ast.Global, ast.Nonlocal, ast.Assert,
     ast.FunctionDef, ast.ClassDef, ast.Delete, ast.Raise, ast.NamedExpr, ast.Match, ast.AugAssign,
-    ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFunctionDef,
+    ast.Yield, ast.YieldFrom, ast.AsyncFunctionDef,
 )  # fmt: skip
 _TORCH = (torch, F, nn, operator)
 # Classes whose forwards are known, and functions of torch's that do nothing but return a tensor.

@@ -105,7 +105,7 @@ def _check_children(module: nn.Module) -> None:
     for name, child in module._modules.items():
         if isinstance(child, nn.Linear):
             plain = Part(name, nn.Linear, nn.Linear.forward, child.bias is not None)
-            why = "" if _is_plain(child) else part_is_changed(child, plain)
+            why = "" if is_product(child) else part_is_changed(child, plain)
         else:
             why = f"is a {type(child).__name__}" if name in _NAMES else ""
         if why:
@@ -116,10 +116,6 @@ def _check_nothing_more(module: nn.Module, used: set[str]) -> None:
     for name, child in module._modules.items():
         if name not in used:
             raise Unread(f"it also has {name} ({type(child).__name__}), which the formula has not")
-
-
-def _is_plain(child: nn.Linear) -> bool:
-    return type(child) is nn.Linear or is_product(child)
 
 
 def _advice(child: object) -> str:

@@ -1,7 +1,6 @@
 """`fuse` on forwards written at random: no replaced module differs from its own forward."""
 
 import itertools
-import linecache
 from collections import Counter
 
 import pytest
@@ -9,13 +8,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from written import written
 
 from bilinear import fuse
 from bilinear.layer.fused_modules import Fused
 
-COUNT = itertools.count()
 SEEN: Counter[str] = Counter()
-HEADER = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\nGAIN = 1.0\n"
 
 # What may stand around the gate, the product and the output; the first of each is the formula's.
 gates = st.sampled_from(
@@ -73,13 +71,7 @@ def write(
     result = out.replace("x * 0", f"{name}[..., :4] * 0").format(*["out"] * 2)
     lines += [f"    def forward(self, {name}):", f"        {split}", f"        out = {made}"]
     lines += [f"        return {result}"]
-    source = HEADER + "\n".join(lines) + "\n"
-    file = f"<written {next(COUNT)}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    world: dict[str, object] = {"__name__": __name__}
-    exec(compile(source, file, "exec"), world)
-    kind = world["Written"]
-    assert isinstance(kind, type)
+    kind: type[nn.Module] = written("\n".join(lines))
     return kind
 
 
