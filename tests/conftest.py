@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; so do the commands they start
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers and the commands they start share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
 class _HuggingFacesKernels:
-    """Finds that package under its name, where it is installed, not the folder at the root.
+    """Finds Hugging Face's installed package `kernels`, not the folder of that name at the root.
 
-    transformers imports it if its metadata are there, and fails on the folder.
+    transformers imports the package if its metadata are installed, and would fail on the folder.
     """
 
     @staticmethod
@@ -35,14 +35,15 @@ sys.meta_path.insert(0, _HuggingFacesKernels)
 def _interpret_kernels() -> None:
     """Import the Triton kernels for Triton's interpreter, which runs them on CPU tensors.
 
-    Triton decides at a kernel's definition, and its own library's at its first import, so this
-    comes before any test module. The variable is taken back for what reads it later.
+    Triton reads the variable where a kernel is defined, and its library defines kernels when it is
+    first imported. So this runs before any test module is imported. Afterwards the variable is
+    restored for code that reads it later.
     """
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     for name in ("dual", "grid_triton", "mlp", "pointwise"):
         importlib.import_module(f"bilinear.kernels.{name}")
-    # Triton itself imports this at the first launch, when the variable is gone.
+    # Triton itself would import this at the first launch, when the variable is restored.
     importlib.import_module("triton.experimental.gluon")
     if before is None:
         del os.environ["TRITON_INTERPRET"]
@@ -55,8 +56,8 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep rates measured under test, and those of commands started there, from the user's own."""
+def _rate_cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the rates that tests and the commands they start measure out of the user's cache."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("BILINEAR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

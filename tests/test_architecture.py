@@ -1,6 +1,6 @@
-"""The house: which room may import which, no circle between files, a place for every file's tests.
+"""Which part of the library may import which, no circular imports, a test file for every file.
 
-Imports inside functions count: a lazy import is an arrow as well.
+A part is a folder of bilinear/, or a file at its top. Imports inside functions count.
 """
 
 import ast
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each room, or file at the top of bilinear/, may import besides itself.
+# The other parts that each part may import.
 ALLOWED = {
     "errors": set(),
     "reference": set(),
@@ -45,7 +45,7 @@ FILES = files()
 
 
 def imported(name: str) -> set[str]:
-    """Modules of the library that a module imports anywhere in its text, but for the top itself."""
+    """Modules of the library that a module imports anywhere in its text, without `bilinear`."""
     package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
@@ -59,34 +59,34 @@ def imported(name: str) -> set[str]:
     return owners - {"", "bilinear", name}
 
 
-def room(name: str) -> str:
+def part(name: str) -> str:
     return name.split(".")[1] if "." in name else name
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_imports_stay_within_the_allowed_rooms(name: str) -> None:
+def test_imports_stay_within_the_allowed_parts(name: str) -> None:
     if name == "bilinear":
-        return  # the list of public names points everywhere
-    rooms = {room(other) for other in imported(name)} - {room(name)}
-    assert rooms <= ALLOWED[room(name)], f"{name} imports {sorted(rooms)}"
+        return  # it lists the public names of all parts
+    parts = {part(other) for other in imported(name)} - {part(name)}
+    assert parts <= ALLOWED[part(name)], f"{name} imports {sorted(parts)}"
 
 
-def test_no_circle_between_files() -> None:
-    arrows = {name: imported(name) for name in FILES if name != "bilinear"}
-    while ends := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
-        for name in ends:
-            del arrows[name]
-    assert not arrows, f"circles among {sorted(arrows)}"
+def test_no_circular_imports() -> None:
+    imports = {name: imported(name) for name in FILES if name != "bilinear"}
+    while leaves := [name for name, others in imports.items() if not others & imports.keys()]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, f"circular imports among {sorted(imports)}"
 
 
-def test_the_arrows_are_seen() -> None:
-    """The reader of imports itself: absolute, relative, and inside a function."""
+def test_imported_finds_every_kind_of_import() -> None:
+    """Absolute, relative, and inside a function."""
     assert "bilinear.experiment.config" in imported("bilinear.training.cpu")
     assert "bilinear.kernels.tiles" in imported("bilinear.kernels.dual")
     assert "bilinear.page.write" in imported("bilinear.cli.commands")
 
 
-# Where files are tested that have no test file of their own name in the room of tests.
+# Where files are tested that have no test file of their own name in the folder of the same name.
 TESTED_ELSEWHERE = {
     "bilinear/__main__.py": "tests/test_packaging.py",
     "bilinear/cli/commands.py": "tests/test_command.py",
@@ -125,7 +125,7 @@ TESTED_ELSEWHERE = {
 }
 
 
-def test_every_file_has_a_place_for_its_tests() -> None:
+def test_every_file_has_a_test_file() -> None:
     missing, needless = [], []
     for path in FILES.values():
         name = str(path.relative_to(ROOT))
@@ -142,12 +142,10 @@ def test_every_file_has_a_place_for_its_tests() -> None:
     assert all((ROOT / name).exists() for name in TESTED_ELSEWHERE)
 
 
-def test_the_journeys_are_short_and_name_files_that_are_there() -> None:
+def test_the_paths_through_the_code_are_short_and_name_existing_files() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    journeys = [
-        re.findall(r"^\d\. `([^`]+)`", part, re.MULTILINE) for part in text.split("\n## ")[1:]
-    ]
-    assert [len(journey) for journey in journeys] == [7, 8]
-    for journey in journeys:
-        assert len(set(journey)) == len(journey) <= 8
-        assert all((ROOT / name).is_file() for name in journey), journey
+    paths = [re.findall(r"^\d\. `([^`]+)`", part, re.MULTILINE) for part in text.split("\n## ")[1:]]
+    assert [len(path) for path in paths] == [7, 8]
+    for path in paths:
+        assert len(set(path)) == len(path) <= 8
+        assert all((ROOT / name).is_file() for name in path), path

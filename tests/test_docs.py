@@ -1,7 +1,8 @@
-"""What the documentation says runs: recipes, examples in docstrings, the site and its links."""
+"""Examples in the documentation run, the site builds, links, file names and figures are right."""
 
 import doctest
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from bench.measure.environment import RESULTS
+from bench.verdicts import contests
 
 ROOT = Path(__file__).parents[1]
 WITH_EXAMPLES = sorted(
@@ -29,20 +33,20 @@ def test_recipes_run_from_the_first_to_the_last(
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "recipes.md", "exec"), names)
-    said = capsys.readouterr().out
-    assert "without it" in said
-    assert "replaced 1, kept 0" in said
+    output = capsys.readouterr().out
+    assert "without it" in output
+    assert "replaced 1, kept 0" in output
     assert (tmp_path / "q5.png").exists()
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_in_docstrings(name: str) -> None:
-    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert found.attempted > 0
-    assert found.failed == 0
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
-def test_there_are_examples_where_people_begin() -> None:
+def test_the_main_functions_have_examples() -> None:
     wanted = {"cli.sweep", "layer.fuse", "layer.modules", "reading.fourier", "reading.spectra"}
     assert {f"bilinear.{name}" for name in wanted} <= set(WITH_EXAMPLES)
 
@@ -60,7 +64,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/*.md"])
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_point_to_existing_files(page: str) -> None:
     for path in ROOT.glob(page):
         text = path.read_text(encoding="utf-8")
         links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
@@ -71,12 +75,50 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/*.md"])
-def test_files_that_are_named_are_there(page: str) -> None:
+def test_named_files_exist(page: str) -> None:
     for path in ROOT.glob(page):
         text = path.read_text(encoding="utf-8")
         named = re.findall(
             r"\b(?:bench|bilinear|kernels|tests|docs|examples)/[\w/.-]+\.\w+\b", text
         )
-        files = [name for name in named if "ROOM" not in name and "FILE" not in name]
+        files = [name for name in named if "FOLDER" not in name and "FILE" not in name]
         missing = sorted({name for name in files if not (ROOT / name).exists()})
         assert not missing, f"{path.name}: {missing}"
+
+
+def test_decisions_quote_the_committed_contests() -> None:
+    """Its tables of the training step, the layer's times and the layer's memory."""
+    content = json.loads((RESULTS / "cpu.json").read_text())
+    found = {contest.group: contest for contest in contests(content)}
+    steps = [found[f"5 steps of 8 models, d={d}"] for d in (8, 16, 64)]
+    rows = [
+        [
+            "µs a step a model, 2 threads, AVX-512",
+            *(f"{s.ours.median / 40 * 1e6:.0f}" for s in steps),
+        ],
+        [
+            "GFLOP/s of the nominal 6·P³·d",
+            *(f"{s.ours.notes['nominal GFLOP/s']:.0f}" for s in steps),
+        ],
+    ]
+    for peer, name in (
+        ("vmap", "a `torch.func.vmap` ensemble"),
+        ("bmm", "a bmm ensemble under autograd"),
+    ):
+        ratios = (f"{s.against(s.ways[peer])[0]:.1f}" for s in steps)
+        rows.append([f"times faster than {name}", *ratios])
+    for shape in ((64, 128, 64), (4096, 128, 64), (4096, 256, 512), (16384, 64, 512)):
+        sizes = ", ".join(map(str, shape))
+        ratios = [
+            found[f"{op} {direction}, M, d_in, d = {shape}"].ratio
+            for direction in ("forward", "forward and backward")
+            for op in ("layer", "mlp")
+        ]
+        rows.append([sizes, *(f"{r:.2f} ({low:.2f}–{high:.2f})" for r, low, high in ratios)])
+        memory = [found[f"memory, {op}, M, d_in, d = {shape}"].ways for op in ("layer", "mlp")]
+        peaks = (
+            ways["fused"].notes["peak bytes"] / ways["eager"].notes["peak bytes"] for ways in memory
+        )
+        rows.append([sizes, *(f"{peak:.2f}" for peak in peaks)])
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if f"| {' | '.join(row)} |" not in page] == []

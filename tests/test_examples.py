@@ -1,4 +1,4 @@
-"""The examples run, the notebook from its first cell to its last, at small settings."""
+"""The examples run; the notebook runs from its first cell to its last at small settings."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What an installation holds, and what an import costs."""
+"""The files of an installation, and the modules that an import loads."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ import bilinear
 ROOT = Path(__file__).parent.parent
 
 
-# What somebody's own script does with it, as a type checker sees it.
+# A user's script, for the type checker.
 SCRIPT = """\
 import torch
 
@@ -62,7 +62,7 @@ def test_a_script_checks_strictly_against_an_installed_wheel(wheel: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
+def test_a_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert wheel.name.startswith(f"bilinear-{bilinear.__version__}-cp311-abi3-")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"bilinear"}
@@ -89,11 +89,11 @@ def test_library_and_sweep_work_without_triton(tmp_path: Path) -> None:
 
 
 def test_the_layer_needs_the_core_alone(tmp_path: Path) -> None:
-    """The rest says which extra has it."""
-    extra = ("pandas", "pyarrow", "matplotlib", "rich", "triton")
+    """The sweep's error names the extra to install."""
+    missing = ("pandas", "pyarrow", "matplotlib", "rich", "triton")
     code = (
         "import runpy, sys\n"
-        f"sys.modules.update(dict.fromkeys({extra}))\n"
+        f"sys.modules.update(dict.fromkeys({missing}))\n"
         f"runpy.run_path({str(ROOT / 'examples' / 'layer.py')!r})\n"
         "import bilinear, bilinear.cli.commands as commands\n"
         "try: bilinear.sweep(5, steps=3)\n"
