@@ -33,8 +33,9 @@ def bilinear(
     `gate` is g: "identity", "silu", "gelu", "gelu_tanh", "relu", "sigmoid" or "relu2" (relu
     squared), or torch's function or module (`F.silu`, `nn.GELU("tanh")`).
     Saved for backward: x, the weights and [L, R] (2d numbers a row); with `recompute`, x and the
-    weights alone, for one more matmul in backward. Under autocast all are cast as `F.linear`
-    casts them; otherwise dtypes and devices must be equal.
+    weights alone, for one more matmul in backward, and then the weights must not change in place
+    before backward (torch raises), as they may otherwise where x needs no gradient. Under autocast
+    all are cast as `F.linear` casts them; otherwise dtypes and devices must be equal.
 
     Raises:
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.

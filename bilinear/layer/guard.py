@@ -250,7 +250,7 @@ class _Source:
                 function, args, keywords = was
                 self.unless(f"type(now) is {self.name(partial)}")
                 self.unless(f"now.func is {self.name(function)} and now.args == {args!r}")
-                self.unless(f"now.keywords == {dict(keywords)!r}")
+                self.unless(f"now.keywords == {self.name(dict(keywords))}")
             elif callable(was):
                 self.unless(f"now is {self.name(was)}")
             else:
