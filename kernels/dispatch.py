@@ -1,15 +1,15 @@
-"""Which path and which tile a call takes, read from one committed table; never from a search.
+"""Which kernel and which tile a call takes, read from one committed table; never from a search.
 
 `table.json` holds, per class of device and per arithmetic, the tile of every kernel and the sizes
-at which one path takes over from another. `python -m bilinear.kernels.tune` writes it anew on a
+at which one kernel takes over from another. `python -m bilinear.kernels.tune` writes it anew on a
 GPU; its "source" says what its figures rest on.
 """
 
 import functools
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,12 +18,11 @@ from .tiles import Tile
 TABLE = Path(__file__).with_name("table.json")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What would run: `path` is "mlp", "dual" or "pointwise"; `reason` says why, in words."""
+class Detail(NamedTuple):
+    """How one direction of a call runs: the kernel, its tile if any, and why, in words."""
 
-    path: str
-    config: Tile | None
+    kernel: str
+    tile: Tile | None
     reason: str
 
 
@@ -38,15 +37,15 @@ def choose(
     precision: str,
     saved: bool = False,
     gate: str = "identity",
-) -> Plan:
-    """Plan of one op: "bilinear_forward", "bilinear_backward", "mlp_forward" or "mlp_backward".
+) -> Detail:
+    """The kernel of an op: "bilinear_forward" or "_backward", "mlp_forward" or "_backward".
 
     `saved`: whether a backward has [L, R] of its forward.
 
-    Paths of a forward: "mlp" is `mlp.mlp_forward`; "dual" is `dual.dual_forward`, then a library
+    Kernels of a forward: "mlp" is `mlp.mlp_forward`; "dual" is `dual.dual_forward`, then a library
     matmul with w_p for an mlp; "pointwise" is a library matmul with the packed weight, then
     `pointwise.product_forward`, then w_p likewise.
-    Paths of a backward: "mlp" is `mlp.mlp_backward`; "dual" recomputes with `dual.dual_backward`,
+    Kernels of a backward: "mlp" is `mlp.mlp_backward`; "dual" recomputes with `dual.dual_backward`,
     or with [L, R] saved uses `dual.dual_backward_input` and `dual_backward_weight`; "pointwise" is
     a library matmul with w_p, `pointwise.product_backward` for [dL, dR] and h at once, and a
     library matmul each for dx and dweight. With another gate than the identity a "dual" that
@@ -71,7 +70,7 @@ def choose(
             why = "d, d_in, d_out = {}, {}, {} are within {}, {}, {}".format(
                 d, d_in, d_out, most["d"], most["d_in"], most["d_out"]
             )
-            return Plan("mlp", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
+            return Detail("mlp", tile_of_class(kernel, m, kind, device), f"{why} ({basis})")
     kernel = f"dual_{direction}"
     limit = kernel if direction == "forward" or saved else "dual_recompute"
     most_in = limits[limit]["d_in"]
@@ -81,11 +80,11 @@ def choose(
         config = tile_for_gate(config, gate)
     if d_in <= most_in and not (saved and d_out is not None):
         why = f"d_in = {d_in} is within {most_in}"
-        return Plan("dual", config, f"{why} ({basis})")
+        return Detail("dual", config, f"{why} ({basis})")
     why = f"d_in = {d_in} is above {most_in}: a library matmul carries the work"
     if saved and d_out is not None:
         why = "[dL, dR] and h are elementwise where [L, R] is saved"
-    return Plan("pointwise", None, f"{why} ({basis})")
+    return Detail("pointwise", None, f"{why} ({basis})")
 
 
 def tile(

@@ -7,10 +7,12 @@ gradients. [L, R] (m, 2d), before the gate and the product, is `preact`.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from bilinear.kernels.dispatch import Detail
 
 # (x, weight, bias, w_p, b_p): the arguments of a call; without a projection w_p is None. And
 # (x, weight, bias, w_p, preact): what backward has of them; preact is None if it was not saved.
@@ -43,14 +45,6 @@ class Call(NamedTuple):
     recompute: bool = False
     gate: str = "identity"
     context: str = PLAIN
-
-
-class Detail(NamedTuple):
-    """How an implementation runs one direction of a call: the kernel, its tile if any, and why."""
-
-    kernel: str
-    tile: Any
-    reason: str
 
 
 class Implementation(Protocol):

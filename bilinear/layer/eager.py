@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer.call import Arguments, Call, Detail, Gradients, Saved
+from bilinear.kernels.dispatch import Detail
+from bilinear.layer.call import Arguments, Call, Gradients, Saved
 from bilinear.layer.gates import product, product_backward
 
 NAME = "eager"

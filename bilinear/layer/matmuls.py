@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bilinear.layer.call import TRACED, TRANSFORMED, Arguments, Call, Detail, Gradients, Saved
+from bilinear.kernels.dispatch import Detail
+from bilinear.layer.call import TRACED, TRANSFORMED, Arguments, Call, Gradients, Saved
 from bilinear.layer.gates import product, product_backward
 
 NAME = "matmuls"

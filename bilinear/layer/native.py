@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from bilinear.kernels import layer_cpu
-from bilinear.layer.call import TRANSFORMED, Arguments, Call, Detail, Gradients, Saved
+from bilinear.kernels.dispatch import Detail
+from bilinear.layer.call import TRANSFORMED, Arguments, Call, Gradients, Saved
 
 NAME = "native"
 TABLE = Path(__file__).with_name("native_table.json")

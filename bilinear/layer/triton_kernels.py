@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilinear.layer.call import PLAIN, TRANSFORMED, Arguments, Call, Detail, Gradients, Saved
+from bilinear.kernels import dispatch
+from bilinear.kernels.dispatch import Detail
+from bilinear.layer.call import PLAIN, TRANSFORMED, Arguments, Call, Gradients, Saved
 
 NAME = "triton"
 # Read once, as Triton does when a kernel is decorated: a later change would have no effect there.
@@ -54,30 +56,27 @@ def _missing_on_gpu(device: torch.device) -> str:
 
 def saves_preact(call: Call) -> bool:
     """See `call.Implementation`: not where one kernel makes the whole MLP and forms it again."""
-    return not call.recompute and (call.d_out is None or _plan(call, "forward").kernel != "mlp")
+    return not call.recompute and (call.d_out is None or _detail(call, "forward").kernel != "mlp")
 
 
 def detail(call: Call, direction: str) -> Detail:
     """See `call.Implementation`: "mlp", "dual" or "pointwise", and its tile."""
-    return _plan(call, direction, saved=direction == "backward" and saves_preact(call))
+    return _detail(call, direction, saved=direction == "backward" and saves_preact(call))
 
 
-def _plan(call: Call, direction: str, *, saved: bool = False) -> Detail:
+def _detail(call: Call, direction: str, *, saved: bool = False) -> Detail:
     """Looked up where such a call came before: traced ones may hold sizes that have no hash."""
-    make = _known_plan if call.context == PLAIN else _new_plan
+    make = _known_detail if call.context == PLAIN else _new_detail
     return make(call, direction, saved)
 
 
-def _new_plan(call: Call, direction: str, saved: bool) -> Detail:
-    from bilinear.kernels import dispatch
-
+def _new_detail(call: Call, direction: str, saved: bool) -> Detail:
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
     capability = _INTERPRETER_CAPABILITY
     if call.device.type == "cuda":
         capability = _capability(call.device)
     sizes = call.m, call.d_in, call.d, call.d_out, call.dtype
-    plan = dispatch.choose(op, *sizes, capability, call.precision, saved, call.gate)
-    return Detail(plan.path, plan.config, plan.reason)
+    return dispatch.choose(op, *sizes, capability, call.precision, saved, call.gate)
 
 
 @cache
@@ -88,7 +87,7 @@ def _launchers() -> tuple[Any, Any, Any]:
     return dual, mlp, pointwise
 
 
-_known_plan = lru_cache(4096)(_new_plan)
+_known_detail = lru_cache(4096)(_new_detail)
 _capability = cache(torch.cuda.get_device_capability)
 
 
@@ -97,7 +96,7 @@ def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, 
     x, weight, bias, w_p, b_p = given
     dual, mlp, pointwise = _launchers()
     how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
-    kernel = _plan(call, "forward").kernel
+    kernel = _detail(call, "forward").kernel
     preact: Tensor | None
     if kernel == "mlp" and w_p is not None and not save_preact:
         return mlp.mlp_forward(x, weight, bias, w_p, b_p, **how), None
@@ -118,7 +117,7 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
     db_p = dout.sum(0) if needs[4] else None
     if not any(needs[:4]):
         return None, None, None, None, db_p
-    kernel = _plan(call, "backward", saved=preact is not None).kernel
+    kernel = _detail(call, "backward", saved=preact is not None).kernel
     if kernel == "mlp" and w_p is not None and preact is None:
         wanted = [name for name, need in zip(mlp.GRADIENTS[:4], needs, strict=False) if need]
         found = mlp.mlp_backward(dout, x, weight, bias, w_p, needs=wanted, **how)

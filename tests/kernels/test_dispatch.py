@@ -12,26 +12,26 @@ from bilinear.kernels.tiles import Tile, cover
 HOPPER = (9, 0)
 
 
-def plan(op, m=4096, d_in=128, d=64, d_out=None, dtype=torch.bfloat16, saved=False):
+def chosen(op, m=4096, d_in=128, d=64, d_out=None, dtype=torch.bfloat16, saved=False):
     return choose(op, m, d_in, d, d_out, dtype, HOPPER, "ieee", saved)
 
 
 def test_paths_follow_the_sizes():
-    assert plan("mlp_forward", d_out=64).path == "mlp"
-    assert plan("mlp_backward", d_out=64).path == "mlp"
-    assert plan("mlp_forward", d=4096, d_out=64).path == "dual"
-    assert plan("bilinear_forward").path == "dual"
-    assert plan("bilinear_forward", d_in=16384).path == "pointwise"
-    assert plan("bilinear_backward", d_in=16384).path == "pointwise"
+    assert chosen("mlp_forward", d_out=64).kernel == "mlp"
+    assert chosen("mlp_backward", d_out=64).kernel == "mlp"
+    assert chosen("mlp_forward", d=4096, d_out=64).kernel == "dual"
+    assert chosen("bilinear_forward").kernel == "dual"
+    assert chosen("bilinear_forward", d_in=16384).kernel == "pointwise"
+    assert chosen("bilinear_backward", d_in=16384).kernel == "pointwise"
 
 
 def test_a_backward_depends_on_what_is_saved():
-    assert plan("bilinear_backward", d_in=512).path == "dual"
-    assert plan("bilinear_backward", d_in=512, saved=True).path == "pointwise"
-    assert plan("bilinear_backward", d_in=32, saved=True).path == "dual"
-    assert plan("mlp_backward", d_out=64).path == "mlp"
-    elementwise = plan("mlp_backward", d_in=32, d_out=64, saved=True)
-    assert elementwise.path == "pointwise"
+    assert chosen("bilinear_backward", d_in=512).kernel == "dual"
+    assert chosen("bilinear_backward", d_in=512, saved=True).kernel == "pointwise"
+    assert chosen("bilinear_backward", d_in=32, saved=True).kernel == "dual"
+    assert chosen("mlp_backward", d_out=64).kernel == "mlp"
+    elementwise = chosen("mlp_backward", d_in=32, d_out=64, saved=True)
+    assert elementwise.kernel == "pointwise"
     assert "[L, R] is saved" in elementwise.reason
 
 
@@ -57,18 +57,18 @@ def test_the_whole_mlps_backward_is_one_pass():
             assert most["d_out"] <= tile.block_n
 
 
-def test_plan_says_why_and_what_it_rests_on():
-    made = plan("bilinear_forward", d_in=16384)
+def test_a_choice_says_why_and_what_it_rests_on():
+    made = chosen("bilinear_forward", d_in=16384)
     assert "16384" in made.reason
     assert dispatch.table()["source"] in made.reason
-    assert made.config is None
-    assert plan("bilinear_forward").config == dispatch.tile_of_class(
+    assert made.tile is None
+    assert chosen("bilinear_forward").tile == dispatch.tile_of_class(
         "dual_forward", 4096, "half", "sm_90"
     )
 
 
 def test_rows_matter_only_by_class():
-    configs = {plan("bilinear_forward", m=m).config for m in range(1, 20_000, 97)}
+    configs = {chosen("bilinear_forward", m=m).tile for m in range(1, 20_000, 97)}
     assert len(configs) <= 2
 
 
@@ -78,7 +78,7 @@ def test_rows_matter_only_by_class():
 def test_every_device_and_arithmetic_has_a_tile(capability, precision, dtype):
     for op, d_out in (("bilinear_forward", None), ("mlp_backward", 16)):
         found = choose(op, 100, 32, 16, d_out, dtype, capability, precision)
-        assert isinstance(found.config, Tile)
+        assert isinstance(found.tile, Tile)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,17 @@ def test_limits_follow_the_times(direction):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_a_gate_recomputes_in_a_tile_that_it_fits(gate: str) -> None:
-    def backward(d_in: int, capability: tuple[int, int] = (9, 0), **more: bool) -> dispatch.Plan:
+    def backward(d_in: int, capability: tuple[int, int] = (9, 0), **more: bool) -> dispatch.Detail:
         sizes = 8192, d_in, 1024, None, torch.bfloat16
         return choose("bilinear_backward", *sizes, capability, "ieee", gate=gate, **more)
 
     is_identity = gate == "identity"
     narrow, wide = backward(384), backward(768)
-    assert (narrow.path, wide.path) == ("dual", "dual" if is_identity else "pointwise")
-    assert narrow.config is not None
-    assert narrow.config.block_d == (128 if is_identity else 64)
+    assert (narrow.kernel, wide.kernel) == ("dual", "dual" if is_identity else "pointwise")
+    assert narrow.tile is not None
+    assert narrow.tile.block_d == (128 if is_identity else 64)
     ampere = backward(512, (8, 0))  # whose tile has room for a gate
-    assert ampere.path == "dual"
-    assert ampere.config == dispatch.tile_of_class("dual_backward", 8192, "half", "sm_80")
-    assert backward(64, saved=True).path == "dual"
-    assert backward(65, saved=True).path == "pointwise"
+    assert ampere.kernel == "dual"
+    assert ampere.tile == dispatch.tile_of_class("dual_backward", 8192, "half", "sm_80")
+    assert backward(64, saved=True).kernel == "dual"
+    assert backward(65, saved=True).kernel == "pointwise"

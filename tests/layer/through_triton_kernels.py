@@ -29,13 +29,13 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Every path the dispatch table could name, whatever it names at these sizes."""
     wanted: str = request.param
 
-    def choose(op: str, *_: Any) -> dispatch.Plan:
+    def choose(op: str, *_: Any) -> dispatch.Detail:
         alone = op.startswith("bilinear") and wanted == "mlp"
-        return dispatch.Plan("dual" if alone else wanted, None, "told so by a test")
+        return dispatch.Detail("dual" if alone else wanted, None, "told so by a test")
 
     monkeypatch.setattr(dispatch, "choose", choose)
     select._chosen.clear()
-    triton_kernels._known_plan.cache_clear()
+    triton_kernels._known_detail.cache_clear()
     torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
     yield wanted
     torch.use_deterministic_algorithms(False)
@@ -158,10 +158,10 @@ def test_opcheck_on_the_kernels(path: str) -> None:
 
 def test_the_table_decides_and_explain_tells() -> None:
     layer = Bilinear(6, 4)
-    plan = dispatch.choose("bilinear_forward", 64, 6, 4, None, torch.float32, (9, 0), "ieee")
+    want = dispatch.choose("bilinear_forward", 64, 6, 4, None, torch.float32, (9, 0), "ieee")
     told = explain(layer, rows=64).choices[0]
     assert told.implementation == "triton"
-    assert (told.kernel, told.config, told.reason) == (plan.path, plan.config, plan.reason)
+    assert (told.kernel, told.config, told.reason) == want
     x = torch.randn(64, 6)
     torch.testing.assert_close(layer(x), eager.compose(x, layer.weight))
 
