@@ -56,6 +56,15 @@ def check(
         _check_shape("b_p", b_p, (w_p.shape[0],), "w_p's d_out")
 
 
+def check_unchanged(weight: Tensor, version: int) -> None:
+    """Raise RuntimeError if a weight that backward needs again changed in place since forward."""
+    if weight._version != version:
+        raise RuntimeError(
+            "weight: expected no change in place between forward and a backward that is "
+            "differentiated itself"
+        )
+
+
 def check_sizes(**sizes: int) -> None:
     """Raise ValueError for a size of a layer that is no integer ≥ 1."""
     for name, size in sizes.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilinear.layer import custom_ops, eager
 from bilinear.layer.call import PLAIN, TRANSFORMED, Call, Gradients, Implementation
-from bilinear.layer.checks import check
+from bilinear.layer.checks import check, check_unchanged
 from bilinear.layer.context import autocast, context_of, context_of_gradient, is_undisturbed
 from bilinear.layer.gates import gate_name
 from bilinear.layer.select import choose, describe
@@ -163,11 +163,8 @@ class BilinearFunction(torch.autograd.Function):
         context = context_of_gradient(dout)
         found: Gradients
         if context == TRANSFORMED:
-            if hasattr(ctx, "version") and ctx.version != weight._version:
-                raise RuntimeError(
-                    "weight: expected no change in place between forward and a backward that is "
-                    "differentiated itself"
-                )
+            if hasattr(ctx, "version"):
+                check_unchanged(weight, ctx.version)
             call = describe(rows, weight, bias, w_p, None, True, gate, TRANSFORMED)
             found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs=needs)
         elif context == PLAIN and chosen is not None:

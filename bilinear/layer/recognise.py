@@ -30,7 +30,7 @@ _NAMES = {
     "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "bi_linear",
     "dense_h_to_4h", "fc1", "c_fc",
 }  # fmt: skip
-_OURS = (Bilinear, BilinearMLP, Fused)
+_OURS = (Bilinear, BilinearMLP)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bilinear.layer import eager, native, triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
+from bilinear.layer.checks import check_unchanged
 from bilinear.layer.context import are_plain, autocast, context_of, context_of_gradient
 from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
@@ -212,11 +213,9 @@ class TwoWeights(torch.autograd.Function):
         context = context_of_gradient(grad_outputs[0])
         if ctx.free is not None:
             w_l, w_r, *versions = ctx.free
-            if context == TRANSFORMED and versions != [w_l._version, w_r._version]:
-                raise RuntimeError(
-                    "weight: expected no change in place between forward and a backward that is "
-                    "differentiated itself"
-                )
+            if context == TRANSFORMED:
+                check_unchanged(w_l, versions[0])
+                check_unchanged(w_r, versions[1])
         if context == TRANSFORMED or (context == PLAIN and ctx.compiled):
             packed = _packed(w_l, b_l, w_r, b_r)
             if context == TRANSFORMED:
