@@ -15,7 +15,7 @@ from torch import nn
 from bilinear.layer.gates import MODULES, name_in_torch
 
 Attributes = tuple[tuple[str, Any], ...]
-# The functions that forwards look up in torch when they are called, by gate.
+# By gate: torch's functions that a forward may look up when it is called.
 _RELU = ((F, "relu", F.relu), (torch, "relu", torch.relu))
 LOOKED_UP: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "identity": (),

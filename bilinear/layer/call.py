@@ -21,10 +21,9 @@ Saved = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 # Gradients of (x, weight, bias, w_p, b_p); None where not asked for.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
-# What surrounds a call. PLAIN: tensors that a Function may take as they are. TRACED: something
-# watches operators (a compiler, FakeTensor, a dispatch mode), so the registered ones are called.
-# TRANSFORMED: torch.func, forward mode or a tensor subclass, which only torch's own operations
-# follow.
+# The context of a call. PLAIN: plain tensors, which a Function takes as they are. TRACED: a
+# compiler, FakeTensor or a dispatch mode records operators, so the registered ones are called.
+# TRANSFORMED: torch.func, forward mode or a tensor subclass, for torch's own operations alone.
 PLAIN, TRACED, TRANSFORMED = "plain", "traced", "transformed"
 
 

@@ -107,7 +107,7 @@ def _saves_preact(
     return select(call).saves_preact(call)
 
 
-# A compiler that traced into the kernels' table would break the graph: the answer is a constant to
-# it. This is what `torch.compiler.assume_constant_result` sets; to call that would import the whole
+# To trace into the kernels' table would break the graph, so the compiler takes the result as a
+# constant. `torch.compiler.assume_constant_result` sets this attribute too, but imports the whole
 # compiler, which takes longer than a script's first forward.
 _saves_preact._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ def _own_forwards(model: nn.Module) -> list[Choice]:
 
 def _choice(name: str, call: Call, direction: str, two_weights: bool) -> Choice:
     op = f"{'bilinear' if call.d_out is None else 'mlp'}_{direction}"
-    # Asked of a call that gradients are taken of, as training makes it.
+    # Explained as in training: gradients are needed.
     packs = is_packed(call, needs_gradients=True) or is_compiled(call)
     if two_weights and (is_few(call) or not packs):
         return Choice(name, op, *_apart(call), detail(call, needs_gradients=True))

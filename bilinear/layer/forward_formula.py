@@ -33,7 +33,7 @@ Expression = tuple[Any, ...]
 BILINEAR = (reference.Bilinear, Bilinear)
 _PACKED = ("linear", "", ("x",))
 PRODUCT: Expression = ("mul", ("half", 0, _PACKED), ("half", 1, _PACKED))
-# What straight-line code has none of.
+# Statements and expressions that straight-line code does not have.
 _NOT_STRAIGHT = (
     ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.With, ast.BoolOp, ast.Compare, ast.Lambda,
     ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp, ast.Global, ast.Nonlocal, ast.Assert,
@@ -41,7 +41,7 @@ _NOT_STRAIGHT = (
     ast.Yield, ast.YieldFrom, ast.AsyncFunctionDef,
 )  # fmt: skip
 _TORCH = (torch, F, nn, operator)
-# Classes whose forwards are known, and functions of torch's that do nothing but return a tensor.
+# Classes whose forwards need no reading, and torch's functions that only return a tensor.
 _KNOWN = (*BILINEAR, nn.Linear, nn.Sequential, nn.Module)
 _PURE = {"mul", "chunk", "linear", "silu", "gelu", "relu", "sigmoid", "square", "tanh", "getitem"}
 
@@ -57,7 +57,7 @@ def formula(module: nn.Module) -> Expression:
             _check_source(module, forward)
     try:
         graph = _Tracer().trace(module)
-    except Exception as error:  # another's code, run on symbols, may fail in any way
+    except Exception as error:  # the model's own code, run on symbols, may raise anything
         reason = str(error).strip().splitlines() or [""]
         raise Unread(
             f"its forward cannot be traced ({type(error).__name__}: {reason[0]})"

@@ -115,8 +115,8 @@ class BilinearFunction(torch.autograd.Function):
     `chosen` is None where something watches operators: the registered ones are called then.
     """
 
-    # Made in one step, not with `setup_context`: [L, R] need not become an output then, and the
-    # call costs half as much. `torch.func`, which wants the other form, never comes here.
+    # One step, without `setup_context`: [L, R] then need not be an output, and the call costs half
+    # as much. `torch.func` needs the other form, but its calls run `eager` and not this Function.
     @staticmethod
     def forward(
         ctx: Any,
@@ -145,8 +145,8 @@ class BilinearFunction(torch.autograd.Function):
         if chosen is None or preact is None or x.requires_grad:
             ctx.save_for_backward(x, weight, bias, w_p, preact)
         else:
-            # Only a second derivative needs weight then: it may be changed in place before
-            # backward, as it may under torch's own autograd.
+            # Only a second derivative needs weight here, so it may change in place before
+            # backward, as under torch's own autograd.
             ctx.save_for_backward(x, None, bias, w_p, preact)
             ctx.weight, ctx.version = weight, weight._version
         return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
@@ -169,14 +169,14 @@ class BilinearFunction(torch.autograd.Function):
             found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs=needs)
         elif context == PLAIN and chosen is not None:
             call, implementation = chosen
-            # Unless the graph is kept for another pass, [L, R] is now held by the implementation
-            # alone, which frees it once its gradient is formed, as autograd does between nodes.
+            # Unless the graph is kept for another pass, the implementation now has the only
+            # reference to [L, R] and frees it once its gradient is formed, as autograd does.
             ctx.maybe_clear_saved_tensors()
             found = implementation.backward(
                 call, dout, rows, weight, bias, w_p, preact.pop(), needs=needs
             )
         else:
-            # While it is traced `preact` is a tuple to PyTorch 2.11.
+            # PyTorch 2.11 traces `preact` as a tuple, which has no `pop`.
             some = custom_ops.backward(dout, rows, weight, bias, w_p, preact[0], needs, gate)
             found = custom_ops.spread(some, needs)
         if found[0] is not None and x.dim() != 2:
@@ -184,5 +184,5 @@ class BilinearFunction(torch.autograd.Function):
         return *found, None, None, None
 
 
-# Without what `Function.apply` asks on torch.func's behalf, which `choose` has answered.
+# Without `Function.apply`'s test for torch.func transforms: `is_undisturbed` has made it.
 _apply_to_plain = super(torch.autograd.Function, BilinearFunction).apply

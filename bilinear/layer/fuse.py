@@ -73,7 +73,7 @@ def fuse(model: nn.Module, *, recompute: bool = False, strict: bool = False) -> 
             continue
         try:
             fused = fused_class(found.kind, found.proof, recompute)
-        except Exception as error:  # a class of theirs may refuse to be derived from
+        except Exception as error:  # the model's class may refuse to be derived from
             report.kept.append((label, f"its class cannot be derived from: {error}"))
             continue
         inside.update(module.modules())

@@ -128,7 +128,7 @@ def _make_class(kind: type[Fused], proof: Proof, recompute: bool) -> type[Fused]
             x = args[0]
         elif not args and len(kwargs) == 1 and proof.argument in kwargs:
             x = kwargs[proof.argument]
-        else:  # whatever else the old forward takes, or refuses
+        else:  # the old forward takes other arguments, or raises
             return old.forward(self, *args, **kwargs)
         undisturbed = is_undisturbed()
         weights = held(self) if undisturbed else watched(self)
@@ -146,7 +146,7 @@ def _readers(proof: Proof) -> dict[str, Any]:
     """What `BilinearMLP` has for reading, but for names of the module's own children."""
     gate, taken = proof.activation.gate, {proof.activation.name, *(p.name for p in proof.parts)}
     readers: dict[str, Any] = {"w_l": property(w_l_of), "w_r": property(w_r_of), "gate": gate}
-    # What is read must be able to tell that it is no quadratic form.
+    # Reading needs `gate` to refuse a module that is no quadratic form.
     if proof.parts and (gate == "identity" or not (hasattr(proof.old, "gate") or "gate" in taken)):
         readers |= {"w_p": property(w_p_of), "interactions": interaction_matrices}
     return {name: read for name, read in readers.items() if name not in taken}

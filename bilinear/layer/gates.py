@@ -87,7 +87,7 @@ GATES = {
     ),
 }
 
-# What torch calls them; gelu's two kinds differ by an argument besides.
+# Torch's functions and modules by gate; F.gelu's argument tells its two kinds apart.
 FUNCTIONS: tuple[tuple[Any, str], ...] = (
     (F.silu, "silu"), (F.gelu, "gelu"), (F.relu, "relu"), (torch.relu, "relu"),
     (F.sigmoid, "sigmoid"), (torch.sigmoid, "sigmoid"),
@@ -121,7 +121,7 @@ def name_in_torch(gate: object) -> str:
     if type(gate) is partial and gate.func is F.gelu and not gate.args:
         more = {"approximate": "none", **gate.keywords}
         return _gelu_name(more["approximate"]) if len(more) == 1 else ""
-    # By identity: what was given may have no hash, or an equality of its own.
+    # By identity: the value may have no hash, or its own equality.
     function = next((name for known, name in FUNCTIONS if gate is known), "")
     return function or MODULES.get(type(gate), "")  # type: ignore[arg-type]
 

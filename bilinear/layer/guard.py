@@ -18,9 +18,9 @@ from torch.nn.modules import module as torch_module
 from bilinear.layer.activation import LOOKED_UP, NONE, Activation, Attributes, hold
 
 PLAIN = (Tensor, nn.Parameter)
-# What a part's weights are, in the order of the parts: (weight, bias or None) of each.
+# Weight, then bias or None, of each part in order.
 Weights = tuple[Any, ...]
-# The hooks on all modules: dictionaries that torch fills and never exchanges.
+# The hooks on all modules: torch fills these dictionaries and never replaces them.
 _GLOBAL_HOOKS = (
     torch_module._global_forward_hooks,
     torch_module._global_forward_pre_hooks,
@@ -29,7 +29,7 @@ _GLOBAL_HOOKS = (
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LINEAR = F.linear
-# torch.fx exchanges it while it traces, to see the calls of children.
+# torch.fx replaces it while it traces, to record the calls of children.
 _CALL = nn.Module.__call__
 
 
@@ -110,7 +110,7 @@ def _is_called_otherwise(part: nn.Module, forward: Any) -> bool:
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-        # Asked of the attribute, not of `__dict__`: a compiled graph then guards it.
+        # Read as an attribute, not from `__dict__`: a compiled graph then guards it.
         or getattr(part.forward, "__func__", None) is not forward
     )
 

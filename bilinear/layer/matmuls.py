@@ -16,12 +16,12 @@ from bilinear.layer.call import TRACED, TRANSFORMED, Arguments, Call, Gradients,
 from bilinear.layer.gates import product, product_backward
 
 NAME = "matmuls"
-# Without a projection the layer saves as much for backward as eager does. With fewer elements of x
-# and [L, R] than this (4 MB of float32), which stay in the cache, it isn't faster either: calling
-# its Function costs what it saves.
+# Without a projection the layer saves as much for backward as eager does. Below this many elements
+# of x and [L, R] (4 MB of float32) they stay in the cache, and calling the Function costs the time
+# that it saves.
 SMALL = 2**20
-# From so many elements on (with a gate: always), dL and dR are written into the halves of one
-# tensor, not concatenated: a third less memory at the peak of backward, for 2 µs more Python.
+# From this many elements on (with a gate: always) dL and dR are written into the halves of one
+# tensor, not concatenated: backward's peak memory falls by a third, for 2 µs more Python.
 _WRITTEN_TO_HALVES = 2**16
 
 
@@ -63,7 +63,7 @@ def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, 
 def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
     """See `call.Implementation`."""
     x, weight, bias, w_p, preact = saved
-    del saved  # or preact would stay in memory beside its gradient
+    del saved  # its reference to preact would keep that in memory
     dx = dweight = dbias = dw_p = None
     inner = needs[0] or needs[1] or needs[2]
     if inner or needs[3]:
@@ -78,7 +78,7 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
         whole = call.gate == "identity" and left.numel() < _WRITTEN_TO_HALVES // 2
         out = None if whole else left.new_empty(left.shape[0], 2 * left.shape[1])
         dpreact = product_backward(dh, left, right, call.gate, out)
-        del preact, left, right, dh  # not alive beside dx
+        del preact, left, right, dh  # freed before dx is made
         dx = torch.mm(dpreact, weight) if needs[0] else None
         dweight = torch.mm(dpreact.t(), x) if needs[1] else None
         dbias = dpreact.sum(0) if needs[2] else None

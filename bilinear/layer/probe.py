@@ -38,7 +38,7 @@ def difference(module: nn.Module, kind: type[Fused], parts: tuple[str, ...], gat
                     error = (type(module).forward(twin, x) - want).abs().max() / want.abs().max()
                     if not error <= _TOLERANCE:  # NaN fails as well
                         return f"its forward computes something else (off by {error:.1g})"
-    except Exception as error:  # another's code may fail in any way
+    except Exception as error:  # the model's own code may raise anything
         return f"its forward cannot be run: {type(error).__name__}: {error}"
     return ""
 

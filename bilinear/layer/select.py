@@ -8,13 +8,13 @@ from bilinear.layer.call import PLAIN, Call, Implementation
 from bilinear.layer.checks import check
 from bilinear.layer.context import are_plain
 
-# The first that doesn't refuse a call runs it. eager refuses none.
+# The first that does not refuse a call runs it; eager refuses none.
 IMPLEMENTATIONS: tuple[Implementation, ...] = (triton_kernels, native, matmuls, eager)
-# Choices already made, by the types, shapes, dtypes and devices of the arguments and the number of
-# threads, so that a call like an earlier one skips the checks; emptied when it holds so many.
+# Cached choices by the arguments' types, shapes, dtypes and devices and the number of threads, so
+# that a call like an earlier one skips the checks. Cleared when it has this many.
 _MOST_SIGNATURES = 4096
 _get_num_threads = torch.get_num_threads
-# `torch.backends.cuda.matmul.fp32_precision`, without the four questions its getter asks first.
+# Reads `torch.backends.cuda.matmul.fp32_precision` without the four checks of its getter.
 _fp32_precision = torch._C._get_fp32_precision_getter
 _chosen: dict[object, tuple[Call, Implementation]] = {}
 
@@ -76,7 +76,7 @@ def choose(
             w_p is None or (type(w_p), w_p.shape, w_p.dtype, w_p.device),
             b_p is None or (type(b_p), b_p.shape, b_p.dtype, b_p.device),
         )  # fmt: skip
-    except AttributeError:  # no tensor, as the check of the arguments will say
+    except AttributeError:  # no tensor: `check` will raise
         return None
     found = _chosen.get(signature)
     if found is None and are_plain(x, weight, bias, w_p, b_p):

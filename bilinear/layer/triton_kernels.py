@@ -18,9 +18,9 @@ from bilinear.kernels.dispatch import Detail
 from bilinear.layer.call import PLAIN, TRANSFORMED, Arguments, Call, Gradients, Saved
 
 NAME = "triton"
-# Read once, as Triton does when a kernel is decorated: a later change would have no effect there.
+# Read once, as Triton reads it when a kernel is decorated: a later change has no effect.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# What the kernels are compiled for at least, and what the interpreter is said to be.
+# The least capability that the kernels are compiled for, and the one assumed for the interpreter.
 _MIN_CAPABILITY = (8, 0)
 _INTERPRETER_CAPABILITY = (9, 0)
 

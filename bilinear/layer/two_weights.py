@@ -22,10 +22,10 @@ from bilinear.layer.context import are_plain, autocast, context_of, context_of_g
 from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
 
-# Up to so many elements of h what is saved weighs less than a Function takes.
+# Up to this many elements of h a Function's overhead exceeds what it saves.
 FEW = 2**16
-# From so many rows the compiled CPU layer gains more than two copies of the weights cost, one each
-# way: between them the copy is not kept.
+# From this many rows on the compiled CPU layer gains more than its two copies of the weights cost,
+# one for forward and one for backward: no copy is kept between them.
 MANY_ROWS = 512
 # (L, R), or ([L, R],).
 Halves = tuple[Tensor, ...]
@@ -52,7 +52,7 @@ def gated_mlp(
         return F.linear(h, w_p, b_p)
     given = x, w_l, b_l, w_r, b_r, w_p, b_p
     needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    # What most calls are is asked first: in microseconds, the rest costs as much as a small matmul.
+    # The most common case is tested first: the full test takes as long as a small matmul.
     plain = undisturbed and are_plain(*given)
     context = PLAIN if plain else context_of(*given)
     d, d_in = w_l.shape
@@ -80,7 +80,7 @@ def gated_mlp(
 def is_packed(call: Call, needs_gradients: bool) -> bool:
     """Whether both weights are copied together, for whatever takes them packed."""
     on_kernels = call.device.type == "cuda" or triton_kernels.INTERPRETED
-    if call.context == TRACED:  # a traced number of rows may be a symbol: it is not asked
+    if call.context == TRACED:  # call.m may be a symbol here, so nothing compares it
         return needs_gradients or on_kernels
     if call.context == TRANSFORMED or not on_kernels or triton_kernels.refusal(call):
         return False
@@ -197,8 +197,8 @@ class TwoWeights(torch.autograd.Function):
         kept: tuple[Tensor | None, Tensor | None] = w_l, w_r
         ctx.free = None
         if saved and not x.requires_grad:
-            # Only a second derivative needs these weights: they may be changed in place before
-            # backward, as they may under torch's own autograd.
+            # Only a second derivative needs these weights, so they may change in place before
+            # backward, as under torch's own autograd.
             ctx.free, kept = (w_l, w_r, w_l._version, w_r._version), (None, None)
         ctx.save_for_backward(x, kept[0], b_l, kept[1], b_r, w_p, *(halves if saved else ()))
         return out.view(*x.shape[:-1], w_p.shape[0])
@@ -229,7 +229,7 @@ class TwoWeights(torch.autograd.Function):
             dw_l, dw_r = (None, None) if dweight is None else dweight.chunk(2)
             db_l, db_r = (None, None) if dbias is None or b_l is None else dbias.chunk(2)
             return dx, dw_l, db_l, dw_r, db_r, dw_p, db_p, None
-        if ctx.compiled and halves:  # a compiler watches this backward
+        if ctx.compiled and halves:  # a compiler traces this backward
             halves = halves[0].chunk(2, 1)
         halves = tuple(halves) or _halves(rows, w_l, b_l, w_r, b_r)
         db_p = dout.sum(0) if needs[6] else None

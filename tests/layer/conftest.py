@@ -8,7 +8,7 @@ from bilinear.layer import matmuls, select, triton_kernels, two_weights
 
 @pytest.fixture
 def paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Sets what the choice of an implementation hangs on; choices made before are forgotten."""
+    """Sets the limits by which an implementation is chosen, and drops cached choices."""
 
     def set_paths(
         *,

@@ -1,4 +1,4 @@
-"""An argument that doesn't fit is named, with what was expected and what came."""
+"""The error for a bad argument names it, what was expected and what came."""
 
 from typing import Any
 

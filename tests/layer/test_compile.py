@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and tracing see the layer whole."""
+"""torch.compile, torch.export and tracing take the layer without a graph break."""
 
 from collections.abc import Callable, Iterator
 

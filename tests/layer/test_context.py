@@ -1,4 +1,4 @@
-"""What surrounds a call is told apart."""
+"""`context` detects compilers, transforms, dispatch modes and tensor subclasses."""
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Own(torch.Tensor):
-    """A tensor class of somebody's."""
+    """A user's subclass of Tensor."""
 
 
 def test_contexts_of_calls() -> None:

@@ -1,4 +1,4 @@
-"""The composition against the formula, its gradients against autograd's."""
+"""`eager.compose` against the formula, and `eager.backward` against autograd."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""explain says what a call then does: real calls run, and what ran is compared with it."""
+"""`explain` names the implementation that runs: real calls are made and compared with it."""
 
 import itertools
 from collections.abc import Callable
@@ -37,7 +37,7 @@ needs_compiled = pytest.mark.skipif(bool(missing), reason=missing)
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
-    """What was called since it was emptied: implementations by direction, kernels."""
+    """Records which implementations and kernels were called, by direction."""
     seen: Ran = {"forward": set(), "backward": set(), "kernels": set()}
 
     def noting(module: Any, name: str, kind: str, what: str) -> None:
@@ -186,7 +186,7 @@ def test_triton_by_the_interpreter(
 
 
 def test_the_small_mlp(ran: Ran, paths: Callable[..., None]) -> None:
-    """A call of few elements with a projection runs the Function, as one of many does."""
+    """With a projection a small call runs the autograd Function, as a large one does."""
     paths(compiled=False)
     layer = BilinearMLP(6, 4, 3)
     assert type(layer(torch.randn(63, 6)).grad_fn).__name__ == "BilinearFunctionBackward"

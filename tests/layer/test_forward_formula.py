@@ -1,4 +1,4 @@
-"""Which source and which traced operations are read as the formula, each allowance by itself."""
+"""How `formula` reads each spelling of the layer, and which source and operations it refuses."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def down(left: Any, right: Any) -> Any:
     return "linear", "down", ("mul", left, right)
 
 
-# Spellings that are read, by what they are read as.
+# Forwards by the expression that they are read as.
 OF_TWO = {
     FORMULA: down(LEFT, RIGHT),
     "y = self.l(x)\nreturn self.down(y * self.r(x))": down(LEFT, RIGHT),
@@ -45,7 +45,7 @@ OF_TWO = {
             ("torch.sigmoid(self.l(x))", "sigmoid", "sigmoid"),
             ("self.l(x).sigmoid()", "sigmoid", "sigmoid"),
             ("torch.square(F.relu(self.l(x)))", "relu2", "square"),
-            # Read, and of no gate: these are named as the reason.
+            # Functions that are no gate have an empty gate; `fuse` names them as its reason.
             ("torch.tanh(self.l(x))", "", "tanh"),
             ("torch.square(self.l(x))", "", "square"),
             ("F.silu(self.l(x), inplace=True)", "", "silu"),
@@ -103,7 +103,7 @@ def test_a_layer_that_leaves_its_bias_out() -> None:
         formula(written(source)(5, 12))
 
 
-# Lines that change nothing today. `formula` refuses each by the reason beside it.
+# Lines that change nothing today, with the reason for which `formula` refuses them.
 NOT_STRAIGHT = [
     "if F.silu: pass", "x = x if F.silu else x", "for _ in (): pass", "while None: pass",
     "try: pass\nfinally: pass", "with torch: pass", "F.silu and F.gelu", "F.silu is F.gelu",
@@ -152,7 +152,7 @@ def test_variables_of_an_enclosing_function() -> None:
             formula(written(source.format(line), "make")(torch.ones(())))
 
 
-# What is traced besides the formula: (forward, reason).
+# Forwards with another operation than the formula's, and what the refusal names.
 TRACED = {
     "return self.down(self.l(x) * 1.0)": "mul",
     "return self.down(torch.mul(self.l(x), 2))": "mul",
@@ -231,7 +231,7 @@ def test_two_inputs_are_not_one() -> None:
 
 
 def test_reading_alone_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no second check by numbers, nothing but the formula is replaced."""
+    """With the comparison by numbers switched off, nothing but the formula is replaced."""
     monkeypatch.setattr(recognise, "difference", lambda *_: "")
     for body in (*[f"{line}\n{FORMULA}" for line in BEFORE], *TRACED, *TRACED_OF_PACKED):
         module = gated(body, packed=body in TRACED_OF_PACKED)

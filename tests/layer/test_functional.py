@@ -28,7 +28,7 @@ DRAWS = 4
     ids=["as they come", "as large, not compiled"],
 )
 def _function_path(request: pytest.FixtureRequest, paths: Callable[..., None]) -> Iterator[None]:
-    """Sizes of a test take the way of large ones, too; memory that nobody wrote reads as NaN."""
+    """Small test sizes also run the path of large ones; unwritten memory reads as NaN."""
     paths(**request.param)
     torch.use_deterministic_algorithms(True)
     yield
@@ -78,7 +78,7 @@ def results(
 
 
 def room_for_luck(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """A few roundings of the norm: few numbers may be exact in eager's result by luck."""
+    """A few roundings of the norm: with few numbers eager may be exact by chance."""
     return torch.finfo(dtype).eps * (0.5 + 4 * exact.numel() ** -0.5) * exact.norm()
 
 

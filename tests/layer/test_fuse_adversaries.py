@@ -1,6 +1,7 @@
-"""Models made to have `fuse` compute something else: equal to the unfused model, or kept and said.
+"""Models on which a careless `fuse` would compute something else.
 
-Every case is run before and after `fuse`, after a change that comes later, and after `unfuse`.
+Each is equal to the unfused model or kept with a reason: before and after `fuse`, after a later
+change of the model, and after `unfuse`.
 """
 
 import copy
@@ -74,7 +75,7 @@ class Toy(nn.Module):
 
 
 class SquaredRelu(nn.Module):
-    """The activation called by the forward itself."""
+    """The forward calls the activation as a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ FUSABLE: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.fixture(autouse=True)
 def _functions(paths: Callable[..., None]) -> None:
-    """What many rows run, on the few of these tests."""
+    """Makes the few rows of these tests run the path of many rows."""
     paths(few=0)
 
 
@@ -137,7 +138,7 @@ def x() -> Tensor:
 
 
 def outcome(model: nn.Module, x: Tensor, *more: Any, **named: Any) -> list[Tensor]:
-    """Output and gradients, in float64: what fused and unfused must share."""
+    """Output and gradients in float64, which must be equal fused and unfused."""
     out = model(x, *more, **named) if not named else model(*more, **named)
     wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
     grads = torch.autograd.grad(out.square().sum(), wanted, allow_unused=True)
@@ -172,7 +173,7 @@ def test_what_is_the_formula_is_replaced(kind: str, x: Tensor) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outcome(model, x), want, strict=True))
 
 
-# --- what a model computes besides the formula, invisibly at the time of `fuse` ------------------
+# --- operations beside the formula that have no effect at the time of `fuse` ---------------------
 
 
 class InlineSilu(Gated):
@@ -230,7 +231,7 @@ class Switched(Gated):
 
 
 class Indexed(Gated):
-    """Reads a switch in the inherited forward's way, but through a method."""
+    """Calls a child through a method of its own."""
 
     def gate(self, x: Tensor) -> Tensor:
         return self.gate_proj(x)
@@ -461,7 +462,7 @@ def test_what_is_not_the_formula_is_kept_whatever_its_weights(kind: str, fill: s
 
 
 class Adapter(nn.Module):
-    """As PEFT's: holds the old linear, shows its weight, adds a low-rank term."""
+    """Like PEFT's: keeps the old linear, exposes its weight, adds a low-rank term."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -607,7 +608,7 @@ def test_a_change_after_fuse_takes_effect_and_is_said(kind: str, change: str, x:
         torch.manual_seed(3)
         CHANGES[change](model)
     want = outcome(plain, x)
-    assert (want[0] - unchanged).abs().max() > 1e-3  # the change is one that shows
+    assert (want[0] - unchanged).abs().max() > 1e-3  # the change alters the output
     assert_same(outcome(fused, x), want)
     if change != "set_forward_of_the_whole":
         name = first_linear(plain)[1] if change in ("hook", "pre_hook") else ""
@@ -832,7 +833,7 @@ def test_compiled_in_one_graph(kind: str, x: Tensor) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_same(outcome(compiled, x), want)
     parts = [m for m in model.modules() if type(m) is nn.Linear]
-    if parts:  # a change is a guard
+    if parts:  # a later change must recompile
         adapt(model)
         torch._dynamo.reset()
         want = outcome(model, x)

@@ -48,7 +48,7 @@ ACTIVATION_NAMES = ("hidden_act", "hidden_activation")
 
 @pytest.fixture(autouse=True)
 def _functions(paths: Callable[..., None]) -> None:
-    """What many rows run, on the few of these tests."""
+    """Makes the few rows of these tests run the path of many rows."""
     paths(few=0)
 
 
@@ -453,6 +453,6 @@ def test_other_networks_are_kept_by_name() -> None:
 
 
 def test_the_packages_are_there() -> None:
-    """A skipped file would say nothing of what it is for."""
+    """CI must have the packages: without them the other tests here are skipped."""
     for name in ("peft", "accelerate", "kernels.layer"):
         importlib.import_module(name)

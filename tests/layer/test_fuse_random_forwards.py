@@ -15,7 +15,7 @@ from bilinear.layer.fused_modules import Fused
 
 SEEN: Counter[str] = Counter()
 
-# What may stand around the gate, the product and the output; the first of each is the formula's.
+# Expressions around the gate, the product and the output; the first of each is the formula's.
 gates = st.sampled_from(
     ["{}", "{}", "{}", "{}", "{}", "self.act({})", "F.silu({})", "torch.tanh({})",
      "{}.clamp(-9, 9)", "F.gelu({})", "{} * 1.0", "{} + 0.0", "self.scale * {}", "{}.abs()",
@@ -38,7 +38,7 @@ argument = st.sampled_from(["x", "x", "hidden_states", "input"])
 def write(
     packed: bool, gate: str, out: str, product: str, name: str, bias: bool
 ) -> type[nn.Module]:
-    """A class with that forward, its source at hand as a file's would be."""
+    """A class with that forward, whose source `inspect` finds."""
     linears = "self.w = nn.Linear(5, 12, bias=BIAS)" if packed else (
         "self.l, self.r = nn.Linear(5, 6, bias=BIAS), nn.Linear(5, 6, bias=BIAS)"
     )  # fmt: skip
@@ -94,7 +94,7 @@ def check(
         return
     with torch.no_grad():
         for value in (*model.parameters(), *model.buffers()):
-            value.normal_()  # what was neutral when it was judged is not now
+            value.normal_()  # scales of one and shifts of zero take effect now
     for training, scale in itertools.product((True, False), (1e-2, 1.0, 1e2)):
         model.train(training)
         x = scale * torch.randn(7, 5, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The guard of every call answers as `Proof.broken_by` does, in about a microsecond."""
+"""The generated guard agrees with `Proof.broken_by` and takes about a microsecond."""
 
 import ast
 import copy
@@ -95,7 +95,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "another partial": lambda m: setattr(m.act_fn, "act", functools.partial(F.gelu)),
     "a function": lambda m: setattr(m, "act_fn", torch.tanh),
 }
-# Of a layer alone: its own hooks, forward and class are its caller's business.
+# Changes that a fused layer without parts must notice: torch itself handles its hooks and forward.
 OF_A_LAYER = ("another weight", "pruned", "a weight hidden")
 
 
@@ -147,18 +147,18 @@ def test_it_costs_little(kind: str) -> None:
     fuse(model, strict=True)
     held = guard(model.proof)  # type: ignore[union-attr]
     runs = timeit.repeat(lambda: held(model), number=2000, repeat=20, timer=time.thread_time)
-    assert min(runs) / 2000 < 5e-6  # some 1 µs on a core that nothing shares
+    assert min(runs) / 2000 < 5e-6  # about 1 µs on an idle core
 
 
-# --- every question of the guard is one that some change is caught by alone ----------------------
+# --- each check of the guard is the only one to notice some change -------------------------------
 
 
 class Loud(Tensor):
-    """No plain tensor."""
+    """A subclass of Tensor."""
 
 
 class Texted(str):
-    """Equal to a string, and no string."""
+    """A subclass of str: equal to a string, of another type."""
 
 
 def heir(part: nn.Module) -> None:
@@ -192,7 +192,7 @@ def replace(part: nn.Module, name: str, make: Callable[[Any], Any]) -> None:
 
 
 def activation_changes(model: nn.Module) -> list[Callable[[nn.Module], object]]:
-    """Of what an activation holds: equal and not the same, the same and not equal."""
+    """Changes of an activation's attributes: to an equal object, or to an unequal one."""
 
     def hold(path: str, name: str, make: Callable[[Any], Any]) -> Callable[[nn.Module], object]:
         return lambda m: setattr(m.get_submodule(path), name, make(m.get_submodule(path)))
@@ -215,7 +215,7 @@ def activation_changes(model: nn.Module) -> list[Callable[[nn.Module], object]]:
 
 
 def changes_of(model: nn.Module) -> list[Callable[[nn.Module], object]]:
-    """Those of single children, each child's, and of the module."""
+    """Changes of each child and of the module."""
 
     def on(name: str, change: Callable[[nn.Module], object]) -> Callable[[nn.Module], object]:
         return lambda m: change(m.get_submodule(name))
@@ -232,7 +232,7 @@ def changes_of(model: nn.Module) -> list[Callable[[nn.Module], object]]:
 
 
 def mutants(text: str) -> dict[str, ast.AST]:
-    """The function less one question of it: a line, or an operand of one."""
+    """The guard's source without one of its checks: an `if`, or an operand of one."""
     found: dict[str, ast.AST] = {}
     for at, node in enumerate(ast.walk(ast.parse(text))):
         places = [None] if isinstance(node, ast.If) else []
@@ -250,8 +250,8 @@ def mutants(text: str) -> dict[str, ast.AST]:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_each_question_is_needed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it, one of these changes passes for none, or none for a change."""
+def test_each_check_is_needed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any one check, a change goes unnoticed, or an unchanged module is refused."""
 
     def made() -> nn.Module:
         model = MODELS[kind]()
@@ -264,7 +264,7 @@ def test_each_question_is_needed(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
         for name, holds in list(alive.items()):
             try:
                 killed = (holds(model) is None) != broken
-            except Exception:  # the question kept the next one from failing
+            except Exception:  # the check kept the next one from raising
                 killed = True
             if killed:
                 del alive[name]
@@ -292,5 +292,5 @@ def test_each_question_is_needed(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
         handle = getattr(torch_module, f"register_module_{what}_hook")(lambda *_: None)
         drop_the_killed(model)
         handle.remove()
-    # What is the same is equal: asked first for speed alone.
+    # An identity test before an equality test only saves time.
     assert [name for name in alive if not re.search(r": now is \w+$", name)] == []

@@ -1,4 +1,4 @@
-"""Torch's matmuls with hand-derived gradients give what the composition gives."""
+"""The implementation on torch's matmuls against `eager`."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_the_composition(
     b = random(6) if bias else None
     b_p = random(d_out) if bias and d_out else None
     dout = random(m, d_out or 3)
-    torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
+    torch.use_deterministic_algorithms(True)  # unwritten memory reads as NaN
     try:
         out, preact = matmuls.forward(this, x, weight, b, w_p, b_p, save_preact=save_preact)
         assert (preact is not None) == save_preact
@@ -38,6 +38,6 @@ def test_the_composition(
             want = eager.backward(this, dout, x, weight, b, w_p, None, needs=needs)
             for mine, theirs in zip(found, want, strict=True):
                 torch.testing.assert_close(mine, theirs)
-            assert before is None or torch.equal(preact, before)  # nothing saved is written to
+            assert before is None or torch.equal(preact, before)  # saved tensors are not written to
     finally:
         torch.use_deterministic_algorithms(False)

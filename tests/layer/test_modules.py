@@ -1,4 +1,4 @@
-"""The modules are the reference's, weight for weight."""
+"""The modules take the reference's weights and compute the same."""
 
 import copy
 import pickle

@@ -52,7 +52,7 @@ def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> N
         assert "0.9 times torch's rate at (64, 64, 64), threads: 1" in said
         assert not native.refusal(CALL._replace(m=1000))
         assert not native.refusal(CALL._replace(recompute=True))
-        assert not native.refusal(CALL._replace(d_out=9))  # no slower is enough
+        assert not native.refusal(CALL._replace(d_out=9))  # equal speed is enough
         assert not native.refusal(CALL._replace(dtype=torch.float16))  # not measured
         assert native.nearest(CALL._replace(m=0)) == rows[0]
         threads = 2
@@ -62,7 +62,7 @@ def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_table_holds_what_select_asks_for() -> None:
-    """Every kind of call has rows, torch's large matmuls among them; none twice."""
+    """The table has rows for every kind of call, large matmuls included, and none twice."""
     rows = native.table()
     assert {(row.dtype, row.recompute, row.d_out > 0) for row in rows} == {
         (dtype, recompute, projects)
@@ -89,7 +89,7 @@ def train(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
 
 
 class Batches(torch.utils.data.Dataset):
-    """What a DataLoader's worker makes with the layer."""
+    """Runs the layer in a DataLoader's worker."""
 
     def __init__(self, layer: Bilinear) -> None:
         self.layer = layer
@@ -106,7 +106,7 @@ class Batches(torch.utils.data.Dataset):
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_a_loaders_forked_workers() -> None:
     batches = Batches(Bilinear(64, 80))
-    want = [batches[i] for i in range(4)]  # in the parent first, on its threads
+    want = [batches[i] for i in range(4)]  # computed in the parent first, which starts its threads
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
     )
@@ -154,7 +154,7 @@ def test_a_model_trains_as_the_composition_does() -> None:
 
 
 def run_alone(code: str, **variables: str) -> str:
-    """What a Python process of its own prints."""
+    """Runs code in a new Python process and returns what it prints."""
     environment = os.environ | variables
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -176,7 +176,7 @@ def test_inference_needs_memory_for_a_block_only() -> None:
 
         x, weight, w_p = torch.randn(2**15, 32), torch.randn(512, 32), torch.randn(8, 256)
         with torch.no_grad():
-            bilinear_mlp(x[:1000], weight, w_p)  # what is set up at the first call
+            bilinear_mlp(x[:1000], weight, w_p)  # the first call allocates tables
             open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
             before = kilobytes("VmRSS")
             out = bilinear_mlp(x, weight, w_p)
@@ -188,7 +188,7 @@ def test_inference_needs_memory_for_a_block_only() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_threads_are_as_many_as_torch_is_told() -> None:
-    """By the environment, then by `set_num_threads`: none besides those of torch's own pool."""
+    """The layer starts no threads beside torch's, by either way to set their number."""
     counts = run_alone(
         """
         import os

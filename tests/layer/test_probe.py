@@ -1,4 +1,4 @@
-"""The probe by itself: reading a forward refuses most of these before it is ever run."""
+"""The comparison by numbers alone; in `fuse`, reading the forward refuses most of these first."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Twist = Callable[["Gated", Tensor], Tensor]
 
 
 class Gated(nn.Module):
-    """The formula, but for what is done to the gate's input and to the output."""
+    """The formula with an operation on the gate's input and one on the output."""
 
     def __init__(
         self, of_gate: Twist = lambda m, y: y, of_output: Twist = lambda m, y: y, bias: bool = False
@@ -43,7 +43,7 @@ def at_middle(module: Gated, gate: Tensor) -> Tensor:
     return torch.where((gate.abs() > 1) & (gate.abs() < 3), 2 * gate, gate)
 
 
-# What one scale of inputs alone can show.
+# Differences that only one scale of inputs shows.
 BY_SCALE: dict[float, Gated] = {
     1e-3: Gated(of_output=lambda m, y: y + 1e-12),
     1.0: Gated(of_gate=at_middle),

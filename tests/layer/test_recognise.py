@@ -1,7 +1,7 @@
-"""Which modules are candidates, and what is asked of one before it is replaced, each by itself.
+"""Which modules are candidates for `fuse`, and each check that one must pass to be replaced.
 
-The forwards are read with the comparison by numbers (`probe.py`) switched off, unless a test is
-about it: each question must refuse by itself.
+The comparison by numbers (`probe.py`) is switched off where a module must be refused, so that the
+check under test refuses alone.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def with_forward_of_its_own(hooked: bool) -> nn.Module:
 
 
 class Stateful(nn.Module):
-    """An activation that is silu today."""
+    """silu with a buffer, which a later version of its forward could read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def test_a_layer_that_is_kept(whole: str, product: str) -> None:
 
 
 class Quiet(nn.Module):
-    """The identity, by a class of somebody's own."""
+    """A user's own identity."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x

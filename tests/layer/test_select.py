@@ -1,4 +1,4 @@
-"""The choice of an implementation, and what it hangs on."""
+"""Which implementation `select` chooses for a call."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

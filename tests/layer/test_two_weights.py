@@ -28,7 +28,7 @@ G: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.fixture(autouse=True)
 def _poison(paths: Callable[..., None]) -> Iterator[None]:
-    """The Function whatever the rows; memory that nobody wrote reads as NaN."""
+    """Runs the Function for any number of rows; unwritten memory reads as NaN."""
     paths(few=0)
     torch.use_deterministic_algorithms(True)
     yield
@@ -88,7 +88,7 @@ def test_it_is_the_composition(
     dtype: torch.dtype,
     paths: Callable[..., None],
 ) -> None:
-    """float32 in the compiled layer, as on many rows."""
+    """Runs float32 calls in the compiled layer, as calls of many rows."""
     paths(few=0, many=0)
     given = arguments(*leading, bias=bias, dtype=dtype)
     want = plain(*given, gate=gate)
@@ -250,7 +250,7 @@ def test_few_rows_run_torchs_own_operations(paths: Callable[..., None]) -> None:
 
 
 def test_many_rows_run_in_the_compiled_layer(paths: Callable[..., None]) -> None:
-    """The same bits as with packed weights; a backward to be differentiated follows torch's."""
+    """The same bits as with packed weights; a differentiated backward runs torch's operations."""
     paths(few=0, many=8)
     given = arguments(3, 4, dtype=torch.float32)
     x, w_l, w_r, b_l, b_r, w_p, b_p = given

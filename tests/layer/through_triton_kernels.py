@@ -26,7 +26,7 @@ PATHS = ["mlp", "dual", "pointwise"]
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every path the dispatch table could name, whatever it names at these sizes."""
+    """Runs each kernel that the dispatch table can name, whatever it names at these sizes."""
     wanted: str = request.param
 
     def choose(op: str, *_: Any) -> dispatch.Detail:
@@ -36,7 +36,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(dispatch, "choose", choose)
     select._chosen.clear()
     triton_kernels._known_detail.cache_clear()
-    torch.use_deterministic_algorithms(True)  # memory that nobody wrote reads as NaN
+    torch.use_deterministic_algorithms(True)  # unwritten memory reads as NaN
     yield wanted
     torch.use_deterministic_algorithms(False)
 
@@ -80,7 +80,7 @@ def test_gradcheck_goes_through_the_kernels(
     arguments = (given[0], given[1], given[3])
     assert torch.autograd.gradcheck(layer, arguments, fast_mode=True)
     assert torch.autograd.gradcheck(whole, tuple(given), fast_mode=True)
-    if gate == "identity":  # second derivatives run eager's operations, whatever ran before
+    if gate == "identity":  # second derivatives always run eager's operations
         assert torch.autograd.gradgradcheck(whole, tuple(given), fast_mode=True)
     backward = {"dual": "dual_backward" if recompute else "dual_backward_weight"}
     assert f"{path}_forward".replace("pointwise", "product") in ran
@@ -190,7 +190,7 @@ def test_saved_on_the_one_kernel_path(path: str) -> None:
 
 
 def test_python_beside_the_launches_is_bounded() -> None:
-    """Python calls of ours beyond eager's: what a time would say, and the same on any machine."""
+    """Counts Python calls beside eager's, which are the same on any machine, unlike times."""
     most = {"inference": 18, "forward": 23, "forward and backward": 57}
     with recording(lambda _: None):
         for size in host_path.SIZES:
