@@ -1,4 +1,4 @@
-"""What surrounds a call of the layer: a compiler, a transform, a mode that watches operators.
+"""Detects compilers, transforms, autocast, dispatch modes and tensor subclasses around a call.
 
 An autograd Function works on plain tensors alone. The checks are few and large expressions, because
 one call of a helper costs a hundredth of a call of the layer on a small input.
@@ -17,7 +17,7 @@ _TYPES = (Tensor, torch.nn.Parameter)
 
 
 def is_undisturbed() -> bool:
-    """Whether nothing compiles, transforms, casts or watches a call."""
+    """Whether no compiler, transform, autocast or dispatch mode is active."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -28,7 +28,7 @@ def is_undisturbed() -> bool:
 
 
 def are_plain(*tensors: Any) -> bool:
-    """Whether tensors, None allowed, have memory and no class of their own."""
+    """Whether each is None or a plain tensor or Parameter with memory."""
     return all(t is None or (type(t) in _TYPES and not t.is_meta) for t in tensors)
 
 
@@ -50,7 +50,7 @@ def context_of_gradient(gradient: Tensor) -> str:
     if (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
-        # What `is_grads_batched=True` hands to backward.
+        # The kind of tensor that `is_grads_batched=True` gives to backward.
         or torch._C._functorch.is_legacy_batchedtensor(gradient)
     ):
         return TRANSFORMED
@@ -60,7 +60,7 @@ def context_of_gradient(gradient: Tensor) -> str:
 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Tensors as autocast, where it is on, casts them for a matmul."""
+    """Tensors cast as an active autocast casts them for a matmul."""
     if not isinstance(tensors[0], Tensor):
         return tensors
     device = tensors[0].device
@@ -70,7 +70,7 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
 
 
 def autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What autocast makes of a dtype on a device: floating ones change, but float64 doesn't."""
+    """The dtype to which autocast casts on a device: it leaves float64 and integers."""
     if not dtype.is_floating_point or dtype == torch.float64 or device.type == "meta":
         return dtype
     if not torch.is_autocast_enabled(device.type):

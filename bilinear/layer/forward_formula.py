@@ -1,6 +1,6 @@
-"""What a module's forward computes, read from its code: an expression of its linears, or a refusal.
+"""Reads a module's forward as an expression of its linears, or refuses it.
 
-Two readings must agree that nothing but the expression decides the output. The source must be
+Two readings must agree that the output depends on the expression alone. The source must be
 straight-line code (no branch, no loop) that reads of `self` nothing but children, and of the world
 around nothing but torch: then no attribute or global that is neutral now can matter later. Traced
 symbolically (torch.fx) it must consist of linears, chunks in two, products and an activation: then

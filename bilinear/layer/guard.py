@@ -1,9 +1,9 @@
-"""What `fuse` found true of a module, and whether it still is: asked at every call.
+"""Checks at every call that what `fuse` proved of a module still holds.
 
 The fused formula runs only while every part is what it was when `fuse` proved the formula: a plain
 linear of torch's, with torch's own forward, no hook, no parametrization, and plain tensors for its
-weights. `Proof.broken_by` says which of this no longer holds; `guard` makes the same questions into
-a function that answers in about a microsecond, and hands over the weights it has looked at.
+weights. `Proof.broken_by` says which of this no longer holds; `guard` makes a function of the same
+checks, which takes about a microsecond and returns the weights that it has read.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Proof:
-    """What `fuse` found true of a module: the guard checks that it still is.
+    """What `fuse` proved of a module, for the guard to check.
 
     `parts` are its linears in the formula's order, none for a layer that is one itself.
     `argument` is the name of forward's input, `old` the class the module had, and `forwards` those
@@ -93,11 +93,11 @@ class Proof:
 
     @property
     def looked_up(self) -> tuple[tuple[Any, str, Any], ...]:
-        """What the forwards find in torch when they are called: (where, its name, what it was)."""
+        """Torch's functions that the forwards look up when called: (owner, name, function)."""
         return (F, "linear", _LINEAR), *LOOKED_UP[self.activation.gate]
 
     def weights(self, module: nn.Module) -> Weights:
-        """(weight, bias or None) of each part, of one that is as it was."""
+        """(weight, bias or None) of each part of an unchanged module."""
         linears: list[Any] = [module._modules[part.name] for part in self.parts] or [module]
         return tuple(tensor for linear in linears for tensor in (linear.weight, linear.bias))
 
@@ -138,7 +138,7 @@ def part_is_changed(part: Any, was: Part) -> str:
 
 
 def weights_are_changed(part: nn.Module) -> str:
-    """How the weight or bias of a linear is no plain tensor; empty if both are."""
+    """Why the weight or bias of a linear is not a plain tensor; empty if both are."""
     for name in ("weight", "bias"):
         value = part._parameters.get(name)
         if value is None and (name == "weight" or getattr(part, name, None) is not None):
@@ -190,7 +190,7 @@ def _write_children(source: "_Source", proof: Proof) -> None:
 
 
 class _Source:
-    """A function under way: its lines, and the objects that they name."""
+    """The guard's source as it is written: its lines, and the objects that they name."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -222,7 +222,7 @@ class _Source:
             self.unless(f"{self.name(kind)}.forward is {self.name(forward)}")
 
     def child(self, name: str, kind: Any) -> None:
-        """The child has its class and is called as its class says."""
+        """The child has its class, and calling it runs that class's forward and no hook."""
         self.line(f"part = children[{name!r}]")
         self.unless(f"type(part) is {self.name(kind)} and {name!r} not in state")
         self.line("own = part.__dict__")
@@ -230,7 +230,7 @@ class _Source:
         self.unless(f"not ({hooks} or 'forward' in own)")
 
     def weights(self, part: str, own: str, has_bias: bool | None) -> None:
-        """The linear's weight and bias are plain tensors; a bias may be missing, where None."""
+        """Weight and bias are plain tensors; with `has_bias` None the bias may be None."""
         weight, bias = f"weight_{len(self.found)}", f"bias_{len(self.found)}"
         self.line(f"held = {own}['_parameters']")
         self.line(f"{weight} = held['weight']")
@@ -258,7 +258,7 @@ class _Source:
                 self.unless(f"now is {self.name(was)} or {same}")
 
     def text(self) -> str:
-        """The function's source; a missing key, as of a child deleted, is a change too."""
+        """The function's source. A missing key (a deleted child) is a change too."""
         weights = f"return {', '.join(self.found)}"
         body = "\n".join(f"        {line}" for line in [*self.lines, weights])
         return f"def holds(module):\n    try:\n{body}\n    except KeyError:\n        return None\n"

@@ -43,7 +43,7 @@ class Candidate:
 
 
 def recognise(module: nn.Module) -> Candidate | None:
-    """Judge one module by itself; None if nothing of it is like the layer."""
+    """Judge one module; None if it does not resemble the layer."""
     if isinstance(module, _OURS) or not _is_candidate(module):
         return None
     try:
@@ -76,7 +76,7 @@ def _multiplies(module: nn.Module) -> bool:
 
 
 def _prove(module: nn.Module) -> tuple[type[Fused], Proof]:
-    """The fused kind of a module and what the guard shall check; raises Unread."""
+    """The fused kind of a module and the proof for its guard; raises Unread."""
     _check_instance(module)
     _check_children(module)
     kind, parts, activation = _match(module, formula(module))
@@ -92,7 +92,7 @@ def _prove(module: nn.Module) -> tuple[type[Fused], Proof]:
 
 
 def _with_aliases(module: nn.Module, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Tied children, which tracing calls by the first one's name, by a name for each."""
+    """Names of the parts, where tracing gives tied children the first one's name."""
     names = {n: [m for m, c in module._modules.items() if c is getattr(module, n)] for n in parts}
     return tuple(names[n].pop(0) if names[n] else n for n in parts)
 
@@ -179,7 +179,7 @@ def _check_gated_half(half: int, activation: Activation) -> None:
 
 
 def _called(found: Expression) -> list[str]:
-    """Names of the children in an expression that are no linears, outermost first."""
+    """Names of the children in an expression that are not linears, outermost first."""
     inner = [name for e in found[1:] if isinstance(e, tuple) for name in _called(e)]
     return [found[1], *inner] if found[0] == "child" else inner
 
