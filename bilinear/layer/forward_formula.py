@@ -24,13 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bilinear import reference
 from bilinear.layer.gates import name_in_torch
-from bilinear.layer.modules import Bilinear
 
 Expression = tuple[Any, ...]
-# Layers whose own forward is known to be h = L ∘ R of their packed weight.
-BILINEAR = (reference.Bilinear, Bilinear)
 _PACKED = ("linear", "", ("x",))
 PRODUCT: Expression = ("mul", ("half", 0, _PACKED), ("half", 1, _PACKED))
 # Statements and expressions that straight-line code does not have.
@@ -41,8 +37,8 @@ _NOT_STRAIGHT = (
     ast.Yield, ast.YieldFrom, ast.AsyncFunctionDef,
 )  # fmt: skip
 _TORCH = (torch, F, nn, operator)
-# Classes whose forwards need no reading, and torch's functions that only return a tensor.
-_KNOWN = (*BILINEAR, nn.Linear, nn.Sequential, nn.Module)
+# Torch's classes whose forwards need no reading, and its functions that only return a tensor.
+_KNOWN = (nn.Linear, nn.Sequential)
 _PURE = {"mul", "chunk", "linear", "silu", "gelu", "relu", "sigmoid", "square", "tanh", "getitem"}
 
 
@@ -76,7 +72,7 @@ def forwards(module: nn.Module) -> tuple[tuple[type[nn.Module], Any], ...]:
             break
         if hasattr(kind, "forward"):
             found.append((kind, kind.forward))
-        if kind in (nn.Linear, nn.Sequential):
+        if kind in _KNOWN:
             break
     return tuple(found)
 

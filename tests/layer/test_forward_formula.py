@@ -199,11 +199,16 @@ def test_forwards_that_cannot_be_read() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
     class Wrapped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    Wrapped.forward.__wrapped__ = Decorated.forward  # type: ignore[attr-defined]
+    # `inspect` would read the other's source.
+    Wrapped.forward.__wrapped__ = Plain.forward  # type: ignore[attr-defined]
     asynchronous = written(
         "class Written(nn.Module):\n    async def forward(self, x):\n        return x"
     )
