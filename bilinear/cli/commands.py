@@ -98,8 +98,10 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(text: str | None) -> tuple[int, ...]:
     """A single number is how many; anything else lists them."""
+    if text is None:
+        return (0,)
     if "," in text or ".." in text:
         return named("seeds", integers, text)
     count = named("seeds", integer, text)
@@ -136,9 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bilinear {bilinear.__version__}")
     what = parser.add_argument_group("what to train")
     what.add_argument("--fused", action="store_true", help="the fused path, all models at once")
-    what.add_argument("--p", default="64", metavar="LIST", help="the modulus, or several (64)")
+    what.add_argument("--p", metavar="LIST", help="the modulus, or several (64)")
     what.add_argument("--widths", metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (P..1)")
-    what.add_argument("--seeds", default="1", help="how many seeds a width, or a list: 0,5,7 (1)")
+    what.add_argument("--seeds", help="how many seeds a width, or a list: 0,5,7 (1)")
     what.add_argument(
         "--narrow",
         action="store_true",
@@ -205,7 +207,6 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default="highest",
         help="of a GPU's matmuls: float32, 16 bits, or tf32 (highest)",
     )
     where.add_argument(
@@ -250,7 +251,7 @@ def study_from(args: argparse.Namespace) -> Study:
 
     Its size is checked before any cell is made. Raises ConfigError.
     """
-    moduli = _each_once("p", named("p", integers, args.p))
+    moduli = (64,) if args.p is None else _each_once("p", named("p", integers, args.p))
     lists: dict[str, Sequence[float | None]] = {
         "p": moduli,
         "train_frac": _numbers("train-frac", args.train_frac),
@@ -295,9 +296,8 @@ def _cell(args: argparse.Namespace) -> SweepConfig:
         else named("widths", integers, args.widths),
         "seeds": _seeds(args.seeds),
         "remainders": _remainders(args.remainders, args.p),
-        "precision": args.precision,
     }
-    for name in ("train_frac", "goal", "hold", "init_scale", "eval_every"):
+    for name in ("train_frac", "goal", "hold", "init_scale", "eval_every", "precision"):
         if getattr(args, name) is not None:
             given[name] = getattr(args, name)
     if args.batch_size is not None:

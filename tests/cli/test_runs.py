@@ -63,6 +63,9 @@ def test_resume_of_a_folder_alone(
     assert all(s["command"] and s["date"].endswith("+00:00") and s["device"] for s in sessions)
     assert main(["--resume", str(out), "--lr", "0.2", *QUICK, "7"]) == 2
     assert "belongs to another config (lr:" in capsys.readouterr().err
+    for option, default in (("--p", "64"), ("--seeds", "1"), ("--precision", "highest")):
+        assert main(["--resume", str(out), "--fused", option, default]) == 2  # given, so compared
+        assert "belongs to another config" in capsys.readouterr().err
     assert main(["--resume", str(out), "--out", str(out)]) == 2
     assert "--resume and --out: expected one folder" in capsys.readouterr().err
 
