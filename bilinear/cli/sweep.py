@@ -61,7 +61,8 @@ def sweep(
         seeds=_integers("seeds", _first(seeds)),
         **settings,
     )
-    out = str(fresh_folder(Study((config,))) if out is None else open_folder(out))
+    study = Study((config,))
+    out = str(fresh_folder(study) if out is None else open_folder(out))
     backend = choose(config, fused=True, device=device)
     console = Console(highlight=False, markup=False, quiet=not progress)
     with Display([config], console, calibrate(backend, [config], measure=False)) as display:
@@ -76,5 +77,5 @@ def _first(seeds: int | Iterable[int]) -> Iterable[int]:
 def _integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
     if not isinstance(values, Iterable):
         raise ConfigError(f"{name}: expected integers, got {shown(values)}")
-    # What is given may be endless: one more than the most allowed is enough to be refused.
+    # `values` may be endless; one more than the most allowed is enough for Study to refuse it.
     return tuple(islice(values, MAX_MODELS + 1))
