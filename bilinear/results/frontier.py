@@ -1,4 +1,4 @@
-"""How small a width still generalises perfectly, and how surely."""
+"""The frontier: how small a width still generalises perfectly, with confidence intervals."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ _Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson 1927), sound at 0 and at 1.
+    """95 % confidence interval of a share (Wilson 1927), valid at shares of 0 and 1 too.
 
     Raises ValueError unless 0 ≤ successes ≤ trials and trials > 0.
     """
