@@ -1,10 +1,12 @@
 "use strict";
-// What the user chose, which the address keeps, and the pictures of it.
+// The state that the user chose, which the address keeps, and the pictures of it.
 
 const { p, widths, seeds, remainders } = DATA;
 const $ = (id) => document.getElementById(id);
 const rowOf = new Map(DATA.rows.map((row) => [`${row.d_hidden}-${row.seed}`, row]));
 const VIEWS = ["functional", "full"], SCALES = ["all", "own"];
+// The id of each menu, and the part of the state that it sets.
+const CHOICES = [["remainder", "c"], ["seed", "seed"], ["view", "view"], ["scale", "scale"], ["beside", "beside"]];
 const media = matchMedia("(prefers-color-scheme: dark)");
 // `beside` is a width that is shown to the right of the chosen one, 0 for none.
 const state = {
@@ -53,8 +55,8 @@ function heroRoom() {
   const across = state.beside ? (wide - cards) / 2 - labels : wide - cards - labels - beside;
   return Math.max(128, Math.min(across, Math.max(300, innerHeight - 275)));
 }
-// An input sets one a and one b, so it meets Q on the diagonal and where a meets b; what stands
-// elsewhere in aa and bb changes no logit.
+// In an input one a and one b are 1, so its logit depends on entries of Q on the diagonal and where a
+// meets b; the other entries of aa and bb change no logit.
 const meetsNoPair = (i, j) => i !== j && (i < p) === (j < p);
 const faint = (i, j) => state.view === "full" && meetsNoPair(i, j);
 const matrixSpec = (d) => ({
@@ -145,12 +147,13 @@ function drawMatrix(m) {
   const limit = (v) => state.scale === "all" ? common : largest(seen(v));
   $("other").hidden = !left;
   $("top").classList.toggle("two", Boolean(left));
-  const named = (d) => ({ ...MATRIX_AXES[state.view], name: `${MATRIX_AXES[state.view].name}, d = ${d}` });
-  matrix.setAxes(size, size, left ? { ...named(state.d), x: { ...MATRIX_AXES[state.view].x, label: `d = ${state.d}` } } : MATRIX_AXES[state.view]);
+  const axes = MATRIX_AXES[state.view];
+  const named = (d) => ({ ...axes, name: `${axes.name}, d = ${d}`, x: { ...axes.x, label: `d = ${d}` } });
+  matrix.setAxes(size, size, left ? named(state.d) : axes);
   matrix.draw(values, limit(values), state.theme);
   if (left) {
     const theirs = matrixOf(left);
-    other.setAxes(size, size, { ...named(state.beside), x: { ...MATRIX_AXES[state.view].x, label: `d = ${state.beside}` } });
+    other.setAxes(size, size, named(state.beside));
     other.draw(theirs, limit(theirs), state.theme);
   }
   $("matrix-title").textContent = (full
@@ -333,9 +336,7 @@ function drawWords() {
   $("width").textContent = `d = ${state.d}`;
   $("slider").value = widths.indexOf(state.d);
   $("slider").setAttribute("aria-valuetext", `width ${state.d}`);
-  for (const [id, name] of [["remainder", "c"], ["seed", "seed"], ["view", "view"], ["scale", "scale"], ["beside", "beside"]]) {
-    $(id).value = state[name];
-  }
+  for (const [id, name] of CHOICES) $(id).value = state[name];
   const verdict = $("verdict");
   if (!row) {
     verdict.textContent = `No model of width ${state.d} and seed ${state.seed} in these results.`;
