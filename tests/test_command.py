@@ -33,7 +33,7 @@ def run(tmp_path: Path, *more: str, out: str = "run") -> Path:
 
 
 def same_folders(a: Path, b: Path) -> bool:
-    """But for the list of who ran what when."""
+    """Compare all files but `sessions.json`, which differs between runs."""
     names = sorted(str(f.relative_to(a)) for f in a.rglob("*") if f.is_file())
     assert names == sorted(str(f.relative_to(b)) for f in b.rglob("*") if f.is_file())
     names.remove("sessions.json")
@@ -240,12 +240,12 @@ def test_too_little_space(
 def test_disk_fills_up_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is there stays whole, and a later run with space ends with the same bits."""
+    """Files already written stay whole, and a later run with space ends with the same bits."""
     real, calls = os.fsync, []
 
     def full(fd: int) -> None:
         calls.append(fd)
-        if len(calls) > 7:  # the first are of the folder and of who fills it
+        if len(calls) > 7:  # 4 are of config, environment, digests and sessions
             raise OSError(28, "No space left on device")
         real(fd)
 
