@@ -110,14 +110,13 @@ function start() {
     const convert = state[name].constructor; // Number or String
     $(id).addEventListener("change", (e) => choose({ [name]: convert(e.target.value) }));
   }
-  $("seed").addEventListener("change", drawTicks);
   $("play").addEventListener("click", () => play(!playing));
   $("beside").add(new Option("nothing", 0));
   for (const d of widths) $("beside").add(new Option(`d = ${d}`, d));
   $("own").addEventListener("click", () => choose({ scale: "own" }));
   $("png").addEventListener("click", () => picture().toBlob((blob) => save(`${fileName()}.png`, blob)));
   $("csv").addEventListener("click", () => save(`${fileName()}.csv`, new Blob([table()], { type: "text/csv" })));
-  const dress = (theme) => { setTheme(theme); drawTicks(); draw(); };
+  const dress = (theme) => { setTheme(theme); draw(); };
   $("theme").addEventListener("click", () => dress(state.theme === "dark" ? "light" : "dark"));
   media.addEventListener("change", () => dress(media.matches ? "dark" : "light"));
   addEventListener("resize", () => { drawTicks(); matrix.fit(); other.fit(); });
@@ -134,7 +133,6 @@ function start() {
   setTheme(state.theme);
   startAccuracy();
   startCurve();
-  drawTicks();
   draw();
 }
 

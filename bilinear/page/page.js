@@ -313,6 +313,7 @@ function drawMaps() {
   const key = `${state.seed} ${state.theme}`, at = widths.indexOf(state.d);
   if (key !== mapKey) {
     mapKey = key;
+    drawTicks();
     const columns = widths.map((d) => model(d, state.seed)), n = widths.length;
     const values = new Float32Array(n_k * n);
     columns.forEach((m, j) => m?.shares.forEach((s, k) => { values[(n_k - 1 - k) * n + j] = s; }));

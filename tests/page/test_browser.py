@@ -221,6 +221,9 @@ def test_the_address_keeps_what_is_shown(browser: Any, page: Path) -> None:
     wait_for(browser, lambda b: b.current_url.endswith("#d=4&c=0&seed=1&view=full&scale=own"))
     browser.execute_script("location.hash = 'd=2'")
     wait_for(browser, lambda b: shown_width(b) == 2)
+    strip = pixels(browser, "ticks")  # of seed 1
+    browser.execute_script("location.hash = 'seed=0'")
+    wait_for(browser, lambda b: not np.array_equal(pixels(b, "ticks"), strip))
     open_page(browser, page, "#d=99&seed=-4&c=<b>&view=x&scale")
     assert shown_width(browser) == 8
 
