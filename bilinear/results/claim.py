@@ -107,21 +107,17 @@ class _Owner:
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+        except (OSError, OverflowError) as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
 
 def _parsed(content: bytes) -> _Owner | None:
     types = {"pid": int, "host": str, "processes": str, "since": str, "token": str}
-    try:
+    with suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
         found = json.loads(content)
         if all(isinstance(found[name], kind) for name, kind in types.items()):
             return _Owner(**found | {"renewed": float(found["renewed"])})
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
     return None
 
 

@@ -175,6 +175,15 @@ def test_a_process_whose_lease_was_taken_over_stops(quick: None) -> None:
     assert "owner-000009.json" in folder.names()
 
 
+@pytest.mark.parametrize("damage", [{"pid": 10**30, "renewed": 0.0}, {"renewed": 10**400}])
+def test_a_lease_of_impossible_numbers_is_watched_too(quick: None, damage: dict[str, Any]) -> None:
+    folder = in_memory()
+    lease(folder, **damage)
+    with claim(folder):
+        pass
+    assert folder.names() == []
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"pid": 1}'])
 def test_a_damaged_lease_is_watched_too(quick: None, content: bytes) -> None:
     folder = in_memory()
