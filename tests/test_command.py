@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import bilinear
-from bilinear.cli.commands import main
+from bilinear.cli.commands import build_parser, main, study_from
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.task import modular_addition
 from bilinear.reading.interactions import interaction_matrices
@@ -293,9 +293,7 @@ def test_reference_sweep(tmp_path: Path) -> None:
 
 
 def test_notebook_preset_is_the_notebooks_protocol() -> None:
-    from bilinear.cli.commands import build_parser, config_from
-
-    config = config_from(build_parser().parse_args(["--fused", "--preset", "notebook"]))
+    (config,) = study_from(build_parser().parse_args(["--fused", "--preset", "notebook"]))
     assert (config.batch_size, config.steps, config.eval_every) == (64, 600 * 48, 48)
     assert (config.lr.start, config.lr.end) == (3e-3, 3e-3)
     assert (config.weight_decay.start, config.weight_decay.end) == (3e-4, 3e-4)

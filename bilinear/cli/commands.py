@@ -252,14 +252,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def config_from(args: argparse.Namespace) -> SweepConfig:
-    """Build the config of options that describe one sweep; raises ConfigError."""
-    study = study_from(args)
-    if len(study) != 1:
-        raise ConfigError(f"expected one p, train fraction, lr and decay, got {len(study)} cells")
-    return study.cells[0]
-
-
 def study_from(args: argparse.Namespace) -> Study:
     """Build the study: the product of the lists of p, train fraction, lr and weight decay.
 
@@ -294,32 +286,29 @@ def _cell(args: argparse.Namespace) -> SweepConfig:
     names = ("seeds", "train_frac", "steps", "epochs", "batch_size", "init_scale", "eval_every",
              "goal", "hold", "precision")  # fmt: skip
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    settings: dict[str, Any] = (
-        preset
-        | given
-        | {
-            "p": args.p,
-            "widths": args.widths or tuple(range(args.p, 0, -1)),
-            "betas": tuple(
-                old if new is None else new
-                for old, new in zip(preset["betas"], (args.beta1, args.beta2), strict=True)
-            ),
-            "lr": _schedule("lr", preset["lr"], args.lr, args.lr_end, args.schedule),
-            "weight_decay": _schedule(
-                "weight-decay",
-                preset["weight_decay"],
-                args.weight_decay,
-                args.weight_decay_end,
-                args.decay_schedule,
-            ),
-            "narrow": _narrowing(args),
-            "remainders": {
-                None: tuple(r for r in NOTEBOOK_REMAINDERS if r < args.p),
-                "all": tuple(range(args.p)),
-                "none": (),
-            }.get(args.remainders, args.remainders),
-        }
-    )
+    settings: dict[str, Any] = preset | given
+    settings |= {
+        "p": args.p,
+        "widths": args.widths or tuple(range(args.p, 0, -1)),
+        "betas": tuple(
+            old if new is None else new
+            for old, new in zip(preset["betas"], (args.beta1, args.beta2), strict=True)
+        ),
+        "lr": _schedule("lr", preset["lr"], args.lr, args.lr_end, args.schedule),
+        "weight_decay": _schedule(
+            "weight-decay",
+            preset["weight_decay"],
+            args.weight_decay,
+            args.weight_decay_end,
+            args.decay_schedule,
+        ),
+        "narrow": _narrowing(args),
+        "remainders": {
+            None: tuple(r for r in NOTEBOOK_REMAINDERS if r < args.p),
+            "all": tuple(range(args.p)),
+            "none": (),
+        }.get(args.remainders, args.remainders),
+    }
     epochs = settings.pop("epochs", None)
     if epochs is not None and args.steps is None:
         settings["steps"] = epochs * SweepConfig(**settings | {"steps": 1}).steps_per_epoch

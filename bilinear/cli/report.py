@@ -144,7 +144,7 @@ def _what(study: Study) -> dict[str, str]:
 
 def _how(study: Study) -> dict[str, str]:
     cells, first = study.cells, study.cells[0]
-    steps = sum(len(cell.seeds) * sum(map(cell.most_steps, cell.widths)) for cell in cells)
+    steps = sum(sweep_cost(cell).steps for cell in cells)
     each = _alternatives([f"{cell.steps:,}" for cell in cells])
     batches = [f"{cell.batch_size or f'full ({cell.n_train} pairs)'}" for cell in cells]
     narrowing = {} if first.narrow is None else {"narrowing": _chain(first.narrow)}
@@ -280,35 +280,33 @@ def _ranges(values: tuple[int, ...]) -> str:
     return ", ".join(str(a) if a == b else f"{a}…{b}" for a, b in runs)
 
 
-_COLUMNS = ("width", "perfect", "95 % interval", "median steps", "best acc", "median acc")
 _FIRST_TO_GO = ("median acc", "best acc", "95 % interval", "median steps")
 
 
-def _safe_row(widths: list[dict[str, Any]]) -> tuple[str, ...]:
+def _safe_row(widths: list[dict[str, Any]]) -> dict[str, str]:
     """One row for the widths from which up every model is perfect."""
     models = sum(w["models"] for w in widths)
     steps = [w["median_steps"] for w in widths]
-    low = min(w["wilson_low"] for w in widths)
-    return (
-        f"{widths[-1]['d_hidden']}…{widths[0]['d_hidden']}",
-        f"{models}/{models}",
-        f"each {low:.2f} – 1.00",
-        f"{min(steps):,.0f} – {max(steps):,.0f}",
-        "1.0000",
-        "1.0000",
-    )
+    return {
+        "width": f"{widths[-1]['d_hidden']}…{widths[0]['d_hidden']}",
+        "perfect": f"{models}/{models}",
+        "95 % interval": f"each {min(w['wilson_low'] for w in widths):.2f} – 1.00",
+        "median steps": f"{min(steps):,.0f} – {max(steps):,.0f}",
+        "best acc": "1.0000",
+        "median acc": "1.0000",
+    }
 
 
-def _width_row(w: dict[str, Any]) -> tuple[str, ...]:
+def _width_row(w: dict[str, Any]) -> dict[str, str]:
     steps = w["median_steps"]
-    return (
-        str(w["d_hidden"]),
-        f"{w['perfect']}/{w['models']}",
-        f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
-        "—" if steps is None else f"{steps:,.0f}",
-        f"{w['best_full_acc']:.4f}",
-        f"{w['median_full_acc']:.4f}",
-    )
+    return {
+        "width": str(w["d_hidden"]),
+        "perfect": f"{w['perfect']}/{w['models']}",
+        "95 % interval": f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
+        "median steps": "—" if steps is None else f"{steps:,.0f}",
+        "best acc": f"{w['best_full_acc']:.4f}",
+        "median acc": f"{w['median_full_acc']:.4f}",
+    }
 
 
 def _print_widths(console: Console, found: dict[str, Any]) -> Text:
@@ -318,8 +316,7 @@ def _print_widths(console: Console, found: dict[str, Any]) -> Text:
     safe_widths = [w for w in widths if safe is not None and w["d_hidden"] >= safe]
     rows = [_safe_row(safe_widths)] if len(safe_widths) > 1 else []
     rows += [_width_row(w) for w in widths[len(safe_widths) if rows else 0 :]]
-    rows_by_name = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
-    print_table(console, rows_by_name, first_to_go=_FIRST_TO_GO)
+    print_table(console, rows, first_to_go=_FIRST_TO_GO)
     pairs, smallest = f"{found['p'] ** 2:,} pairs", found["smallest_perfect_width"]
     if smallest is None:
         return Text(f"no model is right on all {pairs}")

@@ -58,7 +58,7 @@ def sweep(
     config = SweepConfig(
         p=p,
         widths=tuple(range(p, 0, -1)) if widths is None else _integers("widths", widths),
-        seeds=_integers("seeds", _first(seeds)),
+        seeds=_integers("seeds", range(seeds) if isinstance(seeds, int) else seeds),
         **settings,
     )
     study = Study((config,))
@@ -68,10 +68,6 @@ def sweep(
     with Display([config], console, calibrate(backend, [config], measure=False)) as display:
         on_event = recording(display, out, backend)
         return run_sweep(config, backend, out, partial(on_event, 0))
-
-
-def _first(seeds: int | Iterable[int]) -> Iterable[int]:
-    return range(seeds) if isinstance(seeds, int) else seeds
 
 
 def _integers(name: str, values: Iterable[int]) -> tuple[int, ...]:

@@ -131,8 +131,6 @@ function start() {
   });
   readAddress();
   setTheme(state.theme);
-  startAccuracy();
-  startCurve();
   draw();
 }
 

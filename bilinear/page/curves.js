@@ -6,12 +6,19 @@ const power = (k) => k >= 0 && k <= 4 ? (10 ** k).toLocaleString("en")
   : k >= -4 && k < 0 ? String(+(10 ** k).toFixed(4)) : `10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`;
 
 class Chart extends Figure {
-  // spec: {xlabel, ylabel, name, click(i)?}; axes by setAxes; points are [x, y, text]
+  // spec: {name, xlabel, ylabel, x, y: {low, high, ticks: [[value, text]]}, click(i)?}
+  // points: [[x, y, text]], of which the text is shown at the pointer
   constructor(id, spec) {
     super(id, spec);
     this.svg.setAttribute("viewBox", "0 0 1 1");
     this.paths = {};
-    this.path("grid");
+    const { x, y } = spec;
+    this.x = (value) => (value - x.low) / (x.high - x.low);
+    this.y = (value) => 1 - (value - y.low) / (y.high - y.low);
+    this.path("grid").setAttribute("d", [...x.ticks.map(([t]) => `M${this.x(t)} 0V1`),
+      ...y.ticks.map(([t]) => `M0 ${this.y(t)}H1`)].join(""));
+    placeTicks(this.xticks, x.ticks, "left", this.x);
+    placeTicks(this.yticks, y.ticks, "top", this.y);
     this.points = [];
     this.svg.addEventListener("pointermove", (e) => { this.at = this.nearest(e); this.speak(); });
     this.svg.addEventListener("pointerleave", () => { this.at = -1; this.speak(); });
@@ -25,16 +32,6 @@ class Chart extends Figure {
 
   path(name) {
     return this.paths[name] ??= this.addPath(name);
-  }
-
-  // x, y: {low, high, ticks: [[value, text]]}
-  setAxes(x, y) {
-    this.x = (value) => (value - x.low) / (x.high - x.low);
-    this.y = (value) => 1 - (value - y.low) / (y.high - y.low);
-    this.path("grid").setAttribute("d", [...x.ticks.map(([t]) => `M${this.x(t)} 0V1`),
-      ...y.ticks.map(([t]) => `M0 ${this.y(t)}H1`)].join(""));
-    placeTicks(this.xticks, x.ticks, "left", this.x);
-    placeTicks(this.yticks, y.ticks, "top", this.y);
   }
 
   dots(points) {

@@ -267,7 +267,6 @@ class Results(ResultsFolder):
 
     def read_model(self, job: Job, read: Callable[[dict[str, Tensor]], _T]) -> _T:
         """Read a model's file; raises ResultsError if it is damaged."""
-
         most, pack = self.most_bytes(job), self.plan.pack_of(job)
         loose = job in self.loose
         with self._naming(f"models/{model_file(job)}" if loose else f"packs/{pack_name(pack)}"):
