@@ -205,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     narrow.add_argument(
         "--drop",
         choices=DROPS,
-        help="the unit that goes: of the weakest circuit, of the least loss or norm, any (circuit)",
+        help="the unit to drop: of the weakest circuit, of the least loss or norm, any (circuit)",
     )
     narrow.add_argument("--tries", type=WHOLE, help="ways to narrow a model that are tried in turn")
     narrow.add_argument("--redraws", type=WHOLE, help="times a unit is drawn anew at a width")
@@ -215,7 +215,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine", default="local", metavar="local|ray", help="this machine or a cluster (local)"
     )
     where.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="the cluster's (one found here, or a new one)"
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="the cluster's address (one found here, or a new one)",
     )
     where.add_argument(
         "--precision",
@@ -230,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=True,
         metavar="FOLDER",
-        help="go on in FOLDER, with its own settings; without one in --out, or in the last run of "
+        help="go on in FOLDER with its own settings; without FOLDER, in --out or the last run of "
         "these settings",
     )
     where.add_argument(
@@ -241,14 +243,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show = parser.add_argument_group("what to show")
     show.add_argument(
-        "--dry-run", action="store_true", help="say what would run, its cost and time, and stop"
+        "--dry-run", action="store_true", help="print what would run, its cost and time, and stop"
     )
     show.add_argument(
         "--json",
         action="store_true",
         help="the summary (or plan) as one JSON line on stdout, all else on stderr",
     )
-    show.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    show.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
 
 
