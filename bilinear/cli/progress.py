@@ -167,7 +167,7 @@ class Display:
             panel = partial(_panel, self.state, console)
             self._live = Live(console=console, refresh_per_second=5, get_renderable=panel)
         self._shown = time.monotonic()
-        self._said_resumed = False
+        self._printed_resumed = False
 
     def __enter__(self) -> "Display":
         """Start showing."""
@@ -177,7 +177,7 @@ class Display:
 
     def __exit__(self, *exc: object) -> None:
         """Stop showing; the last state stays on the screen."""
-        self._say_resumed()
+        self._print_resumed()
         if self._live:
             self._live.stop()
         elif self.state.done or self.state.training:
@@ -190,12 +190,12 @@ class Display:
             for what in event.mended:
                 self._console.print(f"mended: {what}", soft_wrap=True, markup=False)
         else:
-            self._say_resumed()
+            self._print_resumed()
         if not self._live and time.monotonic() - self._shown > _PLAIN_SECONDS:
             self._shown = time.monotonic()
             self._console.print(self.state.line(), soft_wrap=True)
 
-    def _say_resumed(self) -> None:
-        if self.state.resumed and not self._said_resumed:
+    def _print_resumed(self) -> None:
+        if self.state.resumed and not self._printed_resumed:
             self._console.print(f"{self.state.resumed} models are there from before")
-        self._said_resumed = True
+        self._printed_resumed = True

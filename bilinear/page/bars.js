@@ -44,11 +44,11 @@ class Bars extends Figure {
     const point = (e) => {
       const box = this.svg.getBoundingClientRect();
       this.at = cellAt((e.clientX - box.left) / box.width, spec.n);
-      this.speak();
+      this.showValue();
     };
     this.svg.addEventListener("pointermove", point);
     this.svg.addEventListener("pointerdown", point);
-    this.svg.addEventListener("pointerleave", () => { this.at = null; this.speak(); });
+    this.svg.addEventListener("pointerleave", () => { this.at = null; this.showValue(); });
     this.at = null;
   }
 
@@ -67,10 +67,10 @@ class Bars extends Figure {
       ? `M${i + 0.08} 0V${-Math.min(high, Math.max(low, v))}H${i + 0.92}V0Z` : "").join("");
     this.up.setAttribute("d", bars(1));
     this.down.setAttribute("d", bars(-1));
-    this.speak();
+    this.showValue();
   }
 
-  speak() {
+  showValue() {
     this.hover.textContent = this.at === null ? "" : this.spec.say(this.at);
   }
 }

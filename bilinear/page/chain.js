@@ -10,7 +10,7 @@ class Chain extends Figure {
   constructor(id) {
     super(id, { name: "hidden units by width", xlabel: "hidden width d", ylabel: "hidden units" });
     placeTicks(this.xticks, widthTicks, "left", (at) => at / widths.length);
-    this.svg.addEventListener("pointermove", (e) => this.speak(...this.cell(e)));
+    this.svg.addEventListener("pointermove", (e) => this.showValue(...this.cell(e)));
     this.svg.addEventListener("pointerleave", () => { this.hover.textContent = ""; });
     this.svg.addEventListener("click", (e) => choose({ d: widths[this.cell(e)[0]] }));
   }
@@ -61,7 +61,7 @@ class Chain extends Figure {
   }
 
   // Names of the units that are dropped before the next narrower width.
-  goesNext(d) {
+  droppedAfter(d) {
     const next = unitsOf(widths[widths.indexOf(d) + 1]);
     return next ? unitsOf(d)?.names.filter((name) => !next.names.includes(name)) ?? [] : [];
   }
@@ -70,16 +70,16 @@ class Chain extends Figure {
     if (this.seed !== state.seed) this.setSeed();
     const j = widths.indexOf(state.d), box = (y, height) => `M${j} ${y}h1v${height}h-1Z`;
     this.chosen.setAttribute("d", box(0, this.rows.size));
-    const shown = this.goesNext(state.d).filter((name) => this.rows.has(name));
+    const shown = this.droppedAfter(state.d).filter((name) => this.rows.has(name));
     this.leaving.setAttribute("d", shown.map((name) => box(this.rows.get(name), 1)).join(""));
   }
 
-  speak(j, y) {
+  showValue(j, y) {
     const d = widths[j], units = unitsOf(d), name = [...this.rows.keys()][y], i = units?.names.indexOf(name) ?? -1;
     const size = i < 0 ? 0 : unpack(units.amplitudes)[i];
     this.hover.textContent = `d = ${d}, unit ${name}: ` + (i < 0 ? "not there" : (size > 0
       ? `k = ${units.frequencies[i]}, amplitude ${percent(size)} of the largest, phase ${(unpack(units.phases)[i] / Math.PI).toFixed(2)} π`
-      : "without amplitude") + (this.goesNext(d).includes(name) ? ", goes next" : ""));
+      : "without amplitude") + (this.droppedAfter(d).includes(name) ? ", goes next" : ""));
   }
 }
 

@@ -116,9 +116,9 @@ function start() {
   $("own").addEventListener("click", () => choose({ scale: "own" }));
   $("png").addEventListener("click", () => picture().toBlob((blob) => save(`${fileName()}.png`, blob)));
   $("csv").addEventListener("click", () => save(`${fileName()}.csv`, new Blob([table()], { type: "text/csv" })));
-  const dress = (theme) => { setTheme(theme); draw(); };
-  $("theme").addEventListener("click", () => dress(state.theme === "dark" ? "light" : "dark"));
-  media.addEventListener("change", () => dress(media.matches ? "dark" : "light"));
+  const useTheme = (theme) => { setTheme(theme); draw(); };
+  $("theme").addEventListener("click", () => useTheme(state.theme === "dark" ? "light" : "dark"));
+  media.addEventListener("change", () => useTheme(media.matches ? "dark" : "light"));
   addEventListener("resize", () => { drawTicks(); matrix.fit(); other.fit(); });
   addEventListener("hashchange", () => { readAddress(); draw(); });
   addEventListener("keydown", (e) => {

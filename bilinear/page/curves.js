@@ -20,8 +20,8 @@ class Chart extends Figure {
     placeTicks(this.xticks, x.ticks, "left", this.x);
     placeTicks(this.yticks, y.ticks, "top", this.y);
     this.points = [];
-    this.svg.addEventListener("pointermove", (e) => { this.at = this.nearest(e); this.speak(); });
-    this.svg.addEventListener("pointerleave", () => { this.at = -1; this.speak(); });
+    this.svg.addEventListener("pointermove", (e) => { this.at = this.nearest(e); this.showValue(); });
+    this.svg.addEventListener("pointerleave", () => { this.at = -1; this.showValue(); });
     if (spec.click) {
       this.svg.addEventListener("click", (e) => {
         const at = this.nearest(e);
@@ -54,7 +54,7 @@ class Chart extends Figure {
     return best;
   }
 
-  speak() {
+  showValue() {
     this.hover.textContent = this.points[this.at]?.[2] ?? "";
   }
 }

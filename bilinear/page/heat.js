@@ -84,7 +84,7 @@ class Heat {
     this.canvas.setAttribute("role", "img");
     this.canvas.addEventListener("pointermove", (e) => this.point(e));
     this.canvas.addEventListener("pointerdown", (e) => this.point(e));
-    this.canvas.addEventListener("pointerleave", () => { this.at = null; this.speak(); });
+    this.canvas.addEventListener("pointerleave", () => { this.at = null; this.showValue(); });
     new ResizeObserver(() => this.fit()).observe(this.root);
     if (spec.click) {
       this.canvas.addEventListener("click", (e) => spec.click(...this.entry(e)));
@@ -167,7 +167,7 @@ class Heat {
     const bar = `${kind} ${limit} ${theme}`;
     if (bar !== this.bar) this.drawBar(limit, table, kind);
     this.bar = bar;
-    this.speak();
+    this.showValue();
   }
 
   drawBar(limit, table, kind) {
@@ -197,10 +197,10 @@ class Heat {
 
   point(event) {
     this.at = this.entry(event);
-    this.speak();
+    this.showValue();
   }
 
-  speak() {
+  showValue() {
     const text = this.at && this.values
       ? this.spec.say(...this.at, this.values[this.at[0] * this.columns + this.at[1]]) : "";
     if (this.hover.textContent !== text) this.hover.textContent = text;
