@@ -51,14 +51,12 @@ def frontier(table: "pd.DataFrame") -> dict[str, Any]:
             }
         )
     reached = [w["d_hidden"] for w in widths if w["perfect"]]
-    certain = [w["d_hidden"] for w in widths if w["perfect"] == w["models"]]
     failed = [w["d_hidden"] for w in widths if w["perfect"] < w["models"]]
+    above = [w["d_hidden"] for w in widths if w["d_hidden"] > max(failed, default=0)]
     return {
         "models": len(table),
         "perfect": int(table["perfect"].sum()),
         "smallest_perfect_width": min(reached, default=None),
-        "all_perfect_from_width": min(
-            (d for d in certain if d > max(failed, default=0)), default=None
-        ),
+        "all_perfect_from_width": min(above, default=None),
         "widths": widths,
     }

@@ -9,7 +9,6 @@ summary.json         `bilinear.results.frontier.frontier` of each cell
 
 import os
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -90,19 +89,14 @@ class StudyResults(ResultsFolder):
         with extra("sweep"):
             import pandas as pd
 
-        tables = list(self._tables())
+        tables = [
+            r.table.assign(**settings(r.config))[[*AXES, *r.table.columns]]
+            for r in self.begun
+            if r.jobs
+        ]
         if not tables:
             raise ResultsError(f"{self.folder}: no model of this study has ended yet")
         return pd.concat(tables, ignore_index=True)
-
-    def _tables(self) -> Iterator["pd.DataFrame"]:
-        for results in self.begun:
-            if not results.jobs:
-                continue
-            table = results.table.copy()
-            for i, (name, value) in enumerate(settings(results.config).items()):
-                table.insert(i, name, value)
-            yield table
 
     def summary(self) -> dict[str, Any]:
         """Return the settings and the frontier of every cell that holds a model."""
