@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public names and where they live: each is imported at its first use, so that `import bilinear`
+# The module of each public name. A name is imported at its first use, so that `import bilinear`
 # needs neither PyTorch, pandas nor Triton.
-_HOME = {
+_MODULES = {
     "Bilinear": "bilinear.layer.modules",
     "BilinearMLP": "bilinear.layer.modules",
     "Results": "bilinear.results.sweep_results",
@@ -65,13 +65,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'bilinear' has no attribute {name!r}")
     from bilinear.errors import extra
 
     with extra("sweep"):
-        home = import_module(_HOME[name])
-    return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
+        module = import_module(_MODULES[name])
+    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

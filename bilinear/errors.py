@@ -1,19 +1,19 @@
-"""Errors a user can mend: each message names the argument, what was expected and what came."""
+"""Errors a user can mend: each message names the argument, what was expected and its value."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be run as given."""
+    """A setting with which no sweep can run."""
 
 
 class OtherVersionError(ConfigError):
-    """Settings that another version wrote and that this one can't have."""
+    """Settings that another version wrote and this version does not have."""
 
 
 class EngineError(RuntimeError):
-    """An engine that could not go on: what has ended is kept, and the same command goes on."""
+    """An engine failed: models that ended are kept, and the same command trains the rest."""
 
 
 class ResultsError(ValueError):
@@ -21,14 +21,14 @@ class ResultsError(ValueError):
 
 
 def shown(value: object) -> str:
-    """Write a value in a message: whole if it is short, else its two ends."""
+    """Return a value's text for a message: the whole if it is short, else its two ends."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:60]} … {text[-40:]}"
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Say which extra to install where an import inside fails for want of it."""
+    """Name the extra to install if an import inside fails."""
     try:
         yield
     except ImportError as error:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import bilinear
-from bilinear.cli.commands import main
+from bilinear.cli.commands import build_parser, main, study_from
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.task import modular_addition
 from bilinear.reading.interactions import interaction_matrices
@@ -33,7 +33,7 @@ def run(tmp_path: Path, *more: str, out: str = "run") -> Path:
 
 
 def same_folders(a: Path, b: Path) -> bool:
-    """But for the list of who ran what when."""
+    """Compare all files but `sessions.json`, which differs between runs."""
     names = sorted(str(f.relative_to(a)) for f in a.rglob("*") if f.is_file())
     assert names == sorted(str(f.relative_to(b)) for f in b.rglob("*") if f.is_file())
     names.remove("sessions.json")
@@ -240,12 +240,12 @@ def test_too_little_space(
 def test_disk_fills_up_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is there stays whole, and a later run with space ends with the same bits."""
+    """Files already written stay whole, and a later run with space ends with the same bits."""
     real, calls = os.fsync, []
 
     def full(fd: int) -> None:
         calls.append(fd)
-        if len(calls) > 7:  # the first are of the folder and of who fills it
+        if len(calls) > 7:  # 4 are of config, environment, digests and sessions
             raise OSError(28, "No space left on device")
         real(fd)
 
@@ -293,9 +293,7 @@ def test_reference_sweep(tmp_path: Path) -> None:
 
 
 def test_notebook_preset_is_the_notebooks_protocol() -> None:
-    from bilinear.cli.commands import build_parser, config_from
-
-    config = config_from(build_parser().parse_args(["--fused", "--preset", "notebook"]))
+    (config,) = study_from(build_parser().parse_args(["--fused", "--preset", "notebook"]))
     assert (config.batch_size, config.steps, config.eval_every) == (64, 600 * 48, 48)
     assert (config.lr.start, config.lr.end) == (3e-3, 3e-3)
     assert (config.weight_decay.start, config.weight_decay.end) == (3e-4, 3e-4)

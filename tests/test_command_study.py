@@ -26,7 +26,7 @@ GRID = [*SHORT, "--p", "5,7", "--train-frac", "0.6,0.8"]
 
 
 def files(path: Path) -> list[str]:
-    """All but the list of who ran what when."""
+    """Names of all files but `sessions.json`, which differs between runs."""
     found = (f for f in path.rglob("*") if f.is_file() and f.name != "sessions.json")
     return sorted(str(f.relative_to(path)) for f in found)
 

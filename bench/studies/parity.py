@@ -14,7 +14,7 @@ from statistics import mean, variance
 import torch
 
 from bench.measure.environment import write_result
-from bilinear.cli.commands import build_parser, config_from
+from bilinear.cli.commands import build_parser, study_from
 from bilinear.experiment.record import Finished
 from bilinear.training.backend import train
 from bilinear.training.choose import choose
@@ -35,7 +35,7 @@ def final_accuracies(fused: bool, width: int, seeds: list[int], epochs: int) -> 
     options = ["--preset", "notebook", "--widths", str(width), "--epochs", str(epochs)]
     options += ["--seeds", ",".join(map(str, seeds)) + ","[len(seeds) > 1 :]]
     options += ["--fused"] if fused else []
-    config = config_from(build_parser().parse_args(options))
+    (config,) = study_from(build_parser().parse_args(options))
     events = train(choose(config, fused=fused, device="cpu"), config)
     ends = [e for e in events if isinstance(e, Finished)]
     return [e.record.evaluations[-1].val_acc for e in sorted(ends, key=lambda e: e.job)]

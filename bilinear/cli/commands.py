@@ -1,4 +1,4 @@
-"""The command line of the sweep: arguments in, calls to the library, lines out."""
+"""The commands: a sweep, and `runs`, `show`, `check`, `view` and `export` for its results."""
 
 import argparse
 import dataclasses
@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import bilinear
-from bilinear.cli.numbers import PATH, REAL, WHOLE, integer, integers, named, numbers
+from bilinear.cli.numbers import INTEGERS, PATH, REAL, REALS, WHOLE, integer, integers, option
 from bilinear.cli.parser import Parser, naming_options, program
 from bilinear.cli.signals import Stopped, stoppable
 from bilinear.errors import ConfigError, EngineError, ResultsError, shown
@@ -25,19 +25,17 @@ from bilinear.experiment.config import NOTEBOOK_REMAINDERS, PRECISIONS, SweepCon
 from bilinear.experiment.narrowing import DROPS, Narrowing
 from bilinear.experiment.presets import PRESETS
 from bilinear.experiment.schedule import SHAPES, Schedule
-from bilinear.experiment.study import MAX_MODELS, Study, check_size
+from bilinear.experiment.study import AXES, MAX_MODELS, Study, check_size
 
 if TYPE_CHECKING:
     from bilinear.results.study_results import StudyResults
     from bilinear.results.sweep_results import Results
 
-_Number = TypeVar("_Number", int, float)
-
 _NEEDED = "the command needs pip install 'bilinear[sweep]'"
 
 _NO_MEMORY = "not enough memory; fewer or narrower models, or a smaller P, need less"
 
-# A message longer than this loses its middle: what was typed can be of any length.
+# The middle of a longer message is left out: an argument can be of any length.
 _LONGEST = 2000
 
 # Options that say where to train, which may differ from one run in a folder to the next.
@@ -63,7 +61,7 @@ Results go to a folder of their own. Stop at any time: the same command with the
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code.
 
-    0; 1 if `check` finds harm; 2 for bad input; 130 or 143 when stopped by SIGINT or SIGTERM.
+    0; 1 if `check` finds damage; 2 for bad input; 130 or 143 when stopped by SIGINT or SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -84,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}{where}{hint}")
     except MemoryError:
         return _fail(_NO_MEMORY)
-    except RuntimeError as error:  # torch's own way to say it
+    except RuntimeError as error:  # what torch raises where memory runs out
         if "allocate memory" in str(error) or "out of memory" in str(error):
             return _fail(_NO_MEMORY)
         raise
@@ -99,12 +97,12 @@ def _fail(message: str) -> int:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    """A single number is how many; anything else lists them."""
+    """A single number is how many seeds there are; anything else lists them."""
     if "," in text or ".." in text:
-        return named("seeds", integers, text)
-    count = named("seeds", integer, text)
+        return integers(text)
+    count = integer(text)
     if not 0 < count <= MAX_MODELS:
-        raise ConfigError(f"--seeds: expected 1 to {MAX_MODELS:,} of them, got {shown(text)}")
+        raise ConfigError(f"expected 1 to {MAX_MODELS:,} of them, got {shown(text)}")
     return tuple(range(count))
 
 
@@ -116,8 +114,13 @@ def _batch_size(text: str) -> int:
     except ConfigError:
         size = 0
     if size < 1:
-        raise ConfigError(f"--batch-size: expected full or a number ≥ 1, got {shown(text)}")
+        raise ConfigError(f"expected full or a number ≥ 1, got {shown(text)}")
     return size
+
+
+def _remainders(text: str) -> str | tuple[int, ...]:
+    """Which outputs `all` means depends on p, which is not known here."""
+    return text if text in ("all", "none") else integers(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,15 +139,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bilinear {bilinear.__version__}")
     what = parser.add_argument_group("what to train")
     what.add_argument("--fused", action="store_true", help="the fused path, all models at once")
-    what.add_argument("--p", default="64", metavar="LIST", help="the modulus, or several (64)")
-    what.add_argument("--widths", metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (P..1)")
-    what.add_argument("--seeds", default="1", help="how many seeds a width, or a list: 0,5,7 (1)")
+    what.add_argument("--p", type=INTEGERS, metavar="LIST", help="the modulus, or several (64)")
+    what.add_argument(
+        "--widths", type=INTEGERS, metavar="LIST", help="hidden widths: 1..64 or 64,32,16 (P..1)"
+    )
+    what.add_argument(
+        "--seeds", type=option(_seeds), help="how many seeds a width, or a list: 0,5,7 (1)"
+    )
     what.add_argument(
         "--narrow",
         action="store_true",
         help="start each width from the next wider one's weights less a unit",
     )
-    what.add_argument("--train-frac", metavar="LIST", help="share of pairs trained on (0.75)")
+    what.add_argument(
+        "--train-frac", type=REALS, metavar="LIST", help="share of pairs trained on (0.75)"
+    )
     how = parser.add_argument_group(
         "how to train it (in brackets: the default preset's; the notebook's, if it differs)"
     )
@@ -156,7 +165,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=WHOLE, help="steps a model at most (6000)")
     how.add_argument("--epochs", type=WHOLE, help="the same, counted in epochs (notebook: 600)")
     how.add_argument(
-        "--lr", metavar="LIST", help="AdamW's learning rate at the first step (0.05; 0.003)"
+        "--lr",
+        type=REALS,
+        metavar="LIST",
+        help="AdamW's learning rate at the first step (0.05; 0.003)",
     )
     how.add_argument("--lr-end", type=REAL, help="… and at the last (0.0005; 0.003)")
     how.add_argument(
@@ -164,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--weight-decay",
+        type=REALS,
         metavar="LIST",
         help="decoupled weight decay at the first step (0.4; 0.0003)",
     )
@@ -175,7 +188,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--beta1", type=REAL, help="AdamW's β₁ (0.95; 0.9)")
     how.add_argument("--beta2", type=REAL, help="AdamW's β₂ (0.99; 0.999)")
-    how.add_argument("--batch-size", metavar="full|N", help="pairs a step (full; 64)")
+    how.add_argument(
+        "--batch-size", type=option(_batch_size), metavar="full|N", help="pairs a step (full; 64)"
+    )
     how.add_argument("--init-scale", type=REAL, help="factor on nn.Linear's initial bounds (1)")
     how.add_argument("--eval-every", type=WHOLE, help="steps between evaluations (10; an epoch)")
     how.add_argument(
@@ -190,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     narrow.add_argument(
         "--drop",
         choices=DROPS,
-        help="the unit that goes: of the weakest circuit, of the least loss or norm, any (circuit)",
+        help="the unit to drop: of the weakest circuit, of the least loss or norm, any (circuit)",
     )
     narrow.add_argument("--tries", type=WHOLE, help="ways to narrow a model that are tried in turn")
     narrow.add_argument("--redraws", type=WHOLE, help="times a unit is drawn anew at a width")
@@ -200,12 +215,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine", default="local", metavar="local|ray", help="this machine or a cluster (local)"
     )
     where.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="the cluster's (one found here, or a new one)"
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="the cluster's address (one found here, or a new one)",
     )
     where.add_argument(
         "--precision",
         choices=PRECISIONS,
-        default="highest",
         help="of a GPU's matmuls: float32, 16 bits, or tf32 (highest)",
     )
     where.add_argument(
@@ -216,33 +232,26 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=True,
         metavar="FOLDER",
-        help="go on in FOLDER, with its own settings; without one in --out, or in the last run of "
+        help="go on in FOLDER with its own settings; without FOLDER, in --out or the last run of "
         "these settings",
     )
     where.add_argument(
         "--remainders",
+        type=option(_remainders),
         metavar="LIST|all|none",
         help="outputs whose interaction matrices are kept (0,5,22,42,63)",
     )
     show = parser.add_argument_group("what to show")
     show.add_argument(
-        "--dry-run", action="store_true", help="say what would run, its cost and time, and stop"
+        "--dry-run", action="store_true", help="print what would run, its cost and time, and stop"
     )
     show.add_argument(
         "--json",
         action="store_true",
         help="the summary (or plan) as one JSON line on stdout, all else on stderr",
     )
-    show.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    show.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
-
-
-def config_from(args: argparse.Namespace) -> SweepConfig:
-    """Build the config of options that describe one sweep; raises ConfigError."""
-    study = study_from(args)
-    if len(study) != 1:
-        raise ConfigError(f"expected one p, train fraction, lr and decay, got {len(study)} cells")
-    return study.cells[0]
 
 
 def study_from(args: argparse.Namespace) -> Study:
@@ -250,18 +259,18 @@ def study_from(args: argparse.Namespace) -> Study:
 
     Its size is checked before any cell is made. Raises ConfigError.
     """
-    moduli = _each_once("p", named("p", integers, args.p))
-    lists: dict[str, Sequence[float | None]] = {
-        "p": moduli,
-        "train_frac": _numbers("train-frac", args.train_frac),
-        "lr": _numbers("lr", args.lr),
-        "weight_decay": _numbers("weight-decay", args.weight_decay),
-    }
+    moduli: Sequence[int] = args.p or (SweepConfig.p,)
+    lists = {axis: getattr(args, axis) or (None,) for axis in AXES} | {"p": moduli}
+    for axis, values in lists.items():
+        twice = [value for value, times in Counter(values).items() if times > 1]
+        if twice:
+            option = axis.replace("_", "-")
+            raise ConfigError(f"--{option}: expected each once, got {twice[0]} again")
     for p in moduli:
         check_modulus(p)
-    widths = None if args.widths is None else len(named("widths", integers, args.widths))
-    models = sum(p if widths is None else widths for p in moduli) * len(_seeds(args.seeds))
-    check_size(models * math.prod(map(len, lists.values())) // len(moduli))
+    widths = sum(len(args.widths or range(p)) for p in moduli)
+    seeds = len(args.seeds or SweepConfig.seeds)
+    check_size(widths * seeds * math.prod(map(len, lists.values())) // len(moduli))
     return Study(
         tuple(
             _cell(argparse.Namespace(**(vars(args) | dict(zip(lists, values, strict=True)))))
@@ -270,54 +279,42 @@ def study_from(args: argparse.Namespace) -> Study:
     )
 
 
-def _numbers(name: str, text: str | None) -> Sequence[float | None]:
-    """Parse `0.03,0.05`; None, for the preset's own, if the option was not given."""
-    if text is None:
-        return (None,)
-    return _each_once(name, named(name, numbers, text))
-
-
-def _each_once(name: str, values: Sequence[_Number]) -> Sequence[_Number]:
-    twice = [v for v, n in Counter(values).items() if n > 1]
-    if twice:
-        raise ConfigError(f"--{name}: expected each once, got {twice[0]} again")
-    return values
-
-
 def _cell(args: argparse.Namespace) -> SweepConfig:
     """Build one cell; p, train_frac, lr and weight_decay are single numbers here."""
+    if args.steps is not None and args.epochs is not None:
+        raise ConfigError("--steps and --epochs: expected one of them, got both")
     preset = PRESETS[args.preset or ("default" if args.fused else "notebook")]
     preset = {f.name: f.default for f in dataclasses.fields(SweepConfig)} | preset
-    given = {
+    names = ("seeds", "train_frac", "steps", "epochs", "batch_size", "init_scale", "eval_every",
+             "goal", "hold", "precision")  # fmt: skip
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings: dict[str, Any] = preset | given
+    settings |= {
         "p": args.p,
-        "widths": tuple(range(args.p, 0, -1))
-        if args.widths is None
-        else named("widths", integers, args.widths),
-        "seeds": _seeds(args.seeds),
-        "remainders": _remainders(args.remainders, args.p),
-        "precision": args.precision,
+        "widths": args.widths or tuple(range(args.p, 0, -1)),
+        "betas": tuple(
+            old if new is None else new
+            for old, new in zip(preset["betas"], (args.beta1, args.beta2), strict=True)
+        ),
+        "lr": _schedule("lr", preset["lr"], args.lr, args.lr_end, args.schedule),
+        "weight_decay": _schedule(
+            "weight-decay",
+            preset["weight_decay"],
+            args.weight_decay,
+            args.weight_decay_end,
+            args.decay_schedule,
+        ),
+        "narrow": _narrowing(args),
+        "remainders": {
+            None: tuple(r for r in NOTEBOOK_REMAINDERS if r < args.p),
+            "all": tuple(range(args.p)),
+            "none": (),
+        }.get(args.remainders, args.remainders),
     }
-    for name in ("train_frac", "goal", "hold", "init_scale", "eval_every"):
-        if getattr(args, name) is not None:
-            given[name] = getattr(args, name)
-    if args.batch_size is not None:
-        given["batch_size"] = _batch_size(args.batch_size)
-    betas = preset["betas"]
-    given["betas"] = tuple(
-        new if new is not None else old
-        for new, old in zip((args.beta1, args.beta2), betas, strict=True)
-    )
-    given["lr"] = _schedule("lr", preset["lr"], args.lr, args.lr_end, args.schedule)
-    given["weight_decay"] = _schedule(
-        "weight-decay",
-        preset["weight_decay"],
-        args.weight_decay,
-        args.weight_decay_end,
-        args.decay_schedule,
-    )
-    given["narrow"] = _narrowing(args)
-    settings = _with_steps(preset | given, args.steps, args.epochs)
-    if settings["batch_size"] and args.eval_every is None:  # the notebook looks once an epoch
+    epochs = settings.pop("epochs", None)
+    if epochs is not None and args.steps is None:
+        settings["steps"] = epochs * SweepConfig(**settings | {"steps": 1}).steps_per_epoch
+    if settings["batch_size"] and args.eval_every is None:  # the notebook evaluates once an epoch
         settings["eval_every"] = SweepConfig(**settings).steps_per_epoch
     return SweepConfig(**settings)
 
@@ -328,20 +325,6 @@ def _narrowing(args: argparse.Namespace) -> Narrowing | None:
     if given and not args.narrow:
         raise ConfigError(f"--{next(iter(given))}: expected with --narrow alone")
     return Narrowing(**given) if args.narrow else None
-
-
-def _with_steps(settings: dict[str, Any], steps: int | None, epochs: int | None) -> dict[str, Any]:
-    """Turn epochs into steps."""
-    if steps is not None and epochs is not None:
-        raise ConfigError("--steps and --epochs: expected one of them, got both")
-    preset_epochs = settings.pop("epochs", None)
-    if steps is not None:
-        settings["steps"] = steps
-    elif epochs is not None or preset_epochs is not None:
-        settings["steps"] = 1
-        probe = SweepConfig(**settings)
-        settings["steps"] = (preset_epochs if epochs is None else epochs) * probe.steps_per_epoch
-    return settings
 
 
 def _schedule(
@@ -358,14 +341,6 @@ def _schedule(
         setting, _, rest = str(error).partition(": ")
         shapes = "--schedule" if name == "lr" else "--decay-schedule"
         raise ConfigError(f"{of_option.get(setting, shapes)}: {rest}") from None
-
-
-def _remainders(text: str | None, p: int) -> tuple[int, ...]:
-    if text is None:
-        return tuple(r for r in NOTEBOOK_REMAINDERS if r < p)
-    if text in ("all", "none"):
-        return tuple(range(p)) if text == "all" else ()
-    return named("remainders", integers, text)
 
 
 def _sweep(argv: Sequence[str]) -> int:
@@ -395,13 +370,19 @@ def _sweep(argv: Sequence[str]) -> int:
             print(json.dumps(report.plan(*plan)))
         return 0
     try:
-        return _run(args, study, backend, out, console)
+        _run(args, study, backend, out, console)
     except Stopped as stopped:
-        return _stopped(out, stopped)
+        print(
+            f"{program().split()[-1]}: stopped; models that ended are in {out}; "
+            f"{program()} --resume {out} goes on",
+            file=sys.stderr,
+        )
+        return stopped.exit_code
+    return 0
 
 
 def _study_to_go_on(args: argparse.Namespace) -> Study | None:
-    """Read the study of `--resume FOLDER`, unless settings are given beside it."""
+    """Read the study in the folder of `--resume FOLDER`; None if settings are given as well."""
     if args.resume == "":
         raise ConfigError("--resume: expected a folder, got an empty one")
     if not isinstance(args.resume, str):
@@ -409,7 +390,8 @@ def _study_to_go_on(args: argparse.Namespace) -> Study | None:
     if args.out is not None:
         raise ConfigError("--resume and --out: expected one folder, got both")
     args.out = args.resume
-    given = {k for k, v in vars(args).items() if v != build_parser().get_default(k)}
+    parser = build_parser()
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if given - {"resume", "out", "fused", "json", "quiet", "dry_run", *_WHERE}:
         return None
 
@@ -427,7 +409,7 @@ def _study_to_go_on(args: argparse.Namespace) -> Study | None:
 
 
 def _out_folder(args: argparse.Namespace, study: Study) -> str:
-    """Say where results go; raises ConfigError for a --resume with nothing to go on from."""
+    """Return where results go; raises ConfigError for --resume if no run was begun there."""
     from bilinear.results.folder import open_folder
     from bilinear.training.run import fresh_folder, latest_folder
 
@@ -444,7 +426,7 @@ def _out_folder(args: argparse.Namespace, study: Study) -> str:
     return out
 
 
-def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console: Any) -> int:
+def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console: Any) -> None:
     from bilinear import plots
     from bilinear.cli import report
     from bilinear.cli.progress import Display
@@ -465,71 +447,39 @@ def _run(args: argparse.Namespace, study: Study, backend: Any, out: str, console
             results = run_sweep(only, backend, out, partial(on_event, 0), plots.save_summary)
     seconds = time.monotonic() - started
     report.print_hindsight(console, backend, display.state, seconds)
-    if len(study) > 1:
-        report.print_study_summary(console, results)
-    else:
-        report.print_summary(console, results)
+    report.print_summary(console, results)
     if args.json:
-        summary = report.study_summary if len(study) > 1 else report.summary
-        print(json.dumps(summary(results)))
-    return 0
+        print(json.dumps(report.summary(results)))
 
 
-def _stopped(out: str, stopped: Stopped) -> int:
-    print(
-        f"{program().split()[-1]}: stopped; models that ended are in {out}; "
-        f"{program()} --resume {out} goes on",
-        file=sys.stderr,
-    )
-    return stopped.exit_code
-
-
-def _one_sweep(path: str) -> "Results":
-    """Open a sweep's folder; a study's is refused, with the way to its cells."""
-    from bilinear.results.open import load_results
-    from bilinear.results.study_results import StudyResults
-
-    results = load_results(path)
-    if isinstance(results, StudyResults):
-        raise ConfigError(f"results: expected a sweep, got a study; name a folder in {path}/cells")
-    return results
-
-
-def _folder_argument(parser: argparse.ArgumentParser) -> None:
+def _command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = Parser(prog=f"{program()} {name}", description=description)
     parser.add_argument("results", nargs="?", help="a results folder or URL (the last run)")
+    return parser
 
 
-def _chosen(results: str | None) -> str:
-    """Return the folder that was named, or the one of the last run."""
-    if results is not None:
-        return results
+def _opened(results: str | None) -> "Results | StudyResults":
+    """Open the folder that was named, or the one of the last run."""
     from bilinear.cli.runs import last_run
+    from bilinear.results.open import load_results
 
-    return str(last_run())
+    return load_results(last_run() if results is None else results)
 
 
 def _show(argv: Sequence[str]) -> int:
-    parser = Parser(prog=f"{program()} show", description="Print the summary of a results folder.")
-    _folder_argument(parser)
+    parser = _command_parser("show", "Print the summary of a results folder.")
     parser.add_argument("--json", action="store_true", help="as one JSON line")
     args = parser.parse_args(argv)
 
     from rich.console import Console
 
     from bilinear.cli import report
-    from bilinear.results.open import load_results
-    from bilinear.results.study_results import StudyResults
 
-    results, console = load_results(_chosen(args.results)), Console(highlight=False, markup=False)
-    if isinstance(results, StudyResults):
-        if args.json:
-            print(json.dumps(report.study_summary(results)))
-        else:
-            report.print_study_summary(console, results)
-    elif args.json:
+    results = _opened(args.results)
+    if args.json:
         print(json.dumps(report.summary(results)))
     else:
-        report.print_summary(console, results)
+        report.print_summary(Console(highlight=False, markup=False), results)
     return 0
 
 
@@ -553,19 +503,17 @@ def _runs(argv: Sequence[str]) -> int:
 
 
 def _check(argv: Sequence[str]) -> int:
-    parser = Parser(
-        prog=f"{program()} check",
-        description="Verify every file of a results folder, and compute the accuracies of every "
+    parser = _command_parser(
+        "check",
+        "Verify every file of a results folder, and compute the accuracies of every "
         "model from its weights once more. Exits with 1 if anything is not as it was written.",
     )
-    _folder_argument(parser)
     args = parser.parse_args(argv)
 
-    from bilinear.results.open import load_results
     from bilinear.results.study_results import StudyResults
     from bilinear.results.verify import check, check_study
 
-    results = load_results(_chosen(args.results))
+    results = _opened(args.results)
     sweeps = results.begun if isinstance(results, StudyResults) else [results]
     models, wrong = 0, []
     for sweep in sweeps:
@@ -591,9 +539,14 @@ def _export(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     from bilinear.results.export_notebook import write_notebook_pickle
+    from bilinear.results.study_results import StudyResults
 
     _check_place("--file", args.file)
-    write_notebook_pickle(_one_sweep(args.results), args.file, seed=args.seed)
+    results = _opened(args.results)
+    if isinstance(results, StudyResults):
+        cells = f"{args.results}/cells"
+        raise ConfigError(f"results: expected a sweep, got a study; name a folder in {cells}")
+    write_notebook_pickle(results, args.file, seed=args.seed)
     print(f"wrote {args.file}")
     return 0
 
@@ -605,43 +558,36 @@ def _check_place(option: str, path: Path) -> None:
 
 
 def _view(argv: Sequence[str]) -> int:
-    parser = Parser(
-        prog=f"{program()} view", description="Write one HTML page with a slider over the widths."
-    )
-    _folder_argument(parser)
+    parser = _command_parser("view", "Write one HTML page with a slider over the widths.")
     parser.add_argument("--out", type=PATH, help="the page (view.html in the results folder)")
-    parser.add_argument("--seeds", metavar="LIST", help="which seeds: 0,5,7 (the first that fit)")
-    parser.add_argument("--remainders", metavar="LIST", help="which outputs (those the sweep kept)")
+    parser.add_argument(
+        "--seeds", type=INTEGERS, metavar="LIST", help="which seeds: 0,5,7 (the first that fit)"
+    )
+    parser.add_argument(
+        "--remainders", type=INTEGERS, metavar="LIST", help="which outputs (those the sweep kept)"
+    )
     parser.add_argument("--no-open", action="store_true", help="only write the page")
     args = parser.parse_args(argv)
 
     from bilinear.page.write import write_page
-    from bilinear.results.open import load_results
     from bilinear.results.study_results import StudyResults
 
     if args.out is not None:
         _check_place("--out", args.out)
-    results = load_results(_chosen(args.results))
+    results = _opened(args.results)
     if isinstance(results, StudyResults):
         return _view_study(results, args)
     print(f"writing a page of {len(results.jobs)} models in {results.folder} …", flush=True)
     path = args.out or results.path / "view.html"
-    page = write_page(
-        results,
-        path,
-        seeds=None if args.seeds is None else named("seeds", integers, args.seeds),
-        remainders=None
-        if args.remainders is None
-        else named("remainders", integers, args.remainders),
-    )
+    page = write_page(results, path, seeds=args.seeds, remainders=args.remainders)
     if page.seeds_left_out:
         left = ", ".join(map(str, page.seeds_left_out))
         print(f"left out for size: seeds {left} (--seeds chooses)")
-    print(f"wrote {path}, {page.size / 1e6:.1f} MB: {_looked_at(path, args)}")
+    print(f"wrote {path}, {page.size / 1e6:.1f} MB: {_open_page(path, args)}")
     return 0
 
 
-# A cell's page takes seconds to write: in a larger study each is written when it is asked for.
+# `view` of a study with more cells writes no pages of cells: each takes seconds.
 _CELL_PAGES = 16
 
 
@@ -660,23 +606,18 @@ def _view_study(results: "StudyResults", args: argparse.Namespace) -> int:
     else:
         print(f"{program()} view {results.folder}/cells/… writes the page of a cell")
     size = write_study_page(results, path)
-    print(f"wrote {path}, {size / 1e3:.0f} kB: {_looked_at(path, args)}")
+    print(f"wrote {path}, {size / 1e3:.0f} kB: {_open_page(path, args)}")
     return 0
 
 
-def _looked_at(path: str | os.PathLike[str], args: argparse.Namespace) -> str:
-    """Open a page if somebody is there to look; say what was done, or is to be."""
-    if args.no_open or not _has_a_screen():
-        return "open it in a browser, no network needed"
-    opened = webbrowser.open(f"file://{os.path.abspath(path)}")
-    return "opened in the browser" if opened else "open it in a browser, no network needed"
-
-
-def _has_a_screen() -> bool:
-    """Whether a person is there to look; a text browser would take the terminal over."""
-    if not sys.stdout.isatty():
-        return False
-    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+def _open_page(path: str | os.PathLike[str], args: argparse.Namespace) -> str:
+    """Open a page on a machine with a display; return what was done, or what the user can do."""
+    # Without a display a text browser would take over the terminal.
+    display = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    may_open = not args.no_open and sys.stdout.isatty() and display
+    if may_open and webbrowser.open(f"file://{os.path.abspath(path)}"):
+        return "opened in the browser"
+    return "open it in a browser, no network needed"
 
 
 COMMANDS = {

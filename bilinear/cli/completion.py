@@ -1,7 +1,7 @@
-"""Completion by Tab, where argcomplete is installed and the shell was told to use it.
+"""Completion by Tab, where argcomplete is installed and the shell set up to use it.
 
-`eval "$(register-python-argcomplete bilinear)"` tells it. The shell then starts the command with
-`_ARGCOMPLETE` set, reads what it offers, and nothing else is done.
+`eval "$(register-python-argcomplete bilinear)"` sets it up. The shell then starts the command with
+`_ARGCOMPLETE` set and reads the words that argcomplete prints; the command does nothing else.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 
 def complete_if_asked() -> None:
-    """Offer what may come next and exit, if the shell asks; else return."""
+    """Print the words that may follow and exit if the shell wants completion; else return."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     with suppress(ImportError):
@@ -20,7 +20,7 @@ def complete_if_asked() -> None:
 
 
 def _parser(line: str) -> argparse.ArgumentParser:
-    """A sweep's options and the commands; after a command, the folder that it is about."""
+    """Complete options and commands; after the name of a command, folders alone."""
     from bilinear.cli.commands import COMMANDS, build_parser
 
     if COMMANDS.keys() & line.split()[1:-1]:

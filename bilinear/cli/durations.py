@@ -1,8 +1,8 @@
-"""Times in words."""
+"""Writes times for people."""
 
 
 def duration(seconds: float) -> str:
-    """Two or three digits, in the unit that fits."""
+    """`5 min`: two or three digits, in seconds, minutes, hours or days."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     if seconds < 120:

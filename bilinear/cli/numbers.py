@@ -1,6 +1,7 @@
-"""Values as the command line has them: one reading of each kind, with limits.
+"""Parses the values of options: integers, numbers, lists of them, and paths.
 
-ASCII digits alone: `int` and `float` take other scripts' digits, underscores and any length.
+Only ASCII digits, and few of them: `int` and `float` accept other scripts' digits, underscores and
+text of any length.
 """
 
 import argparse
@@ -63,23 +64,15 @@ def _parts(text: str) -> list[str]:
     return text.split(",")
 
 
-def named(name: str, parse: Callable[[str], _T], text: str) -> _T:
-    """Parse the value of an option; raises ConfigError, which names it."""
-    try:
-        return parse(text)
-    except ConfigError as error:
-        raise ConfigError(f"--{name}: {error}") from None
-
-
 def path(text: str) -> Path:
-    """Take the name of a file or a folder; raises ConfigError for one that no file can have."""
+    """Parse the path of a file or a folder; raises ConfigError for one that no file can have."""
     if not text or "\0" in text:
         raise ConfigError(f"expected a path, got {shown(text)}")
     return Path(text)
 
 
 def option(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Turn a parser into what argparse takes for an option's `type`."""
+    """Make an option's `type` for argparse of a function that raises ConfigError."""
 
     def parsed(text: str) -> _T:
         try:
@@ -91,3 +84,4 @@ def option(parse: Callable[[str], _T]) -> Callable[[str], _T]:
 
 
 WHOLE, REAL, PATH = option(integer), option(number), option(path)
+INTEGERS, REALS = option(integers), option(numbers)

@@ -1,4 +1,4 @@
-"""Options of the command: one line for a bad one, with what was probably meant."""
+"""Parses options; a bad one is an error of one line that suggests the right one."""
 
 import argparse
 import re
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from bilinear.errors import ConfigError
 
-# How a config names its settings, and the options that set them.
+# The option that sets each setting of a config, by the name that errors give the setting.
 _OPTIONS = {
     "batch size": "--batch-size",
     "train fraction": "--train-frac",
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """Raises ConfigError for a bad argument, and suggests the option that is spelled like it."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, which takes `--option=--` for an option with an empty list."""
+        """Parse as argparse does, but refuse `--option=--`, for argparse an empty list."""
         for argument in sys.argv[1:] if args is None else args:
             if argument == "--":
                 break
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def program() -> str:
-    """Return the command as the user types it: bilinear, or how it was started instead."""
+    """Return the command as the user typed it: bilinear, python sweep.py or python -m bilinear."""
     name = Path(sys.argv[0]).name
     return {"sweep.py": "python sweep.py", "__main__.py": "python -m bilinear"}.get(
         name, "bilinear"

@@ -1,4 +1,4 @@
-"""What a running sweep shows: a live panel on a terminal, plain lines in a pipe."""
+"""Shows the progress of a sweep: a live panel on a terminal, else a line every few seconds."""
 
 import time
 from collections.abc import Sequence
@@ -25,12 +25,13 @@ _BAND_WIDTH = 10
 
 
 class SweepState:
-    """Where a sweep or a study stands: fed with its events, asked by the displays."""
+    """What a sweep or a study has done so far, counted from its events."""
 
     def __init__(self, cells: Sequence[SweepConfig], rate: Calibration | None = None) -> None:
-        """Nothing is done yet; `rate` is how fast models of these cells train, if that is known."""
+        """Count from zero; `rate` is how fast models of these cells train, if that is known."""
         self.cells = cells
-        self.total = sum(len(cell.widths) * len(cell.seeds) for cell in cells)
+        self._left = [len(cell.widths) * len(cell.seeds) for cell in cells]
+        self.total = sum(self._left)
         self.done = self.perfect = self.resumed = 0
         self.training: dict[tuple[int, Job], int] = {}
         self.best: dict[int, float] = {}
@@ -38,7 +39,6 @@ class SweepState:
         self.started = time.monotonic()
         self.remaining = Remaining(cells, rate)
         self.trained: list[list[int]] = [[] for _ in cells]
-        self._left = [len(cell.widths) * len(cell.seeds) for cell in cells]
         self.steps_ended = 0
 
     def update(self, index: int, event: Resumed | Progress | Finished) -> None:
@@ -61,7 +61,7 @@ class SweepState:
         if row["perfect"]:
             self.perfect += 1
             self.smallest = min(job.d_hidden, self.smallest or job.d_hidden)
-        # Each earlier try missed the goal, so it took all steps of the recipe.
+        # Each earlier try missed the goal, so it took all steps of its config.
         steps = row["steps"] + (row.get("tries", 1) - 1) * self.cells[index].steps
         self.remaining.end(index, job.d_hidden, steps, here)
         if here:
@@ -69,7 +69,7 @@ class SweepState:
             self.steps_ended += steps
 
     def _see(self, d_hidden: int, acc: float) -> None:
-        if acc == acc:  # NaN: the notebook's loop looks at all pairs at its end alone
+        if acc == acc:  # NaN before the end of the notebook's loop: it has not judged all pairs
             self.best[d_hidden] = max(acc, self.best.get(d_hidden, 0.0))
 
     @property
@@ -83,19 +83,19 @@ class SweepState:
         return self.steps / max(time.monotonic() - self.started, 1e-9)
 
     def left(self) -> Times | None:
-        """How long it still takes; None before that can be known."""
+        """How long the rest takes; None before that can be known."""
         return self.remaining.left(self._in_training(), time.monotonic() - self.started)
 
     @property
     def share(self) -> float:
-        """Share of the work expected in all that is done, 0 … 1."""
+        """Share of the expected work that is done, 0 … 1."""
         return self.remaining.share(self._in_training())
 
     def _in_training(self) -> list[tuple[int, int, int]]:
         return [(index, job.d_hidden, step) for (index, job), step in self.training.items()]
 
     def bands(self, most: int = _BANDS) -> list[tuple[int, int, float | None]]:
-        """(narrowest, widest, best accuracy so far on all pairs) of at most so many groups."""
+        """(narrowest, widest, best accuracy on all pairs) of up to `most` ranges of width."""
         widths = sorted({d for cell in self.cells for d in cell.widths})
         size = -(-len(widths) // most)
         groups = [widths[i : i + size] for i in range(0, len(widths), size)]
@@ -105,7 +105,7 @@ class SweepState:
         ]
 
     def line(self) -> str:
-        """All of it in one line of text."""
+        """The state in one line of text."""
         parts = [
             f"{self.done}/{self.total} models ended",
             f"{self.perfect} perfect",
@@ -121,14 +121,10 @@ class SweepState:
 
 
 def _percent(acc: float | None) -> str:
-    """Four digits, and 100 % only for all pairs."""
+    """`81.25 %`; 100 % only if every pair is right."""
     if acc is None:
         return "—"
     return "100 %" if acc == 1.0 else f"{min(acc, 0.9999):.2%}".replace("%", " %")
-
-
-def _band_name(narrowest: int, widest: int) -> str:
-    return f"d={narrowest}" if narrowest == widest else f"d={narrowest}…{widest}"
 
 
 def _in_words(left: Times | None) -> str:
@@ -145,9 +141,10 @@ def _panel(state: SweepState, console: Console) -> Group:
     bands = Table(box=None, padding=(0, 2, 0, 0))
     row = state.bands(max(1, min(_BANDS, console.width // _BAND_WIDTH)))
     for narrowest, widest, _ in row:
-        bands.add_column(_band_name(narrowest, widest), justify="right", no_wrap=True)
+        name = f"d={narrowest}" if narrowest == widest else f"d={narrowest}…{widest}"
+        bands.add_column(name, justify="right", no_wrap=True)
     bands.add_row(*(_percent(best) for *_, best in row))
-    bar = Table.grid()  # a bar alone prints no newline at its end
+    bar = Table.grid()  # a ProgressBar alone prints no newline after it
     bar.add_row(ProgressBar(total=1.0, completed=state.share, width=min(60, console.width)))
     return Group(
         bar,
@@ -170,7 +167,7 @@ class Display:
             panel = partial(_panel, self.state, console)
             self._live = Live(console=console, refresh_per_second=5, get_renderable=panel)
         self._shown = time.monotonic()
-        self._said_resumed = False
+        self._printed_resumed = False
 
     def __enter__(self) -> "Display":
         """Start showing."""
@@ -179,8 +176,8 @@ class Display:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Leave the last state on the screen."""
-        self._say_resumed()
+        """Stop showing; the last state stays on the screen."""
+        self._print_resumed()
         if self._live:
             self._live.stop()
         elif self.state.done or self.state.training:
@@ -193,12 +190,12 @@ class Display:
             for what in event.mended:
                 self._console.print(f"mended: {what}", soft_wrap=True, markup=False)
         else:
-            self._say_resumed()
+            self._print_resumed()
         if not self._live and time.monotonic() - self._shown > _PLAIN_SECONDS:
             self._shown = time.monotonic()
             self._console.print(self.state.line(), soft_wrap=True)
 
-    def _say_resumed(self) -> None:
-        if self.state.resumed and not self._said_resumed:
+    def _print_resumed(self) -> None:
+        if self.state.resumed and not self._printed_resumed:
             self._console.print(f"{self.state.resumed} models are there from before")
-        self._said_resumed = True
+        self._printed_resumed = True

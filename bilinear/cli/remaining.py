@@ -1,4 +1,4 @@
-"""How much of a running sweep's work is done, and how long the rest takes."""
+"""Estimates how much of a running sweep's work is done, and how long the rest takes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.training.forecast.calibration import Calibration
 from bilinear.training.forecast.estimate import Estimate, Times, course
 
-# From then on the speed of the run itself is used, before it the calibration's.
+# Before this the calibration's speed is used, after it the speed of the run itself.
 _SETTLED_SECONDS = 2.0
 
 
@@ -27,7 +27,7 @@ class Remaining:
         self._lanes = 1 if rate is None else rate.at_once * rate.devices
 
     def end(self, index: int, d_hidden: int, steps: int, here: bool) -> None:
-        """Take in that a model ended, with those not kept in its place after so many steps.
+        """Count a model as ended; `steps` include those of earlier tries that were not kept.
 
         `here` says whether this run trained it, or an earlier one.
         """
@@ -55,7 +55,7 @@ class Remaining:
         return None if self._rate is None else rest.times(self._lanes)
 
     def _standing(self, training: Sequence[tuple[int, int, int]]) -> tuple[float, Estimate]:
-        """Work that models in training have done, and what is left of all."""
+        """Work that models in training have done, and what is left of all models."""
         waiting, rest, spent = self._open.copy(), Estimate(), 0.0
         for index, d, taken in training:
             waiting[index, d] -= 1

@@ -1,4 +1,4 @@
-"""What a sweep says at its start and its end."""
+"""What a sweep prints at its start and its end: plan, expected time, summary."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,14 @@ from bilinear.training.backend import Backend
 from bilinear.training.forecast.calibration import Calibration, calibrate
 from bilinear.training.forecast.estimate import Estimate, Times, estimate
 
-# A dry run gives the time of training on these numbers of devices.
+# Numbers of devices for which a dry run gives the time of training.
 _DEVICES = (1, 8, 64)
-# Shorter runs spend much of their time on starting, which no estimate counts.
+# In a shorter run much of the time is start-up, which the estimate leaves out.
 _WORTH_SECONDS = 5.0
 
 
 def print_backend(console: Console, backend: Backend) -> None:
-    """Say which backend runs and why: the first line of every run."""
+    """Print which backend trains and why: the first line of every run."""
     console.print(f"backend {backend.name}: {backend.reason}", soft_wrap=True)
 
 
@@ -38,7 +38,7 @@ def print_plan(
     backend: Backend,
     calibration: Calibration | None,
 ) -> None:
-    """Say what would run, what it costs at most, and how long it takes by the calibration."""
+    """Print what would run, its cost at most, and its time by the calibration."""
     rows = _what(study) | _how(study) | _cost(study, out, backend.at_once)
     for name, value in rows.items():
         console.print(f"{name:>14}  {value}", soft_wrap=True)
@@ -51,8 +51,9 @@ def print_plan(
 def plan(
     study: Study, out: str, backend: Backend, calibration: Calibration | None
 ) -> dict[str, Any]:
-    """Return what `print_plan` says: cost at most, and seconds by number of devices."""
+    """Return what `print_plan` prints, seconds by number of devices."""
     costs = [sweep_cost(cell) for cell in study]
+    times = {} if calibration is None else _times(estimate(calibration, study.cells), calibration)
     return {
         "results": out,
         "backend": backend.name,
@@ -60,23 +61,20 @@ def plan(
         "steps_at_most": sum(cost.steps for cost in costs),
         "flop_at_most": sum(cost.flop for cost in costs),
         "disk_bytes_at_most": sum(cost.disk_bytes for cost in costs),
-        "times": [] if calibration is None else _times(study, calibration),
+        "times": [
+            {"devices": devices, "about_seconds": about, "at_most_seconds": at_most}
+            for devices, (about, at_most) in times.items()
+        ],
     }
 
 
-def _times(study: Study, calibration: Calibration) -> list[dict[str, float | None]]:
-    found = estimate(calibration, study.cells)
-    times = {
-        n: found.times(n * calibration.at_once) for n in sorted({*_DEVICES, calibration.devices})
-    }
-    return [
-        {"devices": n, "about_seconds": about, "at_most_seconds": at_most}
-        for n, (about, at_most) in times.items()
-    ]
+def _times(found: Estimate, rate: Calibration) -> dict[int, Times]:
+    """Times of training on each of _DEVICES and on as many devices as there are."""
+    return {n: found.times(n * rate.at_once) for n in sorted({*_DEVICES, rate.devices})}
 
 
 def print_expectation(console: Console, study: Study, calibration: Calibration | None) -> None:
-    """Say before a run how long it should take, if the rate is known from before."""
+    """Print before a run how long it should take, if an earlier run measured the rate."""
     if calibration is None:
         return
     lanes = calibration.at_once * calibration.devices
@@ -93,33 +91,32 @@ def _print_time(console: Console, found: Estimate, rate: Calibration) -> None:
     console.print(f"{'time':>14}  of training; a device is one like this: {one},", soft_wrap=True)
     console.print(f"{place}{rate.processor}; rate {rate.source}", soft_wrap=True)
     rows = []
-    for devices in sorted({*_DEVICES, rate.devices}):
-        about, at_most = found.times(devices * rate.at_once)
+    for devices, (about, at_most) in _times(found, rate).items():
         said = "—" if about is None else duration(about)
         row = {"devices": str(devices), "about": said, "at most": duration(at_most)}
         now = {"": "all there are now" if devices == rate.devices else ""}
         rows.append(row | now if rate.devices > 1 else row)
     print_table(console, rows, first_to_go=("",), indent=len(place))
-    longest = f"at most: all use all steps, the longest {duration(found.most.longest)}"
-    stops = "about: they stop where models of the default recipe did"
+    longest = f"{place}at most: all use all steps, the longest {duration(found.most.longest)}"
     if about is None:
-        longest += "; no runs like this were counted, to say more"
-    console.print(f"{place}{longest}", soft_wrap=True)
-    if about is not None:
-        console.print(f"{place}{stops}", soft_wrap=True)
+        console.print(f"{longest}; no runs like this were counted, to say more", soft_wrap=True)
+        return
+    console.print(longest, soft_wrap=True)
+    stops = "about: they stop where models of the default recipe did"
+    console.print(f"{place}{stops}", soft_wrap=True)
 
 
 def print_hindsight(console: Console, backend: Backend, ran: SweepState, seconds: float) -> None:
-    """Say how far the estimate was off for the models this run trained; nothing of a short run."""
+    """Print how far the estimate was off for the models this run trained, unless it was short."""
     if not any(ran.trained) or seconds < _WORTH_SECONDS:
         return
-    if rate := calibrate(backend, ran.cells):  # measured now if it never was
+    if rate := calibrate(backend, ran.cells):  # measured here if no earlier run did
         times = estimate(rate, ran.cells, ran.trained).times(rate.at_once * rate.devices)
         console.print(comparison(times, seconds), soft_wrap=True)
 
 
 def comparison(times: Times, seconds: float) -> str:
-    """Say in one line how far an estimate was off."""
+    """Return in one line how far an estimate was off."""
     most, took = f"at most {duration(times.at_most)}", f"took {duration(seconds)}"
     if times.about is None:
         return f"estimated {most}, {took}: {seconds / times.at_most:.0%} of it"
@@ -147,7 +144,7 @@ def _what(study: Study) -> dict[str, str]:
 
 def _how(study: Study) -> dict[str, str]:
     cells, first = study.cells, study.cells[0]
-    steps = sum(len(cell.seeds) * sum(map(cell.most_steps, cell.widths)) for cell in cells)
+    steps = sum(sweep_cost(cell).steps for cell in cells)
     each = _alternatives([f"{cell.steps:,}" for cell in cells])
     batches = [f"{cell.batch_size or f'full ({cell.n_train} pairs)'}" for cell in cells]
     narrowing = {} if first.narrow is None else {"narrowing": _chain(first.narrow)}
@@ -185,17 +182,45 @@ def _alternatives(values: list[str]) -> str:
     return " or ".join(dict.fromkeys(values))
 
 
-def study_summary(results: StudyResults) -> dict[str, Any]:
-    """Return the frontier of each cell: all that the last JSON line says."""
-    return {"results": str(results.folder), "complete": results.complete, **results.summary()}
+def summary(results: Results | StudyResults) -> dict[str, Any]:
+    """Return the frontier, for a study that of each cell: the line that `--json` prints."""
+    if isinstance(results, StudyResults):
+        return {
+            "results": str(results.folder),
+            "complete": results.complete,
+            **results.summary(),
+        }
+    return {
+        "results": str(results.folder),
+        "p": results.config.p,
+        "train_frac": results.config.train_frac,
+        "complete": results.complete,
+        "backend": results.environment["backend"],
+        **frontier(results.table),
+    }
+
+
+def print_summary(console: Console, results: Results | StudyResults) -> None:
+    """Print a row for each width, or cell of a study, and the smallest perfect width."""
+    found = summary(results)
+    if isinstance(results, StudyResults):
+        answer = _print_cells(console, found["cells"])
+        there = f"{len(results.begun)} of {len(results.study)} cells begun"
+    else:
+        answer = _print_widths(console, found)
+        there = f"{len(results.jobs)} of {len(results.config.jobs)} models"
+    console.print(f"results in {results.folder}", soft_wrap=True)
+    console.print(f"next: {program()} view {results.folder}", soft_wrap=True)
+    if not results.complete:
+        console.print(f"unfinished: {there}")
+    console.print(answer, soft_wrap=True)
 
 
 _AXIS_HEADINGS = dict(zip(AXES, ("P", "train", "lr", "decay"), strict=True))
 
 
-def print_study_summary(console: Console, results: StudyResults) -> None:
-    """Print a row a cell, settings that all cells share left out, and the study's answer."""
-    cells = results.summary()["cells"]
+def _print_cells(console: Console, cells: list[dict[str, Any]]) -> Text:
+    """Print a row for each cell, without settings that all cells share; return the answer."""
     values = {axis: dict.fromkeys(f"{cell[axis]:g}" for cell in cells) for axis in AXES}
     varied = [axis for axis in AXES if len(values[axis]) > 1]
     rows = [
@@ -215,15 +240,11 @@ def print_study_summary(console: Console, results: StudyResults) -> None:
     if shared:
         console.print(f"all cells: {', '.join(shared)}", soft_wrap=True)
     print_table(console, rows, first_to_go=("all from",))
-    console.print(f"results in {results.folder}", soft_wrap=True)
-    console.print(f"next: {program()} view {results.folder}", soft_wrap=True)
-    if not results.complete:
-        console.print(f"unfinished: {len(results.begun)} of {len(results.study)} cells begun")
-    console.print(Text(_study_answer(cells, varied), style="bold"), soft_wrap=True)
+    return Text(_study_answer(cells, varied), style="bold")
 
 
 def _study_answer(cells: Sequence[dict[str, Any]], varied: Sequence[str]) -> str:
-    """Say in a sentence which cell gets by with the fewest hidden units."""
+    """Return a sentence: the smallest width with a perfect model, and the cells that have it."""
     found = [cell for cell in cells if cell["smallest_perfect_width"] is not None]
     if not found:
         return "no cell has a model right on all its pairs"
@@ -249,7 +270,7 @@ def _schedule(schedule: Any) -> str:
 
 
 def _ranges(values: tuple[int, ...]) -> str:
-    """`1…4, 8`: runs of neighbours shortened."""
+    """`1…4, 8` for 1, 2, 3, 4 and 8."""
     runs: list[list[int]] = []
     for v in sorted(values):
         if runs and v == runs[-1][1] + 1:
@@ -259,67 +280,47 @@ def _ranges(values: tuple[int, ...]) -> str:
     return ", ".join(str(a) if a == b else f"{a}…{b}" for a, b in runs)
 
 
-def summary(results: Results) -> dict[str, Any]:
-    """Return the frontier with what was swept: all that the last JSON line says."""
-    return {
-        "results": str(results.folder),
-        "p": results.config.p,
-        "train_frac": results.config.train_frac,
-        "complete": results.complete,
-        "backend": results.environment["backend"],
-        **frontier(results.table),
-    }
-
-
-_COLUMNS = ("width", "perfect", "95 % interval", "median steps", "best acc", "median acc")
 _FIRST_TO_GO = ("median acc", "best acc", "95 % interval", "median steps")
 
 
-def _safe_row(widths: list[dict[str, Any]]) -> tuple[str, ...]:
-    """One row for the widths from which on every model is perfect."""
+def _safe_row(widths: list[dict[str, Any]]) -> dict[str, str]:
+    """One row for the widths from which up every model is perfect."""
     models = sum(w["models"] for w in widths)
     steps = [w["median_steps"] for w in widths]
-    low = min(w["wilson_low"] for w in widths)
-    return (
-        f"{widths[-1]['d_hidden']}…{widths[0]['d_hidden']}",
-        f"{models}/{models}",
-        f"each {low:.2f} – 1.00",
-        f"{min(steps):,.0f} – {max(steps):,.0f}",
-        "1.0000",
-        "1.0000",
-    )
+    return {
+        "width": f"{widths[-1]['d_hidden']}…{widths[0]['d_hidden']}",
+        "perfect": f"{models}/{models}",
+        "95 % interval": f"each {min(w['wilson_low'] for w in widths):.2f} – 1.00",
+        "median steps": f"{min(steps):,.0f} – {max(steps):,.0f}",
+        "best acc": "1.0000",
+        "median acc": "1.0000",
+    }
 
 
-def _width_row(w: dict[str, Any]) -> tuple[str, ...]:
+def _width_row(w: dict[str, Any]) -> dict[str, str]:
     steps = w["median_steps"]
-    return (
-        str(w["d_hidden"]),
-        f"{w['perfect']}/{w['models']}",
-        f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
-        "—" if steps is None else f"{steps:,.0f}",
-        f"{w['best_full_acc']:.4f}",
-        f"{w['median_full_acc']:.4f}",
-    )
+    return {
+        "width": str(w["d_hidden"]),
+        "perfect": f"{w['perfect']}/{w['models']}",
+        "95 % interval": f"{w['wilson_low']:.2f} – {w['wilson_high']:.2f}",
+        "median steps": "—" if steps is None else f"{steps:,.0f}",
+        "best acc": f"{w['best_full_acc']:.4f}",
+        "median acc": f"{w['median_full_acc']:.4f}",
+    }
 
 
-def print_summary(console: Console, results: Results) -> None:
-    """Print a row a width and the answer: the smallest width that generalises perfectly."""
-    found = summary(results)
+def _print_widths(console: Console, found: dict[str, Any]) -> Text:
+    """Print a row for each width, widths without a failure in one; return the answer."""
     widths = found["widths"][::-1]
     safe = found["all_perfect_from_width"]
     safe_widths = [w for w in widths if safe is not None and w["d_hidden"] >= safe]
     rows = [_safe_row(safe_widths)] if len(safe_widths) > 1 else []
     rows += [_width_row(w) for w in widths[len(safe_widths) if rows else 0 :]]
-    rows_by_name = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
-    print_table(console, rows_by_name, first_to_go=_FIRST_TO_GO)
-    p, smallest = results.config.p, found["smallest_perfect_width"]
-    console.print(f"results in {results.folder}", soft_wrap=True)
-    console.print(f"next: {program()} view {results.folder}", soft_wrap=True)
-    if not results.complete:
-        console.print(f"unfinished: {len(results.jobs)} of {len(results.config.jobs)} models")
+    print_table(console, rows, first_to_go=_FIRST_TO_GO)
+    pairs, smallest = f"{found['p'] ** 2:,} pairs", found["smallest_perfect_width"]
     if smallest is None:
-        console.print(f"no model is right on all {p * p:,} pairs")
-        return
+        return Text(f"no model is right on all {pairs}")
     every = f"; from width {safe} up every model is" if safe is not None else ""
-    answer = f"smallest width with a model right on all {p * p:,} pairs: {smallest}"
-    console.print(Text.assemble((answer, "bold"), every), soft_wrap=True)
+    return Text.assemble(
+        (f"smallest width with a model right on all {pairs}: {smallest}", "bold"), every
+    )

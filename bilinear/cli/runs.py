@@ -1,4 +1,4 @@
-"""The folders under runs/: which there are, and which was begun last."""
+"""Lists the results folders under runs/, and finds the one begun last."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _BEGUN = ("study.json", "config.json")
 
 
 def folders(parent: Path = RUNS) -> list[Path]:
-    """Return the results folders there, the last begun first."""
+    """Return the results folders directly in `parent`, the last begun first."""
     begun = {
         path: (path / name).stat().st_mtime_ns
         for path in (parent.iterdir() if parent.is_dir() else ())
@@ -32,7 +32,7 @@ def last_run(parent: Path = RUNS) -> Path:
 
 
 def rows(parent: Path = RUNS) -> Iterator[dict[str, str]]:
-    """Describe every folder in a row of text; one that cannot be read says why."""
+    """Describe each folder by a row of texts; for one that cannot be read, by the reason."""
     for path in folders(parent):
         try:
             what, models, smallest = _described(path)
@@ -45,23 +45,18 @@ def _described(path: Path) -> tuple[str, str, str]:
     results = load_results(path)
     if isinstance(results, StudyResults):
         moduli = ", ".join(map(str, sorted({cell.p for cell in results.study})))
+        what = f"study of {len(results.study)} cells, P {moduli}"
         there = sum(len(cell.jobs) for cell in results.begun)
         total = sum(len(cell.jobs) for cell in results.study)
-        return (
-            f"study of {len(results.study)} cells, P {moduli}",
-            _of(there, total),
-            _smallest(path),
-        )
-    total = len(results.config.jobs)
-    return f"(a + b) mod {results.config.p}", _of(len(results.jobs), total), _smallest(path)
-
-
-def _of(there: int, total: int) -> str:
-    return f"{total:,}" if there == total else f"{there:,} of {total:,}"
+    else:
+        what = f"(a + b) mod {results.config.p}"
+        there, total = len(results.jobs), len(results.config.jobs)
+    models = f"{total:,}" if there == total else f"{there:,} of {total:,}"
+    return what, models, _smallest(path)
 
 
 def _smallest(path: Path) -> str:
-    """Read it from the summary, which a finished run has."""
+    """The smallest perfect width, from the summary of a finished run."""
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

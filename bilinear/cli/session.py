@@ -1,7 +1,7 @@
-"""Who filled a results folder: `sessions.json`, an entry for every run that worked on it.
+"""Writes `sessions.json`: an entry for every run that wrote in a results folder.
 
-Nothing of a model depends on it, and it alone differs between folders of the same sweep: the file
-`environment.json` has what bits do depend on.
+No other file of a finished folder differs between two runs of the same sweep. What the bits of a
+model depend on is in `environment.json`.
 """
 
 import json
@@ -47,7 +47,7 @@ def session(backend: Backend) -> dict[str, object]:
 
 
 def record(folder: Folder, entry: Mapping[str, object]) -> None:
-    """Add an entry to the folder's sessions; a file that is damaged is begun anew."""
+    """Add an entry to the folder's sessions; a damaged file is replaced by a new one."""
     entries: list[object] = []
     with suppress(FileNotFoundError, ValueError, TypeError, RecursionError):
         entries = list(json.loads(folder.read(FILE)))
@@ -61,7 +61,7 @@ _Event = TypeVar("_Event")
 def recording(
     on_event: Callable[[int, _Event], None], out: str, backend: Backend
 ) -> Callable[[int, _Event], None]:
-    """Pass events on, and at the first, when the folder is there, record this run in it."""
+    """Pass events on; record this run at the first of them, when the folder exists."""
     waiting = [session(backend)]
 
     def passed_on(index: int, event: _Event) -> None:
@@ -73,7 +73,7 @@ def recording(
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the library runs from; None for an installed one."""
+    """Commit of the checkout that the library runs from; None for an installed library."""
     root = Path(bilinear.__file__).parents[1]
     if not (root / ".git").exists():
         return None

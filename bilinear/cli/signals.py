@@ -1,4 +1,4 @@
-"""Stopping by SIGINT or SIGTERM: one line and an exit code, whenever the signal comes."""
+"""Stops at SIGINT or SIGTERM with one line and an exit code, at any moment of a run."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks to stop; `number` says which."""
+    """A signal stopped the command; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         """Keep the signal's number."""
@@ -21,14 +21,14 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As shells have it."""
+        """128 + the signal's number, as shells have it."""
         return 128 + self.number
 
 
 def leave_at_once() -> None:
-    """From here on a signal ends the process: while nothing is begun, there is nothing to undo.
+    """From here on a signal ends the process; for use while there is nothing to undo.
 
-    An exception would show the traceback of whatever library is being imported.
+    An exception would print the traceback of the library that is being imported.
     """
     for number in _NUMBERS:
         signal.signal(number, _leave)

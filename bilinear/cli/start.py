@@ -1,4 +1,4 @@
-"""The command's entry: signals are dealt with before anything is imported that takes time."""
+"""The command's entry point: sets up signals before the imports that take time."""
 
 from bilinear.cli.completion import complete_if_asked
 from bilinear.cli.signals import leave_at_once

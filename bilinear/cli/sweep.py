@@ -58,10 +58,11 @@ def sweep(
     config = SweepConfig(
         p=p,
         widths=tuple(range(p, 0, -1)) if widths is None else _integers("widths", widths),
-        seeds=_integers("seeds", _first(seeds)),
+        seeds=_integers("seeds", range(seeds) if isinstance(seeds, int) else seeds),
         **settings,
     )
-    out = str(fresh_folder(Study((config,))) if out is None else open_folder(out))
+    study = Study((config,))
+    out = str(fresh_folder(study) if out is None else open_folder(out))
     backend = choose(config, fused=True, device=device)
     console = Console(highlight=False, markup=False, quiet=not progress)
     with Display([config], console, calibrate(backend, [config], measure=False)) as display:
@@ -69,12 +70,8 @@ def sweep(
         return run_sweep(config, backend, out, partial(on_event, 0))
 
 
-def _first(seeds: int | Iterable[int]) -> Iterable[int]:
-    return range(seeds) if isinstance(seeds, int) else seeds
-
-
 def _integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
     if not isinstance(values, Iterable):
         raise ConfigError(f"{name}: expected integers, got {shown(values)}")
-    # What is given may be endless: one more than the most allowed is enough to be refused.
+    # `values` may be endless; one more than the most allowed is enough for Study to refuse it.
     return tuple(islice(values, MAX_MODELS + 1))

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: on a narrow one columns go, never digits."""
+"""Prints tables that fit the terminal: a narrow one gets fewer columns, with all their digits."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,10 @@ def print_table(
     first_to_go: Sequence[str] = (),
     indent: int = 0,
 ) -> None:
-    """Print rows, a dictionary by heading each, right-aligned; leave out what has no room."""
+    """Print rows, dictionaries by heading, right-aligned, without columns that do not fit.
+
+    Columns go in the order of `first_to_go`, then from the last.
+    """
     names = fitting(rows, console.width - indent, first_to_go)
     table = Table(box=None, padding=(0, _GAP, 0, 0))
     for name in names:
@@ -30,7 +33,7 @@ def print_table(
 def fitting(
     rows: Sequence[dict[str, str]], width: int, first_to_go: Sequence[str] = ()
 ) -> list[str]:
-    """Return the headings of the columns that fit in so many characters, one at the least."""
+    """Return the headings of the columns that fit in `width` characters, at least one."""
     names = list(rows[0]) if rows else []
     sizes = {
         name: max(cell_len(text) for text in (name, *(r[name] for r in rows))) for name in names

@@ -1,5 +1,5 @@
 "use strict";
-// Bar charts that follow the slider: one SVG path a colour, values under the pointer.
+// SVG charts: their frame, and bar charts with the value at the pointer.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -11,42 +11,48 @@ function niceTicks(low, high) {
   return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
 }
 
-class Bars {
-  // spec: {n, xlabel, xticks: [[position, text]], ylabel, name, say(i) → text, tick(value) → text}
-  constructor(id, spec) {
+// The frame of a chart: an SVG with labels and ticks, and a line of text for the value at the pointer.
+class Figure {
+  constructor(id, { name, xlabel, ylabel }) {
     const root = document.getElementById(id);
-    this.spec = spec;
-    element(root, "div", "ylabel", spec.ylabel);
+    element(root, "div", "ylabel", ylabel);
     this.yticks = element(root, "div", "yticks");
     this.frame = element(root, "div", "frame");
-    this.svg = document.createElementNS(SVG, "svg");
-    this.svg.setAttribute("preserveAspectRatio", "none");
-    this.svg.setAttribute("role", "img");
-    this.svg.setAttribute("aria-label", spec.name);
-    this.frame.append(this.svg);
-    [this.grid, this.up, this.down] = ["grid", "up", "down"].map((name) => {
-      const path = document.createElementNS(SVG, "path");
-      path.setAttribute("class", name);
-      return this.svg.appendChild(path);
-    });
-    const xticks = element(root, "div", "xticks");
-    for (const [at, text] of spec.xticks) {
-      element(xticks, "span", "", text).style.left = `${100 * at / spec.n}%`;
+    this.svg = this.frame.appendChild(document.createElementNS(SVG, "svg"));
+    for (const [key, value] of [["preserveAspectRatio", "none"], ["role", "img"], ["aria-label", name]]) {
+      this.svg.setAttribute(key, value);
     }
-    element(root, "div", "xlabel", spec.xlabel);
+    this.xticks = element(root, "div", "xticks");
+    element(root, "div", "xlabel", xlabel);
     this.hover = element(root, "div", "hover");
+  }
+
+  addPath(className) {
+    const path = this.svg.appendChild(document.createElementNS(SVG, "path"));
+    path.setAttribute("class", className);
+    return path;
+  }
+}
+
+class Bars extends Figure {
+  // spec: {n, xlabel, xticks: [[position, text]], ylabel, name, say(i) → text, tick(value) → text}
+  constructor(id, spec) {
+    super(id, spec);
+    this.spec = spec;
+    [this.grid, this.up, this.down] = ["grid", "up", "down"].map((name) => this.addPath(name));
+    placeTicks(this.xticks, spec.xticks, "left", (at) => at / spec.n);
     const point = (e) => {
       const box = this.svg.getBoundingClientRect();
-      this.at = Math.min(spec.n - 1, Math.max(0, Math.floor((e.clientX - box.left) / box.width * spec.n)));
-      this.speak();
+      this.at = cellAt((e.clientX - box.left) / box.width, spec.n);
+      this.showValue();
     };
     this.svg.addEventListener("pointermove", point);
     this.svg.addEventListener("pointerdown", point);
-    this.svg.addEventListener("pointerleave", () => { this.at = null; this.speak(); });
+    this.svg.addEventListener("pointerleave", () => { this.at = null; this.showValue(); });
     this.at = null;
   }
 
-  // values: n numbers, null where there is none. Bars are cut at low and high.
+  // values: at most n numbers. Bars are cut at low and high.
   draw(values, low, high) {
     const { n } = this.spec, range = `${low} ${high}`;
     if (range !== this.range) {
@@ -54,20 +60,17 @@ class Bars {
       this.svg.setAttribute("viewBox", `0 ${-high} ${n} ${high - low}`);
       const ticks = niceTicks(low, high);
       this.grid.setAttribute("d", ticks.map((v) => `M0 ${-v}H${n}`).join(""));
-      this.yticks.replaceChildren();
-      for (const v of ticks) {
-        const span = element(this.yticks, "span", "", this.spec.tick(v));
-        span.style.top = `${100 * (high - v) / (high - low)}%`;
-      }
+      const labels = ticks.map((v) => [v, this.spec.tick(v)]);
+      placeTicks(this.yticks, labels, "top", (v) => (high - v) / (high - low));
     }
     const bars = (sign) => values.map((v, i) => v * sign > 0
       ? `M${i + 0.08} 0V${-Math.min(high, Math.max(low, v))}H${i + 0.92}V0Z` : "").join("");
     this.up.setAttribute("d", bars(1));
     this.down.setAttribute("d", bars(-1));
-    this.speak();
+    this.showValue();
   }
 
-  speak() {
+  showValue() {
     this.hover.textContent = this.at === null ? "" : this.spec.say(this.at);
   }
 }

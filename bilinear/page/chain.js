@@ -6,35 +6,19 @@ const CELL = 1.6; // a cell's width over its height
 const LEAST = 0.01; // a unit whose amplitude never reaches this share of the largest gets no row
 const colourOf = (k) => `hsl(${k * 137.5 % 360} 65% 48%)`; // neighbours k, k + 1 are far apart in hue
 
-class Chain {
+class Chain extends Figure {
   constructor(id) {
-    const root = document.getElementById(id);
-    element(root, "div", "ylabel", "hidden units");
-    element(root, "div", "yticks");
-    this.frame = element(root, "div", "frame");
-    this.svg = this.frame.appendChild(document.createElementNS(SVG, "svg"));
-    for (const [name, value] of [["preserveAspectRatio", "none"], ["role", "img"],
-      ["aria-label", "hidden units by width"]]) this.svg.setAttribute(name, value);
-    const xticks = element(root, "div", "xticks");
-    for (const [at, text] of widthTicks) element(xticks, "span", "", text).style.left = `${100 * at / widths.length}%`;
-    element(root, "div", "xlabel", "hidden width d");
-    this.hover = element(root, "div", "hover");
-    this.svg.addEventListener("pointermove", (e) => this.speak(...this.cell(e)));
+    super(id, { name: "hidden units by width", xlabel: "hidden width d", ylabel: "hidden units" });
+    placeTicks(this.xticks, widthTicks, "left", (at) => at / widths.length);
+    this.svg.addEventListener("pointermove", (e) => this.showValue(...this.cell(e)));
     this.svg.addEventListener("pointerleave", () => { this.hover.textContent = ""; });
     this.svg.addEventListener("click", (e) => choose({ d: widths[this.cell(e)[0]] }));
   }
 
   cell(event) {
-    const box = this.svg.getBoundingClientRect(), n = this.rows.size;
-    const within = (at, size, most) => Math.min(most - 1, Math.max(0, Math.floor(at / size * most)));
-    return [within(event.clientX - box.left, box.width, widths.length), within(event.clientY - box.top, box.height, n)];
-  }
-
-  path(colour, lines) {
-    const path = this.svg.appendChild(document.createElementNS(SVG, "path"));
-    path.setAttribute("d", lines);
-    if (colour) path.style.stroke = colour;
-    return path;
+    const box = this.svg.getBoundingClientRect();
+    return [cellAt((event.clientX - box.left) / box.width, widths.length),
+      cellAt((event.clientY - box.top) / box.height, this.rows.size)];
   }
 
   // Draws a tick for each unit and width: its colour is the frequency, its length the amplitude, its
@@ -68,16 +52,16 @@ class Chain {
     this.svg.replaceChildren();
     this.svg.setAttribute("viewBox", `0 0 ${widths.length} ${this.rows.size}`);
     this.frame.style.aspectRatio = `${CELL * widths.length} / ${this.rows.size}`;
-    for (const [k, some] of lines) this.path(k < 0 ? "" : colourOf(k), some).setAttribute("class", k < 0 ? "silent" : "tick");
-    [this.chosen, this.leaving] = ["chosen", "leaving"].map((name) => {
-      const path = this.path("", "");
-      path.setAttribute("class", name);
-      return path;
-    });
+    for (const [k, some] of lines) {
+      const path = this.addPath(k < 0 ? "silent" : "tick");
+      path.setAttribute("d", some);
+      if (k >= 0) path.style.stroke = colourOf(k);
+    }
+    [this.chosen, this.leaving] = ["chosen", "leaving"].map((name) => this.addPath(name));
   }
 
   // Names of the units that are dropped before the next narrower width.
-  goesNext(d) {
+  droppedAfter(d) {
     const next = unitsOf(widths[widths.indexOf(d) + 1]);
     return next ? unitsOf(d)?.names.filter((name) => !next.names.includes(name)) ?? [] : [];
   }
@@ -86,16 +70,16 @@ class Chain {
     if (this.seed !== state.seed) this.setSeed();
     const j = widths.indexOf(state.d), box = (y, height) => `M${j} ${y}h1v${height}h-1Z`;
     this.chosen.setAttribute("d", box(0, this.rows.size));
-    const shown = this.goesNext(state.d).filter((name) => this.rows.has(name));
+    const shown = this.droppedAfter(state.d).filter((name) => this.rows.has(name));
     this.leaving.setAttribute("d", shown.map((name) => box(this.rows.get(name), 1)).join(""));
   }
 
-  speak(j, y) {
+  showValue(j, y) {
     const d = widths[j], units = unitsOf(d), name = [...this.rows.keys()][y], i = units?.names.indexOf(name) ?? -1;
     const size = i < 0 ? 0 : unpack(units.amplitudes)[i];
     this.hover.textContent = `d = ${d}, unit ${name}: ` + (i < 0 ? "not there" : (size > 0
       ? `k = ${units.frequencies[i]}, amplitude ${percent(size)} of the largest, phase ${(unpack(units.phases)[i] / Math.PI).toFixed(2)} π`
-      : "without amplitude") + (this.goesNext(d).includes(name) ? ", goes next" : ""));
+      : "without amplitude") + (this.droppedAfter(d).includes(name) ? ", goes next" : ""));
   }
 }
 

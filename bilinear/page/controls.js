@@ -1,5 +1,5 @@
 "use strict";
-// Slider, choices, keys, and what can be saved.
+// The slider, the menus, the keys, and the buttons that save a picture or a table.
 
 function choose(change) {
   Object.assign(state, change);
@@ -106,20 +106,19 @@ function start() {
     `trained on ${Math.round(100 * DATA.train_frac)} % of all ${(p * p).toLocaleString("en")} pairs. ` +
     "Each logit is an exact quadratic form of the input, so the weights can be read.";
   $("slider").addEventListener("input", (e) => { play(false); choose({ d: widths[+e.target.value] }); });
-  $("remainder").addEventListener("change", (e) => choose({ c: +e.target.value }));
-  $("seed").addEventListener("change", (e) => { choose({ seed: +e.target.value }); drawTicks(); });
-  $("view").addEventListener("change", (e) => choose({ view: e.target.value }));
-  $("scale").addEventListener("change", (e) => choose({ scale: e.target.value }));
+  for (const [id, name] of CHOICES) {
+    const convert = state[name].constructor; // Number or String
+    $(id).addEventListener("change", (e) => choose({ [name]: convert(e.target.value) }));
+  }
   $("play").addEventListener("click", () => play(!playing));
   $("beside").add(new Option("nothing", 0));
   for (const d of widths) $("beside").add(new Option(`d = ${d}`, d));
-  $("beside").addEventListener("change", (e) => choose({ beside: +e.target.value }));
   $("own").addEventListener("click", () => choose({ scale: "own" }));
   $("png").addEventListener("click", () => picture().toBlob((blob) => save(`${fileName()}.png`, blob)));
   $("csv").addEventListener("click", () => save(`${fileName()}.csv`, new Blob([table()], { type: "text/csv" })));
-  const dress = (theme) => { setTheme(theme); drawTicks(); draw(); };
-  $("theme").addEventListener("click", () => dress(state.theme === "dark" ? "light" : "dark"));
-  media.addEventListener("change", () => dress(media.matches ? "dark" : "light"));
+  const useTheme = (theme) => { setTheme(theme); draw(); };
+  $("theme").addEventListener("click", () => useTheme(state.theme === "dark" ? "light" : "dark"));
+  media.addEventListener("change", () => useTheme(media.matches ? "dark" : "light"));
   addEventListener("resize", () => { drawTicks(); matrix.fit(); other.fit(); });
   addEventListener("hashchange", () => { readAddress(); draw(); });
   addEventListener("keydown", (e) => {
@@ -132,9 +131,6 @@ function start() {
   });
   readAddress();
   setTheme(state.theme);
-  startAccuracy();
-  startCurve();
-  drawTicks();
   draw();
 }
 

@@ -5,25 +5,23 @@ const decades = (low, high) => every(Math.floor(high) - Math.ceil(low) + 1, 1).m
 const power = (k) => k >= 0 && k <= 4 ? (10 ** k).toLocaleString("en")
   : k >= -4 && k < 0 ? String(+(10 ** k).toFixed(4)) : `10${[...String(k)].map((c) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[c] ?? "⁻").join("")}`;
 
-class Chart {
-  // spec: {xlabel, ylabel, name, click(i)?}; axes by setAxes; points are [x, y, text]
+class Chart extends Figure {
+  // spec: {name, xlabel, ylabel, x, y: {low, high, ticks: [[value, text]]}, click(i)?}
+  // points: [[x, y, text]], of which the text is shown at the pointer
   constructor(id, spec) {
-    const root = document.getElementById(id);
-    this.spec = spec;
-    element(root, "div", "ylabel", spec.ylabel);
-    this.yticks = element(root, "div", "yticks");
-    this.frame = element(root, "div", "frame");
-    this.svg = this.frame.appendChild(document.createElementNS(SVG, "svg"));
-    for (const [name, value] of [["preserveAspectRatio", "none"], ["viewBox", "0 0 1 1"], ["role", "img"],
-      ["aria-label", spec.name]]) this.svg.setAttribute(name, value);
+    super(id, spec);
+    this.svg.setAttribute("viewBox", "0 0 1 1");
     this.paths = {};
-    this.path("grid");
-    this.xticks = element(root, "div", "xticks");
-    element(root, "div", "xlabel", spec.xlabel);
-    this.hover = element(root, "div", "hover");
+    const { x, y } = spec;
+    this.x = (value) => (value - x.low) / (x.high - x.low);
+    this.y = (value) => 1 - (value - y.low) / (y.high - y.low);
+    this.path("grid").setAttribute("d", [...x.ticks.map(([t]) => `M${this.x(t)} 0V1`),
+      ...y.ticks.map(([t]) => `M0 ${this.y(t)}H1`)].join(""));
+    placeTicks(this.xticks, x.ticks, "left", this.x);
+    placeTicks(this.yticks, y.ticks, "top", this.y);
     this.points = [];
-    this.svg.addEventListener("pointermove", (e) => { this.at = this.nearest(e); this.speak(); });
-    this.svg.addEventListener("pointerleave", () => { this.at = -1; this.speak(); });
+    this.svg.addEventListener("pointermove", (e) => { this.at = this.nearest(e); this.showValue(); });
+    this.svg.addEventListener("pointerleave", () => { this.at = -1; this.showValue(); });
     if (spec.click) {
       this.svg.addEventListener("click", (e) => {
         const at = this.nearest(e);
@@ -33,23 +31,7 @@ class Chart {
   }
 
   path(name) {
-    if (!this.paths[name]) {
-      this.paths[name] = this.svg.appendChild(document.createElementNS(SVG, "path"));
-      this.paths[name].setAttribute("class", name);
-    }
-    return this.paths[name];
-  }
-
-  // x, y: {low, high, ticks: [[value, text]]}
-  setAxes(x, y) {
-    this.x = (value) => (value - x.low) / (x.high - x.low);
-    this.y = (value) => 1 - (value - y.low) / (y.high - y.low);
-    this.path("grid").setAttribute("d", [...x.ticks.map(([t]) => `M${this.x(t)} 0V1`),
-      ...y.ticks.map(([t]) => `M0 ${this.y(t)}H1`)].join(""));
-    for (const [parent, ticks, side, at] of [[this.xticks, x.ticks, "left", this.x], [this.yticks, y.ticks, "top", this.y]]) {
-      parent.replaceChildren();
-      for (const [value, text] of ticks) element(parent, "span", "", text).style[side] = `${100 * at(value)}%`;
-    }
+    return this.paths[name] ??= this.addPath(name);
   }
 
   dots(points) {
@@ -72,7 +54,7 @@ class Chart {
     return best;
   }
 
-  speak() {
+  showValue() {
     this.hover.textContent = this.points[this.at]?.[2] ?? "";
   }
 }

@@ -1,8 +1,8 @@
 "use strict";
-// Heat maps: one canvas pixel an entry, axes and a colour bar around it, values under the pointer.
+// Heat maps: one canvas pixel an entry, axes and a colour bar around it, and the value at the pointer.
 
-// Blue below zero, red above, the page's own neutral at zero: told apart with any colour vision.
-// "faint" is for entries that no input meets: pale and grey, so that they read as no value of the scale.
+// Blue below zero, red above, the page's background at zero: distinct with any colour vision.
+// "faint" is for entries that no input meets: pale grey, which is no colour of the scale.
 const STOPS = {
   light: {
     diverging: ["#053061", "#2a71b2", "#8fc3de", "#ffffff", "#f6a582", "#c53a3f", "#67001f"],
@@ -47,6 +47,15 @@ function element(parent, tag, className, text) {
   return node;
 }
 
+// Labels [position, text] along one side of a chart; share(position) is 0 at its start and 1 at its end.
+function placeTicks(parent, ticks, side, share) {
+  parent.replaceChildren();
+  for (const [at, text] of ticks) element(parent, "span", "", text).style[side] = `${100 * share(at)}%`;
+}
+
+// The index of the cell at a share 0 … 1 of n cells.
+const cellAt = (share, n) => Math.min(n - 1, Math.max(0, Math.floor(share * n)));
+
 function format(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
@@ -75,7 +84,7 @@ class Heat {
     this.canvas.setAttribute("role", "img");
     this.canvas.addEventListener("pointermove", (e) => this.point(e));
     this.canvas.addEventListener("pointerdown", (e) => this.point(e));
-    this.canvas.addEventListener("pointerleave", () => { this.at = null; this.speak(); });
+    this.canvas.addEventListener("pointerleave", () => { this.at = null; this.showValue(); });
     new ResizeObserver(() => this.fit()).observe(this.root);
     if (spec.click) {
       this.canvas.addEventListener("click", (e) => spec.click(...this.entry(e)));
@@ -98,25 +107,17 @@ class Heat {
     this.place(this.xticks, axes.x.ticks, columns, "left");
     this.place(this.yticks, axes.y.ticks, rows, "top");
     for (const rule of this.frame.querySelectorAll(".rule")) rule.remove();
-    for (const at of axes.columnRules ?? []) {
-      const rule = element(this.frame, "div", "rule");
-      rule.style.cssText = `left:${100 * at / columns}%;width:1px;top:0;bottom:0`;
-    }
-    for (const at of axes.rowRules ?? []) {
-      const rule = element(this.frame, "div", "rule");
-      rule.style.cssText = `top:${100 * at / rows}%;height:1px;left:0;right:0`;
-    }
+    const rule = (style) => { element(this.frame, "div", "rule").style.cssText = style; };
+    for (const at of axes.columnRules ?? []) rule(`left:${100 * at / columns}%;width:1px;top:0;bottom:0`);
+    for (const at of axes.rowRules ?? []) rule(`top:${100 * at / rows}%;height:1px;left:0;right:0`);
   }
 
   // Shows one label, or a label for each half of the axis.
   halves(label) {
     const parts = Array.isArray(label) ? label : [label];
     this.ylabel.classList.toggle("halves", parts.length > 1);
-    this.ylabel.replaceChildren(...parts.toReversed().map((text) => {
-      const span = document.createElement("span");
-      span.textContent = text;
-      return span;
-    }));
+    this.ylabel.replaceChildren();
+    for (const text of parts.toReversed()) element(this.ylabel, "span", "", text);
   }
 
   // Sets the picture's size. A cell is a whole number of screen pixels, so that all cells look alike.
@@ -146,11 +147,8 @@ class Heat {
   }
 
   place(parent, ticks, n, side) {
-    parent.replaceChildren();
     parent.at = ticks.map(([at]) => at);
-    for (const [at, text] of ticks) {
-      element(parent, "span", "", text).style[side] = `${100 * at / n}%`;
-    }
+    placeTicks(parent, ticks, side, (at) => at / n);
   }
 
   draw(values, limit, theme) {
@@ -169,7 +167,7 @@ class Heat {
     const bar = `${kind} ${limit} ${theme}`;
     if (bar !== this.bar) this.drawBar(limit, table, kind);
     this.bar = bar;
-    this.speak();
+    this.showValue();
   }
 
   drawBar(limit, table, kind) {
@@ -182,7 +180,7 @@ class Heat {
     for (const end of ends) element(this.ends, "span", "", format(end));
   }
 
-  // Outline columns i0 … i1 and rows j0 … j1.
+  // Outlines columns i0 … i1 and rows j0 … j1.
   mark(i0, i1, j0, j1) {
     this.marks.className = "mark";
     const [x, y] = [100 / this.columns, 100 / this.rows];
@@ -193,17 +191,16 @@ class Heat {
 
   entry(event) {
     const box = this.canvas.getBoundingClientRect();
-    const clamp = (x, n) => Math.min(n - 1, Math.max(0, Math.floor(x * n)));
-    return [clamp((event.clientY - box.top) / box.height, this.rows),
-      clamp((event.clientX - box.left) / box.width, this.columns)];
+    return [cellAt((event.clientY - box.top) / box.height, this.rows),
+      cellAt((event.clientX - box.left) / box.width, this.columns)];
   }
 
   point(event) {
     this.at = this.entry(event);
-    this.speak();
+    this.showValue();
   }
 
-  speak() {
+  showValue() {
     const text = this.at && this.values
       ? this.spec.say(...this.at, this.values[this.at[0] * this.columns + this.at[1]]) : "";
     if (this.hover.textContent !== text) this.hover.textContent = text;

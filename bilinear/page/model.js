@@ -20,7 +20,7 @@ const unpackUnit = (text) => Float32Array.from(new Int16Array(bytesOf(text).buff
 
 const models = new Map();
 
-// One model, decoded when first asked for: l and r are d rows of 2p numbers, w_p p rows of d.
+// One model, decoded at its first use: l and r are d rows of 2p numbers, w_p p rows of d.
 function model(d, seed) {
   const key = `${d}-${seed}`;
   if (!models.has(key)) {

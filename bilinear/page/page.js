@@ -1,10 +1,12 @@
 "use strict";
-// What the user chose, which the address keeps, and the pictures of it.
+// The state that the user chose, which the address keeps, and the pictures of it.
 
 const { p, widths, seeds, remainders } = DATA;
 const $ = (id) => document.getElementById(id);
 const rowOf = new Map(DATA.rows.map((row) => [`${row.d_hidden}-${row.seed}`, row]));
 const VIEWS = ["functional", "full"], SCALES = ["all", "own"];
+// The id of each menu, and the part of the state that it sets.
+const CHOICES = [["remainder", "c"], ["seed", "seed"], ["view", "view"], ["scale", "scale"], ["beside", "beside"]];
 const media = matchMedia("(prefers-color-scheme: dark)");
 // `beside` is a width that is shown to the right of the chosen one, 0 for none.
 const state = {
@@ -53,8 +55,8 @@ function heroRoom() {
   const across = state.beside ? (wide - cards) / 2 - labels : wide - cards - labels - beside;
   return Math.max(128, Math.min(across, Math.max(300, innerHeight - 275)));
 }
-// An input sets one a and one b, so it meets Q on the diagonal and where a meets b; what stands
-// elsewhere in aa and bb changes no logit.
+// In an input one a and one b are 1, so its logit depends on entries of Q on the diagonal and where a
+// meets b; the other entries of aa and bb change no logit.
 const meetsNoPair = (i, j) => i !== j && (i < p) === (j < p);
 const faint = (i, j) => state.view === "full" && meetsNoPair(i, j);
 const matrixSpec = (d) => ({
@@ -126,6 +128,7 @@ const SIMILARITY_AXES = {
 };
 
 const current = () => model(state.d, state.seed);
+const currentRow = () => rowOf.get(`${state.d}-${state.seed}`);
 
 function largest(values) {
   let most = 0;
@@ -145,12 +148,13 @@ function drawMatrix(m) {
   const limit = (v) => state.scale === "all" ? common : largest(seen(v));
   $("other").hidden = !left;
   $("top").classList.toggle("two", Boolean(left));
-  const named = (d) => ({ ...MATRIX_AXES[state.view], name: `${MATRIX_AXES[state.view].name}, d = ${d}` });
-  matrix.setAxes(size, size, left ? { ...named(state.d), x: { ...MATRIX_AXES[state.view].x, label: `d = ${state.d}` } } : MATRIX_AXES[state.view]);
+  const axes = MATRIX_AXES[state.view];
+  const named = (d) => ({ ...axes, name: `${axes.name}, d = ${d}`, x: { ...axes.x, label: `d = ${d}` } });
+  matrix.setAxes(size, size, left ? named(state.d) : axes);
   matrix.draw(values, limit(values), state.theme);
   if (left) {
     const theirs = matrixOf(left);
-    other.setAxes(size, size, { ...named(state.beside), x: { ...MATRIX_AXES[state.view].x, label: `d = ${state.beside}` } });
+    other.setAxes(size, size, named(state.beside));
     other.draw(theirs, limit(theirs), state.theme);
   }
   $("matrix-title").textContent = (full
@@ -245,7 +249,7 @@ function drawBars(m) {
 }
 
 function drawWrong(m) {
-  const values = new Float32Array(p * p), row = rowOf.get(`${state.d}-${state.seed}`);
+  const values = new Float32Array(p * p), row = currentRow();
   let n = 0;
   if (row.full_acc < 1) {
     guesses(m).forEach((said, i) => { n += values[i] = +(said !== (Math.floor(i / p) + i % p) % p); });
@@ -259,26 +263,25 @@ const WRONG_AXES = { ...MATRIX_AXES.functional, name: "pairs that are wrong" };
 
 const floor = 0.25 / (p * p); // where the logarithmic axis shows models without a wrong pair
 const wrongShare = (accuracy) => Math.log10(Math.max(1 - accuracy, floor));
+const sweptWidths = DATA.all_rows.map(([d]) => d), widest = Math.max(...sweptWidths);
+const wrongTicks = [1, 0.1, 0.01, 0.001, 0.0001].filter((t) => t > 2 * floor).map((t) => [Math.log10(t), t]);
 const accuracy = new Chart("accuracy", {
   xlabel: "hidden width d", ylabel: "share of pairs wrong", name: "pairs wrong against width",
+  x: {
+    low: widest + 1.5, high: Math.min(...sweptWidths) - 1.5,
+    ticks: every(widest + 1, tickStep(widest)).filter((t) => t >= Math.min(...sweptWidths)).map((t) => [t, t]),
+  },
+  y: { low: Math.log10(floor) - 0.25, high: 0.15, ticks: [...wrongTicks, [Math.log10(floor), "none"]] },
   click: (i) => {
     const [d, seed] = DATA.all_rows[i];
     if (widths.includes(d)) choose({ d, seed: seeds.includes(seed) ? seed : state.seed });
   },
 });
+accuracy.dots(DATA.all_rows.map(([d, seed, acc]) => [d, wrongShare(acc),
+  `d = ${d}, seed ${seed}: ${Math.round((1 - acc) * p * p).toLocaleString("en")} pairs wrong`]));
 const ring = element(accuracy.frame, "div", "ring");
-function startAccuracy() {
-  const all = DATA.all_rows.map((r) => r[0]), [most, least] = [Math.max(...all), Math.min(...all)];
-  const marks = [1, 0.1, 0.01, 0.001, 0.0001].filter((t) => t > 2 * floor);
-  accuracy.setAxes(
-    { low: most + 1.5, high: least - 1.5, ticks: every(most + 1, tickStep(most)).filter((t) => t >= least).map((t) => [t, t]) },
-    { low: Math.log10(floor) - 0.25, high: 0.15, ticks: [...marks.map((t) => [Math.log10(t), t]), [Math.log10(floor), "none"]] },
-  );
-  accuracy.dots(DATA.all_rows.map(([d, seed, acc]) => [d, wrongShare(acc),
-    `d = ${d}, seed ${seed}: ${Math.round((1 - acc) * p * p).toLocaleString("en")} pairs wrong`]));
-}
 function moveRing() {
-  const row = rowOf.get(`${state.d}-${state.seed}`);
+  const row = currentRow();
   ring.hidden = !row;
   if (!row) return;
   ring.style.left = `${100 * accuracy.x(state.d)}%`;
@@ -286,15 +289,15 @@ function moveRing() {
 }
 
 // Learning curves: both axes are logarithmic, and their ranges hold every width of the page.
-const curve = new Chart("curve", { xlabel: "step", ylabel: "loss [nats]", name: "learning curve" });
 const LEAST_LOSS = 1e-5;
 const logLoss = (loss) => Math.log10(Math.max(loss, LEAST_LOSS));
-function startCurve() {
-  const steps = Math.max(...DATA.rows.map((row) => row.steps)), first = Math.log10(DATA.eval_every);
-  const last = Math.max(Math.log10(steps), first + 0.1);
-  curve.setAxes({ low: first, high: last, ticks: decades(first, last).map((k) => [k, power(k)]) },
-    { low: Math.log10(LEAST_LOSS), high: 1.5, ticks: [-5, -3, -1, 1].map((k) => [k, power(k)]) });
-}
+const firstStep = Math.log10(DATA.eval_every);
+const lastStep = Math.max(Math.log10(Math.max(...DATA.rows.map((row) => row.steps))), firstStep + 0.1);
+const curve = new Chart("curve", {
+  xlabel: "step", ylabel: "loss [nats]", name: "learning curve",
+  x: { low: firstStep, high: lastStep, ticks: decades(firstStep, lastStep).map((k) => [k, power(k)]) },
+  y: { low: Math.log10(LEAST_LOSS), high: 1.5, ticks: [-5, -3, -1, 1].map((k) => [k, power(k)]) },
+});
 function drawCurve(m) {
   const n = m.history.length / 3, at = (i) => Math.log10(m.history[i]);
   for (const [k, name] of [[1, "train"], [2, "val"]]) {
@@ -310,6 +313,7 @@ function drawMaps() {
   const key = `${state.seed} ${state.theme}`, at = widths.indexOf(state.d);
   if (key !== mapKey) {
     mapKey = key;
+    drawTicks();
     const columns = widths.map((d) => model(d, state.seed)), n = widths.length;
     const values = new Float32Array(n_k * n);
     columns.forEach((m, j) => m?.shares.forEach((s, k) => { values[(n_k - 1 - k) * n + j] = s; }));
@@ -329,13 +333,11 @@ function percentile(values, q) {
 }
 
 function drawWords() {
-  const row = rowOf.get(`${state.d}-${state.seed}`);
+  const row = currentRow();
   $("width").textContent = `d = ${state.d}`;
   $("slider").value = widths.indexOf(state.d);
   $("slider").setAttribute("aria-valuetext", `width ${state.d}`);
-  for (const [id, name] of [["remainder", "c"], ["seed", "seed"], ["view", "view"], ["scale", "scale"], ["beside", "beside"]]) {
-    $(id).value = state[name];
-  }
+  for (const [id, name] of CHOICES) $(id).value = state[name];
   const verdict = $("verdict");
   if (!row) {
     verdict.textContent = `No model of width ${state.d} and seed ${state.seed} in these results.`;

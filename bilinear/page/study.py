@@ -1,7 +1,6 @@
 """The page of a study: a row a cell with a strip of its widths, and a link to its own page."""
 
 import os
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def _strip(widths: list[dict[str, Any]], ends: tuple[int, int]) -> str:
     boxes = []
     for w in widths:
         d, share = w["d_hidden"], w["share"]
-        text = escape(f"d = {d}: {w['perfect']} of {w['models']} perfect")
+        text = f"d = {d}: {w['perfect']} of {w['models']} perfect"
         fill = f"color-mix(in srgb, var(--yes) {100 * share:.0f}%, var(--no))"
         boxes.append(
             f'<rect x="{most - d}" width="1.02" height="1" style="fill:{fill}">'

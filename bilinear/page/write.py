@@ -1,15 +1,15 @@
 """One self-contained HTML page with a slider over the widths of a sweep.
 
-The page carries weights as 24-bit floats and computes interaction matrices, logit
-tables and Fourier pictures from them in the browser; eigenpairs and shares of frequencies come
-computed. It reads nothing from a network. Layout, style and script live in `bilinear/page/`; the
-pictures are drawn by canvas and SVG: a redraw by plotly.js took 18 ms a chart, and its code made
-half of the page.
+The page holds weights as 24-bit floats, from which the browser computes interaction matrices, logit
+tables and Fourier pictures; eigenpairs and shares of frequencies are computed here. It loads
+nothing from a network. The scripts draw on canvas and SVG: a redraw by plotly.js took 18 ms a
+chart, and its code made half of the page.
 """
 
 import base64
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ from bilinear.results.folder import write_whole
 from bilinear.results.sweep_results import Results
 
 SIZE_LIMIT = 15_000_000  # bytes
-N_VECTORS = 4  # top eigenvectors a matrix that the page carries
+N_VECTORS = 4  # top eigenvectors of each matrix in the page
 N_EVALUATIONS = 120  # points of a learning curve
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a page holds: its HTML, and the seeds and remainders there was room for."""
+    """A page: its HTML, the seeds and remainders in it, and the seeds left out for its size."""
 
     html: bytes
     seeds: tuple[int, ...]
@@ -67,10 +67,10 @@ def make_page(
 ) -> Page:
     """Make the page of a results folder.
 
-    `widths` None takes all; `seeds` None as many of the first as stay under `SIZE_LIMIT`, one at
-    the least; `remainders` None those whose interaction matrices the sweep kept, or the notebook's
-    where it kept none. Raises ConfigError for a width, seed or remainder there is not, ResultsError
-    for a folder without models.
+    `widths` None takes all; `seeds` None as many of the first as stay under `SIZE_LIMIT`, at least
+    one; `remainders` None those whose interaction matrices the sweep kept, or the notebook's if it
+    kept none. Raises ConfigError for a width, seed or remainder that is not there, ResultsError for
+    a folder without models.
     """
     if not results.jobs:
         raise ResultsError(f"{results.folder}: no model has ended yet")
@@ -111,7 +111,7 @@ def _some_of(name: str, there: Sequence[int], wanted: Sequence[int] | None) -> l
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The matrices are small: threads that wait for one another took ten times as long."""
+    """Compute on one thread: for such small matrices several took ten times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -132,7 +132,7 @@ def _chosen_remainders(results: Results, remainders: Sequence[int] | None) -> li
 
 
 def _affordable(p: int, jobs: Sequence[Job], seeds: Sequence[int], n_remainders: int) -> int:
-    """How many of the first seeds fit, one at the least, from the sizes of what each carries."""
+    """How many of the first seeds fit in SIZE_LIMIT by the sizes of their arrays, at least one."""
     size = len(_fill({}))
     for n, seed in enumerate(seeds):
         widths = [job.d_hidden for job in jobs if job.seed == seed]
@@ -149,7 +149,7 @@ def _affordable(p: int, jobs: Sequence[Job], seeds: Sequence[int], n_remainders:
 def page_data(
     results: Results, jobs: Sequence[Job], seeds: Sequence[int], remainders: Sequence[int]
 ) -> dict[str, object]:
-    """Everything the page shows of these models, as JSON with arrays in base64."""
+    """All that the page shows of these models, for JSON, with arrays in base64."""
     p = results.config.p
     rows = json.loads(results.table.to_json(orient="records"))
     weights = {job: weights_of(results.models[job]) for job in jobs}
@@ -181,7 +181,7 @@ def page_data(
 
 
 def _setting_the_scale(rows: list[dict[str, Any]], jobs: Sequence[Job]) -> list[Job]:
-    """Jobs of at least 99 % right, if any: models that fail have far larger entries."""
+    """Jobs with at least 99 % of pairs right, if any: models that fail have far larger entries."""
     good = {Job(row["d_hidden"], row["seed"]) for row in rows if row["full_acc"] >= 0.99}
     return [job for job in jobs if job in good] or list(jobs)
 
@@ -204,7 +204,7 @@ def _model_data(weights: Weights, history: Tensor, remainders: Sequence[int]) ->
 
 
 def _units_data(results: Results, job: Job, weights: Weights) -> dict[str, object]:
-    """Of a narrowed model: names of its units, what each serves, amplitudes against the largest."""
+    """For a narrowed model: names, frequencies, phases and relative amplitudes of its units."""
     if results.config.narrow is None:
         return {}
     served = serving_units(weights)
@@ -218,11 +218,11 @@ def _units_data(results: Results, job: Job, weights: Weights) -> dict[str, objec
 
 
 def _limits(models: Sequence[Weights], remainders: Sequence[int]) -> dict[str, list[float]]:
-    """Full colour of each picture and remainder: what shows the typical model well.
+    """The value that has the full colour, for each picture and remainder.
 
-    Of the full matrix only entries that a pair meets count; the page draws the others faintly.
-    1.5 times the median over models of the 99.5th percentile of |entries|. A maximum, or the
-    percentile of all entries together, would be that of the few models whose entries are largest.
+    It is 1.5 times the median over models of the 99.5th percentile of |entries|. A maximum, or the
+    percentile over all models, would be that of the few models whose entries are largest. In the
+    full matrix only entries that a pair meets count; the page draws the others faintly.
     """
     chosen = list(remainders)
     views = {
@@ -273,30 +273,14 @@ def _pack_unit(tensor: Tensor) -> str:
     return base64.b64encode(_numbers((tensor * 32767).round(), "<i2").tobytes()).decode()
 
 
-def _as_script(content: dict[str, Any]) -> str:
-    """Write as JSON in which nothing looks like HTML, a comment, or a marker of the template."""
-    text = json.dumps(content, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("/*", "/\\u002a")
-
-
 def _fill(content: dict[str, Any]) -> bytes:
-    """Put style, scripts and data into the page; each marker stands alone in the template."""
+    """Replace each marker in the template by the data, or by the file that it names."""
     folder = files("bilinear") / "page"
-    html = (folder / "page.html").read_text(encoding="utf-8")
-    parts = {
-        "/*STYLE*/": (folder / "page.css").read_text(encoding="utf-8"),
-        "/*DATA*/": _as_script(content),
-        "/*MODEL*/": (folder / "model.js").read_text(encoding="utf-8"),
-        "/*HEAT*/": (folder / "heat.js").read_text(encoding="utf-8"),
-        "/*BARS*/": (folder / "bars.js").read_text(encoding="utf-8"),
-        "/*CURVES*/": (folder / "curves.js").read_text(encoding="utf-8"),
-        "/*PAGE*/": (folder / "page.js").read_text(encoding="utf-8"),
-        "/*CHAIN*/": (folder / "chain.js").read_text(encoding="utf-8"),
-        "/*CONTROLS*/": (folder / "controls.js").read_text(encoding="utf-8"),
-    }
-    for marker, part in parts.items():
-        before, found, after = html.partition(marker)
-        if not found:
-            raise ValueError(f"page.html: expected the marker {marker}")
-        html = before + part + after
-    return html.encode()
+
+    def part(marker: re.Match[str]) -> str:
+        if marker[1] == "DATA":  # as JSON in which nothing looks like HTML
+            return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+        return (folder / marker[1]).read_text(encoding="utf-8")
+
+    template = (folder / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"/\*(DATA|\w+\.(?:css|js))\*/", part, template).encode()

@@ -1,1 +1,1 @@
-"""What is kept: results folders, their writers and readers."""
+"""Results folders: their writers and readers."""

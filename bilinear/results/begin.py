@@ -1,18 +1,19 @@
-"""Whose a results folder is: new, this sweep's, or another's, in which nothing is changed.
+"""Begins a results folder: a new one, or this sweep's own; another sweep's is left unchanged.
 
-A folder belongs to the config and the environment in its two files. If those are damaged or gone, a
-model in it still says which they were, and the same command writes them again.
+A folder belongs to the config and the environment in its two files. If those are damaged or gone,
+the models' seals still tell which they were, and the same command writes the files again.
 """
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.results.claim import is_claim
 from bilinear.results.folder import Folder, Unacceptable, final_name
-from bilinear.results.packs import Pack, PackPlan, job_of, pack_of_name
+from bilinear.results.packs import Pack, PackPlan, job_of, model_file, pack_name, pack_of_name
 from bilinear.results.seal import claimed_origin, most_bytes, origin_of
 from bilinear.results.sums import SUMS, write_summed
 from bilinear.results.sweep_results import DAMAGE, Results, encode_json
@@ -31,7 +32,7 @@ _ROOMS = ("models", "packs", "in-training", "set-aside")
 
 
 def begin(folder: Folder, config: SweepConfig, environment: dict[str, str]) -> list[str]:
-    """Write a folder's two files if it is new, or mend them; returns what was mended.
+    """Write a folder's two files if it is new or they are damaged; returns what was damaged.
 
     Raises what `check_whose` does.
     """
@@ -45,10 +46,10 @@ def begin(folder: Folder, config: SweepConfig, environment: dict[str, str]) -> l
 def check_whose(
     folder: Folder, config: SweepConfig, environment: dict[str, str]
 ) -> list[str] | None:
-    """Return None for a new folder, else what is damaged of this sweep's identity; writes nothing.
+    """Return None for a new folder, else what is damaged of its two files; writes nothing.
 
-    Raises ResultsError for a folder that holds something else, or whose owner cannot be told, and
-    ConfigError for another sweep's.
+    Raises ResultsError for a folder that holds something else, and ConfigError for another sweep's
+    or one whose sweep cannot be determined.
     """
     names = folder.names()
     if "config.json" not in names and not _has_models(folder):
@@ -79,16 +80,15 @@ def _check_same(
 def _check_mendable(
     folder: Folder, config: SweepConfig, environment: dict[str, str], damage: ResultsError
 ) -> None:
-    """Raise ConfigError unless what is left of a folder says that it is this sweep's."""
+    """Raise ConfigError unless the undamaged rest of a folder shows that it is this sweep's."""
     files = _kept_or_ours(folder, config, environment)
     if all(_read(folder, name) == files[name] for name in IDENTITY):
-        return  # the digests are what is damaged
+        return  # only the digests are damaged
     if not _has_models(folder):
         _refuse_strange(folder, [name for name in folder.names() if name != "config.json"])
-        text = _read(folder, "config.json")
-        there = None if text is None else _parsed(text, SweepConfig.from_json)
+        there = _parsed(_read(folder, "config.json"), SweepConfig.from_json)
         if there is None or there == config:
-            return  # no model was trained with anything else
+            return  # there is no model of other settings
     elif origin_of(*(files[name] for name in IDENTITY)) in _origins(folder, config):
         return
     raise ConfigError(f"{damage}; these are other settings than its models were trained with")
@@ -97,22 +97,20 @@ def _check_mendable(
 def _kept_or_ours(
     folder: Folder, config: SweepConfig, environment: dict[str, str]
 ) -> dict[str, bytes]:
-    """Of each file what is there if it says what this run would, else what this run says.
+    """Of each of the two files, its content if that equals this run's settings, else this run's.
 
     An earlier version may have written equal settings with other bytes.
     """
-    ours = {"config.json": config.to_json().encode(), "environment.json": encode_json(environment)}
-    wanted = {"config.json": config, "environment.json": environment}
-    parse: dict[str, Callable[[str], Any]] = {
-        "config.json": SweepConfig.from_json,
-        "environment.json": json.loads,
-    }
-    kept = {}
-    for name, content in ours.items():
+    ours: list[tuple[str, Any, bytes, Callable[[str], Any]]] = [
+        ("config.json", config, config.to_json().encode(), SweepConfig.from_json),
+        ("environment.json", environment, encode_json(environment), json.loads),
+    ]
+    files = {}
+    for name, wanted, content, parse in ours:
         there = _read(folder, name)
-        same = there is not None and _parsed(there, parse[name]) == wanted[name]
-        kept[name] = there if there is not None and same else content
-    return kept
+        same = there is not None and _parsed(there, parse) == wanted
+        files[name] = there if there is not None and same else content
+    return files
 
 
 def _read(folder: Folder, name: str, most: int | None = None) -> bytes | None:
@@ -122,9 +120,9 @@ def _read(folder: Folder, name: str, most: int | None = None) -> bytes | None:
         return None
 
 
-def _parsed(content: bytes, parse: Callable[[str], Any]) -> Any:
+def _parsed(content: bytes | None, parse: Callable[[str], Any]) -> Any:
     try:
-        return parse(content.decode())
+        return None if content is None else parse(content.decode())
     except (ValueError, RecursionError):
         return None
 
@@ -151,25 +149,13 @@ def _has_models(folder: Folder) -> bool:
 
 
 def _origins(folder: Folder, config: SweepConfig) -> Iterator[str | None]:
-    """What the undamaged models of a folder say that they were trained from."""
+    """The origins in the seals of a folder's undamaged models."""
     plan = PackPlan(config)
-    for name in folder.names("models"):
-        job = job_of(name)
-        if job is not None and job in plan:
-            content = _read(folder, f"models/{name}", most_bytes(config, job.d_hidden))
-            yield None if content is None else claimed_origin(content)
-    for name in folder.names("packs"):
-        pack = pack_of_name(name)
-        if pack is None or pack >= plan.packs:
-            continue
-        try:
-            archive = Pack(folder.open(f"packs/{name}"))
-        except DAMAGE:
-            continue
-        try:
+    for job in plan.jobs_among(folder.names("models")):
+        most = most_bytes(config, job.d_hidden)
+        content = _read(folder, f"models/{model_file(job)}", most)
+        yield None if content is None else claimed_origin(content)
+    for pack in plan.packs_among(folder.names("packs")):
+        with suppress(*DAMAGE), closing(Pack(folder.open(f"packs/{pack_name(pack)}"))) as archive:
             for job in plan.jobs(pack):
                 yield claimed_origin(archive.model(job, most_bytes(config, job.d_hidden)))
-        except DAMAGE:
-            continue
-        finally:
-            archive.close()

@@ -1,4 +1,4 @@
-"""States of models in training, kept beside the results so that a killed run goes on from them."""
+"""Checkpoints: states of models in training, from which the run after a killed one goes on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from bilinear.experiment.record import Job
 from bilinear.results.folder import write_whole
 from bilinear.results.seal import seal, unseal
 
-# The most bytes of a file's header, which names every model of the group.
+# The most bytes of a file's header, which lists every model of the group.
 _HEADER_BYTES = 2**26
 
 
@@ -22,14 +22,14 @@ class Checkpoint:
         self._folder = folder
 
     def write(self, group: str, jobs: Sequence[Job], state: Mapping[str, Tensor]) -> None:
-        """Keep the state of `jobs`, tensors (n, …) with a row a job, in place of the last one."""
+        """Write the state of `jobs`, tensors (n, …) with a row for each job, over the last one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         content = seal(tensors, {"jobs": list(jobs)})
         write_whole(self._folder / f"{group}.safetensors", content)
 
     def read(self) -> dict[Job, dict[str, Tensor]]:
-        """Return what is kept of every job; raises ResultsError for a damaged file."""
+        """Return the state of every job; raises ResultsError for a damaged file."""
         found: dict[Job, dict[str, Tensor]] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
@@ -44,7 +44,7 @@ class Checkpoint:
         return found
 
     def forget(self, group: str) -> None:
-        """Drop what was kept of a group, and the folder with its last one."""
+        """Delete the state of a group, and the folder once it is empty."""
         (self._folder / f"{group}.safetensors").unlink(missing_ok=True)
         if self._folder.exists() and not any(self._folder.iterdir()):
             self._folder.rmdir()

@@ -1,13 +1,13 @@
-"""One owner a results folder: whoever fills it holds a claim on it until it ends.
+"""Claims: at most one process at a time fills a results folder.
 
     with claim(folder):
-        ...  # nobody else writes in it
+        ...  # no other process writes in it
 
-On this machine the claim is a lock that the operating system drops when its process ends, however
-it ends, on a file that also says whose it is. At a URL, and on a file system without locks, it is a
-lease: an object created exclusively and written anew every few seconds. A lease is taken over once
-its process is known to be gone, or after it was watched for so long without being renewed; a store
-that overwrites where it was asked to create is given time for the other to be seen.
+On this machine the claim is a lock on a file that names its owner; the operating system drops the
+lock when the owner's process ends, however it ends. At a URL, and on a file system without locks,
+it is a lease: an object created exclusively and rewritten every few seconds. Another process takes
+a lease over if the owner's process is gone, or if the lease was not renewed while it watched. Some
+stores overwrite where they should create; there two new owners wait until each can see the other.
 """
 
 import json
@@ -22,19 +22,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.results.folder import Folder, LocalFolder, open_folder
 
 LOCK = "owner.lock"
 LEASE = re.compile(r"owner-(\d{6})\.json")
-# An owner writes its lease anew so often; one that did not for so long is gone.
+# Seconds between two renewals of a lease, and without one until its owner counts as gone.
 _RENEWED_EVERY = 4.0
 _GONE_AFTER = 20.0
-# How long a store that cannot create exclusively gets, to show what another wrote meanwhile.
+# Seconds after which two processes that created the same lease at once both see which one is left.
 _SETTLES_IN = 2.0
-# Beyond what the file says of its owner: elsewhere a locked range cannot be read.
+# Beyond the file's text: on Windows other processes cannot read a locked range.
 _LOCKED_BYTE = 2**30
 
 
@@ -42,12 +41,11 @@ class Claimed(ConfigError):
     """A folder that another process is filling."""
 
 
-class Claim(Protocol):
-    """What is held; `check` raises ResultsError once it is lost."""
+class Claim:
+    """A claim that is held, as a lock: the operating system gives it to no other process."""
 
     def check(self) -> None:
         """Raise ResultsError if another process has taken the folder over."""
-        ...
 
 
 def is_claim(name: str) -> bool:
@@ -57,9 +55,9 @@ def is_claim(name: str) -> bool:
 
 @contextmanager
 def claim(folder: Folder) -> Iterator[Claim]:
-    """Hold a folder, making it if it is new; raises Claimed while another process does.
+    """Claim a folder, making it if it is new; raises Claimed while another process fills it.
 
-    The folder of a study's cell is held by holding its study's.
+    For the folder of a study's cell, the study's folder is claimed.
     """
     folder = _study_around(folder) or folder
     if isinstance(folder, LocalFolder):
@@ -72,7 +70,7 @@ def claim(folder: Folder) -> Iterator[Claim]:
 
 
 def _processes() -> str:
-    """Name the set of processes in which a pid means something: a machine's, or a container's."""
+    """Name the set of processes in which a pid is unique: the machine's, or the container's."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -103,27 +101,23 @@ class _Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was a process of this machine that is no more."""
+        """Whether it was a process of this machine, and has ended."""
         here = self.host == platform.node() and self.processes == _processes()
         if not here or sys.platform == "win32":
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+        except (OSError, OverflowError) as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
 
 def _parsed(content: bytes) -> _Owner | None:
     types = {"pid": int, "host": str, "processes": str, "since": str, "token": str}
-    try:
+    with suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
         found = json.loads(content)
         if all(isinstance(found[name], kind) for name, kind in types.items()):
             return _Owner(**found | {"renewed": float(found["renewed"])})
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
     return None
 
 
@@ -132,13 +126,8 @@ def _refusal(folder: Folder, owner: _Owner | None) -> Claimed:
     return Claimed(f"out: {str(folder)!r} is being filled by {who}; wait for it, or stop it")
 
 
-class _Lock:
-    def check(self) -> None:
-        """The operating system gives it to nobody else."""
-
-
 @contextmanager
-def _locked(folder: LocalFolder) -> Iterator[_Lock | None]:
+def _locked(folder: LocalFolder) -> Iterator[Claim | None]:
     """Hold a lock on a file in the folder; None where the file system has no locks."""
     path = Path(str(folder)) / LOCK
     made = not path.parent.exists()
@@ -149,19 +138,17 @@ def _locked(folder: LocalFolder) -> Iterator[_Lock | None]:
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, _Owner().encoded())
-        yield _Lock()
+        yield Claim()
     finally:
         if sys.platform == "win32":  # an open file cannot be removed there
             os.close(descriptor)
-            with suppress(OSError):
-                path.unlink()
-        else:
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError):
+            path.unlink()
+        if sys.platform != "win32":
             os.close(descriptor)
         if made:
             with suppress(OSError):
-                path.parent.rmdir()  # the folder was made for the lock alone, if it is empty
+                path.parent.rmdir()  # if it is empty, it was made for the lock alone
 
 
 def _lock(folder: LocalFolder, path: Path) -> int | None:
@@ -170,7 +157,7 @@ def _lock(folder: LocalFolder, path: Path) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:
-            continue  # its last owner removed an empty folder
+            continue  # the last owner has just removed the empty folder
         except OSError as error:
             if path.is_symlink() or path.is_dir():
                 what = "link" if path.is_symlink() else "folder"
@@ -180,8 +167,8 @@ def _lock(folder: LocalFolder, path: Path) -> int | None:
             taken = _try_lock(descriptor)
             if taken is False:
                 raise _refusal(folder, _parsed(_text(descriptor)))
-            # Its last owner removed the file between our opening and locking it: that lock is
-            # on nothing.
+            # If the last owner removed the file between our opening and locking it, the lock is on
+            # no file of this name.
             if taken and _same_file(descriptor, path):
                 return descriptor
         except BaseException:
@@ -194,7 +181,7 @@ def _lock(folder: LocalFolder, path: Path) -> int | None:
 
 
 def _text(descriptor: int) -> bytes:
-    """Read what the owner wrote; it may have just begun to, or be about to remove the file."""
+    """Read the owner's text; retry while the owner is writing it, or removing the file."""
     for _ in range(20):
         os.lseek(descriptor, 0, os.SEEK_SET)
         text = os.read(descriptor, 4096)
@@ -237,13 +224,13 @@ def _try_lock(descriptor: int) -> bool | None:
     return True
 
 
-class _Lease:
-    """An object that says who fills a folder, written anew by a thread of its own."""
+class _Lease(Claim):
+    """A claim as an object that names its owner, rewritten by a thread of this process."""
 
     def __init__(self, folder: Folder, name: str, owner: _Owner) -> None:
         self._folder, self._name, self._owner = folder, name, owner
         self._ended = threading.Event()
-        self._lost: str | None = None
+        self._lost = False
         self._checked = time.monotonic()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -256,31 +243,31 @@ class _Lease:
         try:
             other = _newest(self._folder)
             if other != self._name or _token(self._folder, self._name) != self._owner.token:
-                self._lost = "another process has taken it over"
+                self._lost = True
                 return
             self._folder.write(self._name, replace(self._owner, renewed=time.time()).encoded())
             self._checked = time.monotonic()
         except (OSError, ResultsError):
-            pass  # if the store stays away, the run's own writes fail and say so
+            pass  # if the store cannot be reached for long, the run's own writes fail with an error
 
     def check(self) -> None:
-        """Look again if this process slept for long: another may have taken the folder over."""
-        if self._lost is None and time.monotonic() - self._checked > _GONE_AFTER / 2:
+        """Renew first if this process was suspended for long enough to lose the folder."""
+        if not self._lost and time.monotonic() - self._checked > _GONE_AFTER / 2:
             self._renew_once()
-        if self._lost is not None:
-            raise ResultsError(f"{self._folder}: {self._lost}")
+        if self._lost:
+            raise ResultsError(f"{self._folder}: another process has taken it over")
 
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
-        if self._lost is None:
+        if not self._lost:
             with suppress(OSError, ResultsError):
                 self._folder.delete([n for n in _leases(self._folder) if n <= self._name])
 
 
 @contextmanager
 def _leased(folder: Folder) -> Iterator[_Lease]:
-    """Write the next lease, once the owner of the last one is gone."""
+    """Write the next lease once the owner of the last one is gone."""
     before = _newest(folder)
     seen = None if before is None else _wait_until_gone(folder, before)
     number = 1 + (int(before[6:12]) if before is not None else 0)
@@ -289,7 +276,7 @@ def _leased(folder: Folder) -> Iterator[_Lease]:
         raise _refusal(folder, _read(folder, name))
     if folder.create(name, owner.encoded()):  # created twice: this store overwrites
         time.sleep(_SETTLES_IN)
-    # Whoever looked at the same time as this process sees the other here, or is seen.
+    # Of two processes that looked at the same time, at least one sees the other's lease here.
     undisturbed = before is None or _read(folder, before) == seen
     if _newest(folder) != name or _token(folder, name) != owner.token or not undisturbed:
         if _token(folder, name) == owner.token:
@@ -303,11 +290,11 @@ def _leased(folder: Folder) -> Iterator[_Lease]:
 
 
 def _wait_until_gone(folder: Folder, name: str) -> _Owner | None:
-    """Return the lease of an owner that is gone; raises Claimed for one that is there."""
+    """Return the lease of an owner that is gone; raises Claimed if the owner renews it."""
     owner = _read(folder, name)
     if owner is not None and owner.is_gone:
         return owner
-    # Clocks of two machines can differ: one that looks old is watched before it is believed.
+    # Clocks of two machines can differ, so a lease that looks old is watched for a while.
     if owner is not None and 0 <= time.time() - owner.renewed < _GONE_AFTER:
         raise _refusal(folder, owner)
     deadline = time.monotonic() + _GONE_AFTER

@@ -1,4 +1,4 @@
-"""Results in the form that the notebook pickled, for people who have code on it."""
+"""Writes results in the notebook's pickled format, for code that reads it."""
 
 import pickle
 from pathlib import Path

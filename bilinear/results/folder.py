@@ -1,98 +1,101 @@
-"""Folders that results go to: on this machine, or anywhere that fsspec reaches.
+"""Folders of results: on this machine, or anywhere that fsspec reaches.
 
-A file appears whole or not at all, under its own name: a local one is written beside it, forced to
-disk and renamed; object stores give that by themselves. Nothing is read or written through a
-symbolic link that leads out of a local folder.
+A file is there whole or not at all: a local one is written under another name, forced to disk and
+renamed, and object stores replace objects whole. Nothing is read or written through a symbolic link
+that leads out of a local folder.
 """
 
 import os
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from bilinear.errors import ConfigError, ResultsError, extra, shown
 
-# Random access reads a little of a large object: fsspec would fetch megabytes at a time.
+# Bytes fetched at a time: random access needs little of a large object, and fsspec's own blocks
+# are of megabytes.
 _BLOCK_BYTES = 2**18
 _PARTIAL = ".partial"
 _OF_THIS_MACHINE = ("file://", "local://")
 
 
 class Unacceptable(ResultsError):
-    """A file that is not read for what it is: too large, no file, or elsewhere."""
+    """A file that is not read because it is too large, no regular file, or outside its folder."""
 
 
-class Folder(Protocol):
-    """Files by name, `/` between folders; `path` is where it is on this machine, if it is."""
+class Folder(ABC):
+    """Files by name, `/` between folders; `path` is None for a folder at a URL."""
 
-    path: Path | None
+    path: Path | None = None
 
+    @abstractmethod
     def __str__(self) -> str:
         """Return the path or URL."""
-        ...
 
+    @abstractmethod
     def child(self, name: str) -> "Folder":
-        """Return a folder in this one, there or not."""
-        ...
+        """Return a folder in this one, whether it is there or not."""
 
+    @abstractmethod
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
-        ...
 
+    @abstractmethod
     def names(self, inside: str = "") -> list[str]:
-        """Sorted names of all that is directly in this folder, or in the one named `inside`."""
-        ...
+        """Sorted names of files and folders directly in this one, or in its folder `inside`."""
 
+    @abstractmethod
     def read(self, name: str, most: int | None = None) -> bytes:
         """Return a file's content.
 
         Raises FileNotFoundError, and Unacceptable for a file of more than `most` bytes.
         """
-        ...
 
     def read_all(self, names: Sequence[str], most: int | None = None) -> list[bytes]:
         """Return the contents of several files, each as `read` does."""
-        ...
+        return [self.read(name, most) for name in names]
 
+    @abstractmethod
     def open(self, name: str) -> BinaryIO:
         """Open a file for random reads; raises FileNotFoundError."""
-        ...
 
+    @abstractmethod
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole; raises OSError or ResultsError, leaving what was there."""
-        ...
 
     def write_all(self, files: Mapping[str, bytes]) -> None:
-        """Write several files, each whole, in no order; a store with many round trips at a time."""
-        ...
+        """Write several files, each whole, in any order; on a store many at a time."""
+        for name, content in files.items():
+            self.write(name, content)
 
+    @abstractmethod
     def create(self, name: str, content: bytes) -> bool:
         """Write a file that is not there yet; False, with nothing written, if it is.
 
         Exclusive between processes, but for a store that cannot refuse to overwrite.
         """
-        ...
 
+    @abstractmethod
     def move(self, name: str, to: str) -> None:
         """Rename a file, within this folder."""
-        ...
 
+    @abstractmethod
     def delete(self, names: Sequence[str]) -> None:
-        """Remove files; those not there are passed over."""
-        ...
+        """Remove files; one that is not there is no error."""
 
+    @abstractmethod
     def remove_empty(self, inside: str) -> None:
         """Remove a folder in this one if it is there and empty."""
-        ...
 
+    @abstractmethod
     def sweep_up(self, inside: str, ours: Callable[[str], bool]) -> None:
-        """Remove what a killed process left half-written directly in `inside`.
+        """Remove files directly in `inside` that a killed process left half-written.
 
-        `ours` says of a file's final name whether the caller may have written it.
+        `ours` tells by a file's final name whether the caller may have written it.
         """
-        ...
 
 
 def open_folder(where: "str | os.PathLike[str] | Folder") -> Folder:
@@ -100,10 +103,10 @@ def open_folder(where: "str | os.PathLike[str] | Folder") -> Folder:
 
     Raises ConfigError for a URL that nothing installed here can reach.
     """
-    if isinstance(where, LocalFolder | UrlFolder):
+    if isinstance(where, Folder):
         return where
     try:
-        text = os.fspath(cast("str | os.PathLike[str]", where))
+        text = os.fspath(where)
     except TypeError:
         raise TypeError(f"results folder: expected a path or a URL, got {shown(where)}") from None
     if not isinstance(text, str) or not text or "\0" in text:
@@ -115,15 +118,8 @@ def open_folder(where: "str | os.PathLike[str] | Folder") -> Folder:
     return UrlFolder.at(text) if "://" in text else LocalFolder(Path(text))
 
 
-def local_path(folder: Folder) -> Path:
-    """Return where a folder is on this machine; raises ResultsError for one at a URL."""
-    if folder.path is None:
-        raise ResultsError(f"path: expected a folder of this machine, got {folder}")
-    return folder.path
-
-
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under another name, force it to disk, rename; raises OSError, leaving nothing."""
+    """Write under another name, force to disk, rename; raises OSError, leaving what was there."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
         with open(partial, "wb") as file:
@@ -141,21 +137,21 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def final_name(name: str) -> str | None:
-    """Return what a half-written file was to be called, None for any other file."""
+    """Return the final name of a half-written file, None for the name of any other file."""
     if not name.endswith(_PARTIAL):
         return None
     stem, _, token = name.removesuffix(_PARTIAL).rpartition(".")
     if len(token) == 8 and set(token) <= set("0123456789abcdef"):
         return stem
-    return name.removesuffix(_PARTIAL)  # as an earlier version called it
+    return name.removesuffix(_PARTIAL)  # as an earlier version named it
 
 
-class LocalFolder:
-    """A folder of this machine's."""
+class LocalFolder(Folder):
+    """A folder of this machine."""
 
     def __init__(self, path: Path) -> None:
-        """Made at the first write."""
-        self.path: Path | None = path
+        """Use `path`, which is made at the first write."""
+        self.path = path
         self._path = path
 
     def __str__(self) -> str:
@@ -171,6 +167,13 @@ class LocalFolder:
             raise Unacceptable(f"{path}: expected a folder, got a circle of links") from error
         if not inside:
             raise Unacceptable(f"{path}: expected a file in its folder, got a link out of it")
+        return path
+
+    def _place(self, name: str) -> Path:
+        """Return a file's path for writing; makes the folder that it is in."""
+        self._inside(name.rpartition("/")[0])
+        path = self._path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def child(self, name: str) -> Folder:
@@ -190,12 +193,8 @@ class LocalFolder:
         """See `Folder`."""
         with self.open(name) as file:
             content = file.read(-1 if most is None else most + 1)
-        _check_size(self, name, content, most)
+        _check_size(self, name, len(content), most)
         return content
-
-    def read_all(self, names: Sequence[str], most: int | None = None) -> list[bytes]:
-        """See `Folder`."""
-        return [self.read(name, most) for name in names]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
@@ -206,15 +205,7 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """See `Folder`."""
-        path = self._path / name
-        self._inside(name.rpartition("/")[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-
-    def write_all(self, files: Mapping[str, bytes]) -> None:
-        """See `Folder`."""
-        for name, content in files.items():
-            self.write(name, content)
+        write_whole(self._place(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Folder`."""
@@ -229,10 +220,7 @@ class LocalFolder:
 
     def move(self, name: str, to: str) -> None:
         """See `Folder`."""
-        path = self._path / to
-        self._inside(to.rpartition("/")[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self._path / name, path)
+        os.replace(self._path / name, self._place(to))
 
     def delete(self, names: Sequence[str]) -> None:
         """See `Folder`."""
@@ -253,15 +241,13 @@ class LocalFolder:
                 (self._path / inside / name).unlink(missing_ok=True)
 
 
-def _check_size(folder: Folder, name: str, content: bytes, most: int | None) -> None:
-    if most is not None and len(content) > most:
+def _check_size(folder: Folder, name: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
         raise Unacceptable(f"{folder}/{name}: expected at most {most:,} bytes, got more")
 
 
-class UrlFolder:
-    """A folder behind an fsspec URL; its files are objects that a store replaces whole."""
-
-    path: Path | None = None
+class UrlFolder(Folder):
+    """A folder at an fsspec URL; its files are objects that a store replaces whole."""
 
     def __init__(self, system: Any, root: str, url: str) -> None:
         """Use an fsspec file system, the folder's name in it, and its URL."""
@@ -274,7 +260,7 @@ class UrlFolder:
             from fsspec.core import url_to_fs
 
         try:
-            # No cached listings: what another process wrote a moment ago must be found.
+            # Without cached listings, files that another process has just written are found.
             system, root = url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             raise ConfigError(f"{url}: {error} (S3: pip install 'bilinear[s3]')") from error
@@ -292,13 +278,13 @@ class UrlFolder:
 
     def exists(self, name: str) -> bool:
         """See `Folder`."""
-        with self._saying(name):
+        with self._naming(name):
             return bool(self._system.exists(f"{self._root}/{name}"))
 
     def names(self, inside: str = "") -> list[str]:
         """See `Folder`."""
         folder = f"{self._root}/{inside}".rstrip("/")
-        with self._saying(inside):
+        with self._naming(inside):
             try:
                 found = self._system.ls(folder, detail=False)
             except FileNotFoundError:
@@ -308,43 +294,41 @@ class UrlFolder:
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """See `Folder`."""
-        if most is not None and self._size(name) > most:
-            raise Unacceptable(f"{self}/{name}: expected at most {most:,} bytes, got more")
-        with self._saying(name):
+        if most is not None:
+            with self._naming(name):
+                size = int(self._system.size(f"{self._root}/{name}") or 0)
+            _check_size(self, name, size, most)
+        with self._naming(name):
             return bytes(self._system.cat_file(f"{self._root}/{name}"))
-
-    def _size(self, name: str) -> int:
-        with self._saying(name):
-            return int(self._system.size(f"{self._root}/{name}") or 0)
 
     def read_all(self, names: Sequence[str], most: int | None = None) -> list[bytes]:
         """See `Folder`."""
         full = [f"{self._root}/{name}" for name in names]
-        with self._saying(""):
+        with self._naming(""):
             found = self._system.cat(full, on_error="raise") if full else {}
         for name in names:
-            _check_size(self, name, found[f"{self._root}/{name}"], most)
+            _check_size(self, name, len(found[f"{self._root}/{name}"]), most)
         return [found[name] for name in full]
 
     def open(self, name: str) -> BinaryIO:
         """See `Folder`."""
-        with self._saying(name):
+        with self._naming(name):
             file = self._system.open(f"{self._root}/{name}", "rb", block_size=_BLOCK_BYTES)
         return cast("BinaryIO", file)
 
     def write(self, name: str, content: bytes) -> None:
         """See `Folder`."""
-        with self._saying(name, missing_too=True):
+        with self._naming(name, missing_too=True):
             self._system.pipe_file(f"{self._root}/{name}", content)
 
     def write_all(self, files: Mapping[str, bytes]) -> None:
         """See `Folder`."""
-        with self._saying("", missing_too=True):
+        with self._naming("", missing_too=True):
             self._system.pipe({f"{self._root}/{name}": files[name] for name in files})
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Folder`."""
-        with self._saying(name, missing_too=True):
+        with self._naming(name, missing_too=True):
             try:
                 self._system.pipe_file(f"{self._root}/{name}", content, mode="create")
             except FileExistsError:
@@ -353,7 +337,7 @@ class UrlFolder:
 
     def move(self, name: str, to: str) -> None:
         """See `Folder`."""
-        with self._saying(name):
+        with self._naming(name):
             self._system.mv(f"{self._root}/{name}", f"{self._root}/{to}")
 
     def delete(self, names: Sequence[str]) -> None:
@@ -363,19 +347,19 @@ class UrlFolder:
             f"{folder}/{name}".lstrip("/") for folder in inside for name in self.names(folder)
         }
         there = [f"{self._root}/{name}" for name in names if name in present]
-        with self._saying(""):
+        with self._naming(""):
             if there:
                 self._system.rm(there)
 
     def remove_empty(self, inside: str) -> None:
-        """See `Folder`; a store has no folders but those of its objects."""
+        """See `Folder`; a store has no empty folders."""
 
     def sweep_up(self, inside: str, ours: Callable[[str], bool]) -> None:
-        """See `Folder`; an object is never half there."""
+        """See `Folder`; a store has no half-written objects."""
 
     @contextmanager
-    def _saying(self, name: str, *, missing_too: bool = False) -> Iterator[None]:
-        """Turn whatever a store's client raises into one line that names the object."""
+    def _naming(self, name: str, *, missing_too: bool = False) -> Iterator[None]:
+        """Turn what a store's client raises into one line that names the object."""
         try:
             yield
         except FileNotFoundError as error:

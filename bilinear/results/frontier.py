@@ -1,4 +1,4 @@
-"""How small a width still generalises perfectly, and how surely."""
+"""The frontier: how small a width still generalises perfectly, with confidence intervals."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ _Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson 1927), sound at 0 and at 1.
+    """95 % confidence interval of a share (Wilson 1927), valid at shares of 0 and 1 too.
 
     Raises ValueError unless 0 ≤ successes ≤ trials and trials > 0.
     """
@@ -51,14 +51,12 @@ def frontier(table: "pd.DataFrame") -> dict[str, Any]:
             }
         )
     reached = [w["d_hidden"] for w in widths if w["perfect"]]
-    certain = [w["d_hidden"] for w in widths if w["perfect"] == w["models"]]
     failed = [w["d_hidden"] for w in widths if w["perfect"] < w["models"]]
+    above = [w["d_hidden"] for w in widths if w["d_hidden"] > max(failed, default=0)]
     return {
         "models": len(table),
         "perfect": int(table["perfect"].sum()),
         "smallest_perfect_width": min(reached, default=None),
-        "all_perfect_from_width": min(
-            (d for d in certain if d > max(failed, default=0)), default=None
-        ),
+        "all_perfect_from_width": min(above, default=None),
         "widths": widths,
     }

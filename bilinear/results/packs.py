@@ -1,8 +1,8 @@
-"""Packs: large sweeps keep their models in a few files, not in one each.
+"""Packs: a large sweep keeps its models in a few zip files instead of one file each.
 
-A pack is a zip file, uncompressed, of the very files that its models would be by themselves
-(`d064-s0000.safetensors`), after `rows.json`, their rows of the table. Which models share a pack
-follows from the config alone, and so do a pack's bytes. Any tool that reads zip takes one apart.
+A pack is an uncompressed zip file: `rows.json`, the rows of the table of its models, then the files
+that a small sweep would have (`d064-s0000.safetensors`). The config alone determines which models
+share a pack, and so a pack's bytes. Any zip tool unpacks it.
 """
 
 import io
@@ -16,23 +16,30 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import model_disk_bytes
 from bilinear.experiment.record import Job
 
-# A sweep of at most so many models keeps a file for each, which people can pick out.
+# A sweep of at most so many models keeps a file for each, which people can find and copy.
 LOOSE_MODELS = 100
-# A pack is made in memory and, on an object store, written in one piece.
+# The most models and bytes of a pack: it is made in memory, and written to a store in one piece.
 PACK_MODELS = 256
 PACK_BYTES = 2**27
 
 _ROWS = "rows.json"
 # The most bytes of one row of the table as JSON.
 ROW_BYTES = 2**11
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: the time of writing would change the bytes
+_EPOCH = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # zip's earliest date; with the time of writing the bytes would differ
 
 
 class PackPlan:
-    """Which pack each model of a config belongs to: models in the order of the table."""
+    """Which pack each model of a config belongs to; models are in the order of the table."""
 
     def __init__(self, config: SweepConfig) -> None:
-        """A sweep of few models has no packs."""
+        """Make the plan; a sweep of at most LOOSE_MODELS models has no packs."""
         self._widths = sorted(config.widths, reverse=True)
         self._seeds = sorted(config.seeds)
         self._place = {d: i for i, d in enumerate(self._widths)}
@@ -63,6 +70,15 @@ class PackPlan:
         places = range(pack * self.size, pack * self.size + self.count(pack))
         n = len(self._seeds)
         return [Job(self._widths[i // n], self._seeds[i % n]) for i in places]
+
+    def jobs_among(self, names: Sequence[str]) -> list[Job]:
+        """Return the models of this config whose files have these names."""
+        return [job for job in map(job_of, names) if job is not None and job in self]
+
+    def packs_among(self, names: Sequence[str]) -> list[int]:
+        """Return the packs of this config whose files have these names."""
+        packs = map(pack_of_name, names)
+        return [pack for pack in packs if pack is not None and pack < self.packs]
 
 
 def model_file(job: Job) -> str:
@@ -122,7 +138,7 @@ class Pack:
         return self._member(model_file(job), most)
 
     def rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Return the rows of the table of these models, all of the pack's in its order."""
+        """Return the rows of the table; `jobs` are all models of the pack, in its order."""
         rows: list[dict[str, Any]] = json.loads(self._member(_ROWS, ROW_BYTES * len(jobs)))
         if [Job(row["d_hidden"], row["seed"]) for row in rows] != list(jobs):
             raise ValueError(f"its {_ROWS} is not of its models")
@@ -133,7 +149,7 @@ class Pack:
         return self._archive.namelist() == [_ROWS, *map(model_file, jobs)]
 
     def _member(self, name: str, most: int) -> bytes:
-        """What a member says of its size is looked at before any of it is read."""
+        """Read a member; one that is larger than `most` by its own header is not read at all."""
         member = self._archive.getinfo(name)
         if member.compress_type != zipfile.ZIP_STORED or member.file_size > most:
             raise zipfile.BadZipFile(f"{name} is compressed, or of more than {most:,} bytes")

@@ -1,8 +1,8 @@
-"""A model's file: tensors in safetensors, sealed with a digest of every byte of it.
+"""Seals: a model's file is tensors in safetensors, with a digest of every byte of the file.
 
 Its one metadata entry, `sealed`, is JSON: the model's row of the table; `origin`, a digest of the
 config and the environment that it was trained under; and `sha256`, the digest of the whole file
-with zeros in that digest's place. A file of an earlier version has its row alone.
+with zeros in the digest's own place. A file of an earlier version has its row alone.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from bilinear.experiment.record import Job
 
 _EMPTY = "0" * 64
 _DIGEST = re.compile(rb'sha256\\": \\"([0-9a-f]{64})\\"')
-# The most bytes of a file's header: names, types and places of a dozen tensors, and the row.
+# The most bytes of a file's header: names, types and offsets of a dozen tensors, and the row.
 _HEADER_BYTES = 2**15
 
 
 class Damaged(ValueError):
-    """A model's file that is not what was written for this model."""
+    """A model's file that differs from what was written for this model."""
 
 
 def origin_of(config_json: bytes, environment_json: bytes) -> str:
-    """Name what a folder's models are trained from, by its two files."""
+    """Return the digest that names a folder's config and environment."""
     return hashlib.sha256(config_json + b"\0" + environment_json).hexdigest()[:32]
 
 
@@ -40,8 +40,8 @@ def encode_sealed(tensors: Mapping[str, Tensor], row: Mapping[str, Any], origin:
 
 
 def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """Make a file of tensors that says something about them, with a digest of all of it."""
-    # One metadata key: the format keeps several in no fixed order.
+    """Make a file of tensors with `about` in its metadata, and a digest of the whole file."""
+    # One metadata key, as safetensors writes several in no fixed order.
     sealed = json.dumps({**about, "sha256": _EMPTY})
     content = safetensors.torch.save(dict(tensors), metadata={"sealed": sealed})
     start = content.index(_EMPTY.encode())
@@ -50,7 +50,7 @@ def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
 
 
 def unseal(content: bytes, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of `seal`, and what it says about them; raises Damaged."""
+    """Return the tensors and `about` of a file that `seal` made; raises Damaged."""
     try:
         about: dict[str, Any] = json.loads(_metadata(content, header_bytes)["sealed"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -60,7 +60,7 @@ def unseal(content: bytes, header_bytes: int) -> tuple[dict[str, Tensor], dict[s
 
 
 def most_bytes(config: SweepConfig, d_hidden: int) -> int:
-    """Return how large a model's file can be at most."""
+    """Return the most bytes that a model's file can have."""
     return 4 * model_disk_bytes(config, d_hidden) + _HEADER_BYTES
 
 

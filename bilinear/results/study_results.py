@@ -2,33 +2,28 @@
 
 study.json           the Study
 SHA256SUMS           digests of this, the table and the summary
-cells/p64-f0.75-lr0.05-wd0.4/   what `bilinear.results.sweep_results` writes for that cell by itself
-table.parquet        the rows of all cells, with their settings; there once every model is
+cells/p64-f0.75-lr0.05-wd0.4/   that cell as a sweep's folder (`bilinear.results.sweep_results`)
+table.parquet        the rows of all cells, with their settings, written once every model ended
 summary.json         `bilinear.results.frontier.frontier` of each cell
 """
 
 import os
 import re
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear.errors import ConfigError, ResultsError, extra
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.study import AXES, Study, cell_name, settings
 from bilinear.results.claim import is_claim
-from bilinear.results.folder import Folder, final_name, local_path, open_folder
+from bilinear.results.folder import Folder, final_name, open_folder
 from bilinear.results.frontier import frontier
-from bilinear.results.sums import SUMS, read_sums, verified, write_summed
+from bilinear.results.sums import SUMS, write_summed
 from bilinear.results.sweep_results import (
     Results,
+    ResultsFolder,
     encode_json,
     encode_table,
-    existing_folder,
-    parse_json,
-    read_table,
-    read_verified,
 )
 
 if TYPE_CHECKING:
@@ -45,29 +40,21 @@ def is_study(where: str | os.PathLike[str] | Folder) -> bool:
     return open_folder(where).exists(_STUDY)
 
 
-class StudyResults:
+class StudyResults(ResultsFolder):
     """A study's folder: `study`, `table`, and the cells, each a `results.sweep_results.Results`."""
 
     def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
         """Read the study; raises ResultsError for anything else."""
-        self.folder = existing_folder(where)
-        self._sums = read_sums(self.folder)
-        self.has_digests = self._sums is not None
-        content = read_verified(self.folder, _STUDY, self._sums)
-        self.study: Study = parse_json(self.folder, _STUDY, content, Study.from_json)
+        super().__init__(where)
+        self.study = self._parse(_STUDY, self._read(_STUDY), Study.from_json)
 
     def __repr__(self) -> str:
         """Say where, and how many cells have begun."""
         return f"StudyResults({str(self.folder)!r}, {len(self.begun)} of {len(self.study)} cells)"
 
-    @property
-    def path(self) -> Path:
-        """Where the folder is on this machine; raises ResultsError for one at a URL."""
-        return local_path(self.folder)
-
     @cached_property
     def begun(self) -> list[Results]:
-        """Cells of which there is something to read, in the study's order."""
+        """Results of the cells whose folders are begun, in the study's order."""
         folders = [cell_folder(self.folder, cell) for cell in self.study]
         return [Results(folder) for folder in folders if _BEGUN & set(folder.names())]
 
@@ -75,10 +62,6 @@ class StudyResults:
     def complete(self) -> bool:
         """Whether every model of every cell is there."""
         return len(self.begun) == len(self.study) and all(r.complete for r in self.begun)
-
-    def has_digest_of(self, name: str, content: bytes) -> bool:
-        """Whether a file is what the study's digests say; True for a study without them."""
-        return self._sums is None or verified(self._sums, name, content)
 
     def cell(self, **wanted: float) -> Results:
         """Return the one cell with these settings, e.g. `cell(p=59, lr=0.05)`.
@@ -97,28 +80,23 @@ class StudyResults:
 
     @cached_property
     def table(self) -> "pd.DataFrame":
-        """A row a model: AXES, then the columns of `Results.table`; cells in the study's order."""
-        table = read_table(self.folder, self._sums) if self.complete else None
+        """A row for each model: AXES, then the columns of `Results.table`, cell after cell."""
+        table = self._stored_table() if self.complete else None
         return self.table_of_cells() if table is None else table
 
     def table_of_cells(self) -> "pd.DataFrame":
-        """Make the table of those of the cells."""
+        """Make the table from the tables of the cells."""
         with extra("sweep"):
             import pandas as pd
 
-        tables = list(self._tables())
+        tables = [
+            r.table.assign(**settings(r.config))[[*AXES, *r.table.columns]]
+            for r in self.begun
+            if r.jobs
+        ]
         if not tables:
             raise ResultsError(f"{self.folder}: no model of this study has ended yet")
         return pd.concat(tables, ignore_index=True)
-
-    def _tables(self) -> Iterator["pd.DataFrame"]:
-        for results in self.begun:
-            if not results.jobs:
-                continue
-            table = results.table.copy()
-            for i, (name, value) in enumerate(settings(results.config).items()):
-                table.insert(i, name, value)
-            yield table
 
     def summary(self) -> dict[str, Any]:
         """Return the settings and the frontier of every cell that holds a model."""
@@ -131,12 +109,12 @@ class StudyResults:
 
 
 def cell_folder(folder: Folder, cell: SweepConfig) -> Folder:
-    """Say where in a study's folder a cell is."""
+    """Return the folder of a cell in a study's folder."""
     return folder.child(f"cells/{cell_name(cell)}")
 
 
 def check_study(folder: Folder, study: Study) -> bool:
-    """Whether a folder needs a study's file, for being new or damaged; writes nothing.
+    """Whether `study.json` is to be written, as the folder is new or damaged; writes nothing.
 
     Raises ResultsError for a folder that holds something else, ConfigError for another study.
     """
@@ -151,16 +129,13 @@ def check_study(folder: Folder, study: Study) -> bool:
         elif there != study:
             raise ConfigError(f"out: {str(folder)!r} belongs to another study")
         return error is not None
-    _check_mendable(
-        folder,
-        study,
-        ResultsError(f"out: expected a new folder or this study's, got {str(folder)!r}"),
-    )
+    strange = ResultsError(f"out: expected a new folder or this study's, got {str(folder)!r}")
+    _check_mendable(folder, study, strange)
     return True
 
 
 def _readable(folder: Folder) -> Study | None:
-    """Return the study whatever its digest says."""
+    """Return the study in `study.json` without a look at its digest; None if there is none."""
     try:
         return Study.from_json(folder.read(_STUDY).decode())
     except (OSError, ValueError, RecursionError):
@@ -168,7 +143,7 @@ def _readable(folder: Folder) -> Study | None:
 
 
 def _check_mendable(folder: Folder, study: Study, error: ResultsError) -> None:
-    """Raise `error` unless all in the folder is this study's, as far as names say it."""
+    """Raise `error` unless every name in the folder is one that this study may have written."""
     names = set(folder.names()) - _FINISHED
     left = {
         name
@@ -177,7 +152,7 @@ def _check_mendable(folder: Folder, study: Study, error: ResultsError) -> None:
     }
     cells = {cell_name(cell) for cell in study}
     there = set(folder.names("cells"))
-    # Beside cells of this study a file of the user's own is no reason to refuse.
+    # Beside cells of this study a file of the user's own is not refused.
     if there - cells or (left - {"cells"} and not there):
         raise error
 
@@ -185,7 +160,7 @@ def _check_mendable(folder: Folder, study: Study, error: ResultsError) -> None:
 def begin_study(folder: Folder, study: Study) -> None:
     """Make a study's folder, or check that the one there is this study's.
 
-    Raises what `check_study` does. Whoever calls it holds the folder's claim.
+    Raises what `check_study` does. The caller holds the folder's claim.
     """
     if check_study(folder, study):
         write_summed(folder, {_STUDY: study.to_json().encode()}, last=_STUDY)

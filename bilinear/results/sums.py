@@ -1,6 +1,7 @@
-"""Digests of the files of a results folder that are not models: `sha256sum -c SHA256SUMS`.
+"""SHA256SUMS: digests of a results folder's files that are not models; `sha256sum -c` checks them.
 
-A model's file has its own (`bilinear.results.seal`). A folder of an earlier version has neither.
+A model's file holds its own digest (`bilinear.results.seal`). A folder of an earlier version has
+neither.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ def digest(content: bytes) -> str:
 
 
 def encode_sums(digests: Mapping[str, str]) -> bytes:
-    """Write as `sha256sum` does."""
+    """Return the digests in the format of `sha256sum`."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
 
 
@@ -39,14 +40,14 @@ def read_sums(folder: Folder) -> dict[str, str] | None:
 
 
 def verified(sums: Mapping[str, str] | None, name: str, content: bytes) -> bool:
-    """Whether a file is what the digests say; False for one that they do not name."""
+    """Whether a file has the digest in `sums`; False without one."""
     return sums is not None and sums.get(name) == digest(content)
 
 
 def write_summed(folder: Folder, files: Mapping[str, bytes], last: str | None = None) -> None:
-    """Write files and their digests; `last` among them is written after the digests are.
+    """Write files and then their digests, but the file `last` after the digests.
 
-    What was there before keeps its digest.
+    Digests of other files are kept.
     """
     try:
         sums = read_sums(folder) or {}

@@ -3,19 +3,19 @@
     config.json          the SweepConfig
     environment.json     the backend and versions that trained it, which its bits depend on
     SHA256SUMS           digests of these and of the table and the summary (`results.sums`)
-    sessions.json        who worked on it: command, date, versions, commit, device of each run
+    sessions.json        command, date, versions, commit and device of each run
     models/d064-s0000.safetensors   state dict, `history.*` columns, `interactions`, and the model's
                          row of the table, sealed (`results.seal`); written when the model ends
-    packs/000000.zip     in a sweep of many models, those of `results.packs`, once they all ended
-    table.parquet        the rows of all models; there once every model is
+    packs/000000.zip     in a sweep of many models, several in one file (`results.packs`), written
+                         once all of them ended
+    table.parquet        the rows of all models, written once every model ended
     summary.json         `bilinear.results.frontier.frontier` of the table
-    owner.lock           while a process fills it (`results.claim`)
-    set-aside/           what a resumed run found damaged or strange (`results.verify`)
+    owner.lock           there while a process fills the folder (`results.claim`)
+    set-aside/           damaged and unknown files that a resumed run moved away (`results.verify`)
 
-Every file is written whole (`results.folder`), and verified as it is read: a table that is not what
-it was is made again of the models, and a model that is not is named. Nothing in the finished
-folder but `sessions.json` depends on when, or in what order, models ended. No pickle is read or
-written.
+Every file is written whole (`results.folder`) and verified when it is read: a damaged table is made
+again from the models, and a damaged model is an error that names its file. In a finished folder
+only `sessions.json` depends on when, or in what order, models ended. No pickle is read or written.
 """
 
 import io
@@ -24,7 +24,8 @@ import os
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,8 +36,8 @@ from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.record import Evaluation, Job, Parent, Record, Weights
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reference import Model, ModelConfig
-from bilinear.results.folder import Folder, Unacceptable, local_path, open_folder
-from bilinear.results.packs import Pack, PackPlan, job_of, model_file, pack_name, pack_of_name
+from bilinear.results.folder import Folder, Unacceptable, open_folder
+from bilinear.results.packs import Pack, PackPlan, model_file, pack_name
 from bilinear.results.seal import (
     Damaged,
     is_sealed,
@@ -53,19 +54,81 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _OPTIONAL_INTEGERS = {"first_perfect_step", "parent", "dropped_unit", "redrawn_unit"}
 _ROW_GROUP = 2**16
-# Files read at a time: a store with many round trips at once, a disk without filling the memory.
+# Files read at a time: a store fetches them at once, and they fit in memory.
 _AT_ONCE = 256
 _JSON_BYTES = 2**28
 _MEND = "the sweep's own command with --out and this folder mends it"
 
 
-class Results:
+class ResultsFolder:
+    """What the folders of a sweep and of a study have in common: verified files, and a path."""
+
+    def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
+        """Open the folder and read its digests; raises ResultsError for anything but a folder."""
+        self.folder = open_folder(where)
+        if self.folder.path is not None and not self.folder.path.is_dir():
+            raise ResultsError(f"results folder: expected a folder, got {str(self.folder)!r}")
+        self._sums = read_sums(self.folder)
+        self.has_digests = self._sums is not None
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is on this machine; raises ResultsError for one at a URL."""
+        if self.folder.path is None:
+            raise ResultsError(f"path: expected a folder of this machine, got {self.folder}")
+        return self.folder.path
+
+    def has_digest_of(self, name: str, content: bytes) -> bool:
+        """Whether a file is what the folder's digests say; True for a folder without them."""
+        return self._sums is None or verified(self._sums, name, content)
+
+    def _read(self, name: str) -> bytes:
+        """Read a file; raises ResultsError unless it is what its digest says."""
+        try:
+            content = self.folder.read(name, _JSON_BYTES)
+        except FileNotFoundError as error:
+            raise ResultsError(f"{self.folder}: not a results folder (no {name})") from error
+        if not self.has_digest_of(name, content):
+            raise ResultsError(f"{self.folder}/{name}: damaged (not what {SUMS} says); {_MEND}")
+        return content
+
+    def _parse(self, name: str, content: bytes, parse: Callable[[str], _T]) -> _T:
+        """Parse a file's content; raises ResultsError if it is damaged."""
+        try:
+            return parse(content.decode())
+        except OtherVersionError as error:
+            raise ResultsError(f"{self.folder}/{name}: {error}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ResultsError(f"{self.folder}/{name}: damaged ({error}); {_MEND}") from error
+
+    def _stored_table(self) -> "pd.DataFrame | None":
+        """Read `table.parquet`; None unless it is there, what its digest says, and such a table."""
+        try:
+            content = self.folder.read("table.parquet")
+        except (FileNotFoundError, Unacceptable):
+            return None
+        if not verified(self._sums, "table.parquet", content):
+            return None
+        with extra("sweep"):
+            import pandas as pd
+
+        try:
+            table = pd.read_parquet(io.BytesIO(content))
+        except DAMAGE:
+            return None
+        # Another program may have written the table and its digest.
+        wanted = table_of([]).dtypes
+        return table if wanted.equals(table.dtypes.reindex(wanted.index)) else None
+
+
+class Results(ResultsFolder):
     """A results folder: `config`, `environment`, `table`, and the models by (d_hidden, seed).
 
     `model(d)` is a trained model, `interaction(d, remainder)` one of its interaction matrices.
     `models[d, s]` is a state dict that `bilinear.reference.Model` loads; `histories[d, s]` a frame
-    with a row an evaluation (`experiment.record.Evaluation`); `interactions[d, s]` the interaction
-    matrices of `config.remainders`, (n_remainders, 2p, 2p). All three are read when asked for.
+    with a row for each evaluation (`experiment.record.Evaluation`); `interactions[d, s]` the
+    interaction matrices of `config.remainders`, (n_remainders, 2p, 2p). All three are read from the
+    folder at each look-up.
     `plan` says which models and packs the config has, `packs` which packs are there; `loose` are
     the models with a file of their own, `twice` those that are in a pack as well.
     `strange` names files that look like a model's or a pack's and are none of this config's; they
@@ -73,55 +136,30 @@ class Results:
     """
 
     def __init__(self, where: str | os.PathLike[str] | Folder) -> None:
-        """Read the config and the list of models there are."""
-        self.folder = existing_folder(where)
-        sums = read_sums(self.folder)
-        self.has_digests = sums is not None
-        config = read_verified(self.folder, "config.json", sums)
-        environment = read_verified(self.folder, "environment.json", sums)
-        self.config = parse_json(self.folder, "config.json", config, SweepConfig.from_json)
-        self.environment: dict[str, str] = parse_json(
-            self.folder, "environment.json", environment, parse_environment
-        )
+        """Read the config and the names of the models that are there."""
+        super().__init__(where)
+        config, environment = self._read("config.json"), self._read("environment.json")
+        self.config = self._parse("config.json", config, SweepConfig.from_json)
+        self.environment = self._parse("environment.json", environment, parse_environment)
         self.origin = origin_of(config, environment)
-        self._sums = sums
         self.plan = PackPlan(self.config)
-        self.strange: list[str] = []
-        self.packs = self._found_packs()
+        packs, models = self.folder.names("packs"), self.folder.names("models")
+        self.packs, files = self.plan.packs_among(packs), set(self.plan.jobs_among(models))
+        known = {*map(pack_name, self.packs), *map(model_file, files)}
+        self.strange = [f"packs/{n}" for n in packs if n.endswith(".zip") and n not in known]
+        self.strange += [
+            f"models/{n}" for n in models if n.endswith(".safetensors") and n not in known
+        ]
         packed = {job for pack in self.packs for job in self.plan.jobs(pack)}
-        loose = self._found_models()
-        self.loose, self.twice = loose - packed, loose & packed
+        self.loose, self.twice = files - packed, files & packed
         self.jobs = sorted(self.loose | packed)
-
-    def _found_packs(self) -> list[int]:
-        packs = []
-        for name in self.folder.names("packs"):
-            pack = pack_of_name(name)
-            if pack is not None and pack < self.plan.packs:
-                packs.append(pack)
-            elif name.endswith(".zip"):
-                self.strange.append(f"packs/{name}")
-        return packs
-
-    def _found_models(self) -> set[Job]:
-        jobs = set()
-        for name in self.folder.names("models"):
-            job = job_of(name)
-            if job is not None and job in self.plan:
-                jobs.add(job)
-            elif name.endswith(".safetensors"):
-                self.strange.append(f"models/{name}")
-        return jobs
+        self._opened: dict[int, Pack] = {}
+        weakref.finalize(self, _close_all, self._opened)
 
     def __repr__(self) -> str:
         """Say where, what and how many."""
         n = self.plan.models
         return f"Results({str(self.folder)!r}, p={self.config.p}, {len(self.jobs)} of {n} models)"
-
-    @property
-    def path(self) -> Path:
-        """Where the folder is on this machine; raises ResultsError for one at a URL."""
-        return local_path(self.folder)
 
     @property
     def complete(self) -> bool:
@@ -132,33 +170,32 @@ class Results:
     def table(self) -> "pd.DataFrame":
         """A row a model (`bilinear.experiment.record.Record.row`), by falling width, then seed.
 
-        Made of the models' own rows unless the file of a finished sweep is what it was.
+        Made from the models' files where `table.parquet` is missing or damaged.
         """
-        table = read_table(self.folder, self._sums) if self.complete else None
+        table = self._stored_table() if self.complete else None
         return table_of(self.rows()) if table is None else table
 
     def rows(self) -> list[dict[str, Any]]:
         """Read the rows of the table from the models' own files."""
-        packed = [
-            row
-            for pack in self.packs
-            for row in self._read_pack(pack, partial(Pack.rows, jobs=self.plan.jobs(pack)))
-        ]
+        rows = []
+        for pack in self.packs:
+            with self._naming(f"packs/{pack_name(pack)}"):
+                rows += self._open(pack).rows(self.plan.jobs(pack))
         loose = sorted(self.loose)
         for start in range(0, len(loose), _AT_ONCE):
             jobs = loose[start : start + _AT_ONCE]
             most = max(map(self.most_bytes, jobs))
             files = self.folder.read_all([f"models/{model_file(job)}" for job in jobs], most)
-            packed += [self.row_of(*file) for file in zip(jobs, files, strict=True)]
-        return packed
+            rows += [self.row_of(*file) for file in zip(jobs, files, strict=True)]
+        return rows
 
     def row_of(self, job: Job, content: bytes) -> dict[str, Any]:
         """Return the row of a loose model's file; raises ResultsError if it is damaged."""
-        name = f"models/{model_file(job)}"
-        return _parsed(self.folder, name, lambda: self.verified_row(job, content))
+        with self._naming(f"models/{model_file(job)}"):
+            return self.verified_row(job, content)
 
     def verified_row(self, job: Job, content: bytes) -> dict[str, Any]:
-        """Return the row of a model's file; raises `results.seal.Damaged`, saying no name."""
+        """Return the row of a model's file; raises `results.seal.Damaged`, without its name."""
         if self.has_digests and not is_sealed(content):
             raise Damaged("it has no digest")
         return verified_row(content, job, self.origin)
@@ -167,14 +204,6 @@ class Results:
         """Return how large a model's file can be at most."""
         return most_bytes(self.config, job.d_hidden)
 
-    def has_digest_of(self, name: str, content: bytes) -> bool:
-        """Whether a file is what the folder's digests say; True for a folder without them."""
-        return not self.has_digests or verified(self._sums, name, content)
-
-    def jobs_of(self, pack: int) -> list[Job]:
-        """Return a pack's models, in its order."""
-        return self.plan.jobs(pack)
-
     def pack(self, pack: int) -> Pack:
         """Open a pack of this folder; raises what `Pack` does. The caller closes it."""
         return Pack(self.folder.open(f"packs/{pack_name(pack)}"))
@@ -182,8 +211,8 @@ class Results:
     def model(self, d_hidden: int, seed: int | None = None) -> Model:
         """Return a trained model, (…, 2p) → logits (…, p), whose weights require no gradient.
 
-        Everything in `bilinear.reading` takes it. `seed` None is the sweep's first: 0, unless it
-        was given a list. Raises KeyError for a model that is not there.
+        It is an argument for everything in `bilinear.reading`. `seed` None is the sweep's first
+        seed. Raises KeyError for a model that is not there.
         """
         state = self.models[self._job(d_hidden, seed)]
         model = Model(ModelConfig(self.config.p, d_hidden)).requires_grad_(False)
@@ -238,34 +267,34 @@ class Results:
 
     def read_model(self, job: Job, read: Callable[[dict[str, Tensor]], _T]) -> _T:
         """Read a model's file; raises ResultsError if it is damaged."""
-
-        def checked(content: bytes) -> _T:
+        most, pack = self.most_bytes(job), self.plan.pack_of(job)
+        loose = job in self.loose
+        with self._naming(f"models/{model_file(job)}" if loose else f"packs/{pack_name(pack)}"):
+            if loose:
+                content = self.folder.read(f"models/{model_file(job)}", most)
+            else:
+                content = self._open(pack).model(job, most)
             self.verified_row(job, content)
             return read(tensors_of(content))
 
-        most = self.most_bytes(job)
-        if job in self.loose:
-            name = f"models/{model_file(job)}"
-            return _parsed(self.folder, name, lambda: checked(self.folder.read(name, most)))
-        pack = self.plan.pack_of(job)
-        return self._read_pack(pack, lambda p: checked(p.model(job, most)))
+    def _open(self, pack: int) -> Pack:
+        """Open a pack and keep it open: models are mostly read in the order of the table."""
+        if pack not in self._opened:
+            while len(self._opened) >= _OPEN_PACKS:
+                self._opened.pop(next(iter(self._opened))).close()
+            self._opened[pack] = self.pack(pack)
+        return self._opened[pack]
 
-    def _read_pack(self, pack: int, read: Callable[[Pack], _T]) -> _T:
-        return _parsed(self.folder, f"packs/{pack_name(pack)}", lambda: read(self._opened(pack)))
-
-    def _opened(self, pack: int) -> Pack:
-        """Keep a few open: models are mostly read in the order of the table."""
-        if pack not in self._open:
-            while len(self._open) >= _OPEN_PACKS:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[pack] = self.pack(pack)
-        return self._open[pack]
-
-    @cached_property
-    def _open(self) -> dict[int, Pack]:
-        opened: dict[int, Pack] = {}
-        weakref.finalize(self, _close_all, opened)
-        return opened
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turn what damaged bytes raise into an error that names the file."""
+        try:
+            yield
+        except ResultsError:
+            raise
+        except DAMAGE as error:
+            again = "resume the sweep, and it is trained again"
+            raise ResultsError(f"{self.folder}/{name}: damaged ({error}); {again}") from error
 
 
 def _close_all(packs: dict[int, Pack]) -> None:
@@ -278,9 +307,9 @@ _OPEN_PACKS = 4
 
 
 class PerModel(Mapping[tuple[int, int], _T]):
-    """One thing of each model's file by (d_hidden, seed), read at every look-up.
+    """One part of each model's file by (d_hidden, seed), read at every look-up.
 
-    A width alone is that of the sweep's first seed.
+    A width alone stands for (width, the sweep's first seed).
     """
 
     def __init__(self, results: Results, read: Callable[[dict[str, Tensor]], _T]) -> None:
@@ -308,7 +337,7 @@ class PerModel(Mapping[tuple[int, int], _T]):
 
 
 def parent_of(file: dict[str, Tensor]) -> Parent:
-    """A narrowed model's file as narrower models start from it."""
+    """The weights and units in a narrowed model's file, from which narrower models start."""
     w_l, w_r = file["bi_linear.weight"].chunk(2)
     weights = Weights(w_l.clone(), w_r.clone(), file["projection.weight"].clone())
     return Parent(weights, tuple(file["units"].tolist()))
@@ -334,21 +363,10 @@ def table_of(rows: list[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def _any_row() -> dict[str, Any]:
-    """A row for the sake of its columns: a table of no models has the same ones."""
+    """A row that gives a table of no models its columns."""
     record = Record(SweepConfig())
     record.add(1, 0.0, 0.0, 0, 0, 0.0)
     return record.row(Job(1, 0))
-
-
-def _parsed(folder: Folder, name: str, parse: Callable[[], _T]) -> _T:
-    try:
-        return parse()
-    except ResultsError:
-        raise
-    except DAMAGE as error:
-        raise ResultsError(
-            f"{folder}/{name}: damaged ({error}); resume the sweep, and it is trained again"
-        ) from error
 
 
 # What damaged bytes make a reader raise.
@@ -358,65 +376,14 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def existing_folder(where: str | os.PathLike[str] | Folder) -> Folder:
-    """Open a folder to read from; raises ResultsError for a path that is no folder."""
-    folder = open_folder(where)
-    if folder.path is not None and not folder.path.is_dir():
-        raise ResultsError(f"results folder: expected a folder, got {str(folder)!r}")
-    return folder
-
-
-def read_verified(
-    folder: Folder, name: str, sums: Mapping[str, str] | None, most: int = _JSON_BYTES
-) -> bytes:
-    """Read a file of a results folder; raises ResultsError unless it is what its digest says."""
-    try:
-        content = folder.read(name, most)
-    except FileNotFoundError as error:
-        raise ResultsError(f"{folder}: not a results folder (no {name})") from error
-    if sums is not None and not verified(sums, name, content):
-        raise ResultsError(f"{folder}/{name}: damaged (not what {SUMS} says); {_MEND}")
-    return content
-
-
-def parse_json(folder: Folder, name: str, content: bytes, parse: Callable[[str], _T]) -> _T:
-    """Parse a file of a results folder; raises ResultsError if it is damaged."""
-    try:
-        return parse(content.decode())
-    except OtherVersionError as error:
-        raise ResultsError(f"{folder}/{name}: {error}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ResultsError(f"{folder}/{name}: damaged ({error}); {_MEND}") from error
-
-
 def parse_environment(text: str) -> dict[str, str]:
-    """Parse `environment.json`; raises ValueError for anything but names and texts."""
+    """Parse `environment.json`; raises ValueError for anything but an object of texts."""
     found = json.loads(text)
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ValueError("expected an object of texts")
     if "backend" not in found:
         raise ValueError("expected a backend")
     return found
-
-
-def read_table(folder: Folder, sums: Mapping[str, str] | None) -> "pd.DataFrame | None":
-    """Read a folder's `table.parquet`, if it is there, what its digest says, and such a table."""
-    try:
-        content = folder.read("table.parquet")
-    except (FileNotFoundError, Unacceptable):
-        return None
-    if not verified(sums, "table.parquet", content):
-        return None
-    with extra("sweep"):
-        import pandas as pd
-
-    try:
-        table = pd.read_parquet(io.BytesIO(content))
-    except DAMAGE:
-        return None
-    # Another program may have written it, and its digest.
-    wanted = table_of([]).dtypes
-    return table if wanted.equals(table.dtypes.reindex(wanted.index)) else None
 
 
 def encode_table(table: "pd.DataFrame") -> bytes:

@@ -1,7 +1,7 @@
-"""Whether a results folder still holds what was written into it.
+"""Verifies that a results folder still holds what was written into it.
 
-A model is damaged if its bytes are not those its digest was made of, or it is another job's or
-another sweep's. A pack is if it doesn't read as written; what is sound in it is kept.
+A model is damaged if its digest is not that of its bytes, or if it is another job's or another
+sweep's. A pack is damaged if its bytes differ from those written; its undamaged models are kept.
 """
 
 import io
@@ -40,12 +40,12 @@ class Finding(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        """Say both."""
+        """Return `name: reason`."""
         return f"{self.name}: {self.reason}"
 
 
 class Verified(NamedTuple):
-    """What a folder holds: rows of the sound models, what is wrong, sound models of bad packs."""
+    """Rows of a folder's undamaged models, findings, and undamaged models in damaged packs."""
 
     rows: dict[Job, dict[str, Any]]
     findings: list[Finding]
@@ -55,7 +55,7 @@ class Verified(NamedTuple):
 def verify(results: Results, judge: Judge = lambda job, row, tensors: None) -> Verified:
     """Read every model of a folder, loose and packed; raises what reading a folder raises.
 
-    `judge` is called with each sound one's job, row and tensors.
+    `judge` is called with the job, row and tensors of each undamaged model.
     """
     found = Verified({}, [Finding(name, "no model of this sweep") for name in results.strange], {})
     for pack in results.packs:
@@ -79,12 +79,12 @@ def _verify_loose(results: Results, job: Job, found: Verified, judge: Judge) -> 
 
 
 def _verify_pack(results: Results, pack: int, found: Verified, judge: Judge) -> None:
-    name, jobs = f"packs/{pack_name(pack)}", results.jobs_of(pack)
-    sizes = [results.most_bytes(job) for job in jobs]
+    name, jobs = f"packs/{pack_name(pack)}", results.plan.jobs(pack)
+    most = sum(results.most_bytes(job) + ROW_BYTES for job in jobs)
     rows: dict[Job, dict[str, Any]] = {}
     sound: dict[Job, bytes] = {}
     try:
-        content = results.folder.read(name, sum(most + ROW_BYTES for most in sizes))
+        content = results.folder.read(name, most)
     except Unacceptable as error:
         found.findings.append(Finding(name, _reason(error)))
         return
@@ -93,19 +93,15 @@ def _verify_pack(results: Results, pack: int, found: Verified, judge: Judge) -> 
     except DAMAGE as error:
         found.findings.append(Finding(name, _reason(error)))
         return
-    try:
+    with closing(archive):
         for job in jobs:
-            try:
+            with suppress(*DAMAGE):
                 file = archive.model(job, results.most_bytes(job))
                 rows[job] = _checked(results, job, file, judge)
                 sound[job] = file
-            except DAMAGE:
-                continue
         reason = _pack_reason(archive, jobs, rows)
         if reason is None and content != encode_pack(list(sound.items()), list(rows.values())):
             reason = "its bytes are not those of its models"
-    finally:
-        archive.close()
     found.rows.update(rows)
     if reason is not None:
         found.findings.append(Finding(name, reason))
@@ -151,10 +147,9 @@ def _reason(error: BaseException) -> str:
 
 
 def set_aside(folder: Folder, findings: list[Finding]) -> None:
-    """Move files to `set-aside/`, which nothing reads; they are never removed."""
+    """Move files to `set-aside/`, where no code reads or removes them."""
     for finding in findings:
-        where = f"{ASIDE}/{finding.name}"
-        number = 1
+        where, number = f"{ASIDE}/{finding.name}", 1
         while folder.exists(where):
             number += 1
             where = f"{ASIDE}/{finding.name}.{number}"
@@ -162,9 +157,9 @@ def set_aside(folder: Folder, findings: list[Finding]) -> None:
 
 
 def check(results: Results) -> Verified:
-    """Verify a folder as `verify` does, its table and summary, and what its models' rows say.
+    """Verify a folder as `verify` does, and its table, its summary and its models' rows.
 
-    Of each sound model the accuracies are computed from its weights once more.
+    The accuracies of each undamaged model are computed from its weights once more.
     """
     wrong: list[Finding] = []
     found = verify(results, lambda *model: wrong.extend(_recomputed(results.config, *model)))
@@ -180,26 +175,26 @@ def check(results: Results) -> Verified:
 
 
 def _any_sealed(results: Results) -> bool:
-    """Whether a model has a digest: an earlier version gave none, and no SHA256SUMS either."""
+    """Whether a model has a digest; an earlier version wrote neither digests nor SHA256SUMS."""
     for job in sorted(results.loose):
         content = results.folder.read(f"models/{model_file(job)}", results.most_bytes(job))
         with suppress(Damaged):
             return is_sealed(content)
     for pack in results.packs:
-        job = results.jobs_of(pack)[0]
+        job = results.plan.jobs(pack)[0]
         with suppress(*DAMAGE), closing(results.pack(pack)) as archive:
             return is_sealed(archive.model(job, results.most_bytes(job)))
     return False
 
 
 def check_study(results: StudyResults) -> list[Finding]:
-    """Check a study's own files, once its cells were found sound and complete."""
+    """Check a study's own files, for a study whose cells are complete and undamaged."""
     missing = [] if results.has_digests else [Finding(SUMS, "it is gone")]
     return missing + list(_derived(results, results.table_of_cells(), results.summary()))
 
 
 def _missing(results: Results, found: Verified) -> Iterator[Finding]:
-    """A finished sweep had all its models."""
+    """Find the models that a finished sweep has lost."""
     named = {finding.name for finding in found.findings}
     for job in map(Job._make, results.config.jobs):
         loose = f"models/{model_file(job)}"
@@ -212,7 +207,7 @@ def _missing(results: Results, found: Verified) -> Iterator[Finding]:
 def _derived(
     results: Results | StudyResults, table: "pd.DataFrame", summary: dict[str, Any]
 ) -> Iterator[Finding]:
-    """Compare the files that are made of the models with the models."""
+    """Compare the table and the summary with the models."""
     import pandas as pd
 
     for name in ("table.parquet", "summary.json"):
@@ -237,7 +232,7 @@ def _derived(
 def _recomputed(
     config: SweepConfig, job: Job, row: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
-    """Compare what a sound model's row says with what its weights do.
+    """Compare the accuracies in an undamaged model's row with those of its weights.
 
     Each of the p² pairs is judged in float64; one whose margin is within rounding of 0 may be
     counted either way.
@@ -248,7 +243,7 @@ def _recomputed(
     open_to_rounding = margin.abs() <= 1e-5 * scale
     for column, mask in parts.items():
         said = row[column]
-        if said != said:  # the notebook's loop does not look at the training pairs
+        if said != said:  # NaN: the notebook's loop computes no accuracy on the training pairs
             continue
         right, n = int((margin[mask] > 0).sum()), int(mask.sum())
         if abs(right - said * n) > int(open_to_rounding[mask].sum()) + 0.5:
@@ -257,7 +252,7 @@ def _recomputed(
 
 
 def margins(p: int, weight: Tensor, w_p: Tensor) -> tuple[Tensor, float]:
-    """Return every pair's margin (p, p) in float64, and the largest logit there is."""
+    """Return every pair's margin (p, p) in float64, and the largest magnitude of a logit."""
     w_l, w_r = weight.double().chunk(2)
     preact_l = w_l[:, :p, None] + w_l[:, None, p:]
     preact_r = w_r[:, :p, None] + w_r[:, None, p:]

@@ -1,4 +1,4 @@
-"""Filling a results folder, begun now or by an earlier run that was killed."""
+"""Fills a results folder, a new one or one that an earlier run began."""
 
 import time
 from collections import defaultdict
@@ -20,8 +20,8 @@ from bilinear.results.sums import SUMS, write_summed
 from bilinear.results.sweep_results import Results, encode_json, encode_table, table_of
 from bilinear.results.verify import ASIDE, set_aside, verify
 
-# In a large sweep a model that ended waits in memory so many seconds before it gets a file of its
-# own: if its pack fills meanwhile, the pack is written and the file is not needed.
+# In a sweep with packs a model that ended is held in memory for so many seconds, or until so many
+# bytes are held, before it gets a file of its own: if its pack fills before that, it needs none.
 _HOLD_SECONDS = 1.0
 _HOLD_BYTES = 2**28
 
@@ -29,15 +29,15 @@ _HOLD_BYTES = 2**28
 class ResultsWriter:
     """Fills a results folder, new or begun by an earlier run of the same config.
 
-    Whoever makes one holds the folder's claim (`results.claim`).
+    The caller holds the folder's claim (`results.claim`).
     """
 
     def __init__(self, folder: Folder, config: SweepConfig, environment: dict[str, str]) -> None:
         """Make the folder, or check that the one there is this config's and this backend's.
 
-        `there` is what an earlier run left in it, verified; `rows` its rows of the table, and
-        `mended` what was found wrong: damaged models and files of none are set aside, and what is
-        missing then is trained again.
+        `there` is what earlier runs wrote, verified, and `rows` are its rows of the table. `mended`
+        says what was damaged: damaged and unknown files are set aside, and models that are missing
+        then are trained again.
         """
         encode_table(table_of([]))  # fails before training, not after it, where pyarrow is broken
         self.folder, self.config = folder, config
@@ -53,7 +53,7 @@ class ResultsWriter:
         self._finish_packing()
 
     def _verify(self) -> list[dict[str, Any]]:
-        """Read all that is there, and put aside what is not sound."""
+        """Read all that is there, and set aside what is damaged."""
         found = verify(self.there)
         packs = [finding for finding in found.findings if finding.name.startswith("packs/")]
         set_aside(self.folder, [finding for finding in found.findings if finding not in packs])
@@ -69,7 +69,7 @@ class ResultsWriter:
         return [found.rows[job] for job in sorted(found.rows)]
 
     def _seal_those_without(self) -> list[str]:
-        """Give the models of an earlier version the digest that later ones have."""
+        """Give the models of an earlier version a digest."""
         there, without = self.there, 0
         for job in sorted(there.loose | there.twice):
             name = f"models/{model_file(job)}"
@@ -78,7 +78,7 @@ class ResultsWriter:
                 without += 1
                 self.folder.write(name, self._sealed(job, content))
         for pack in there.packs:
-            jobs = there.jobs_of(pack)
+            jobs = there.plan.jobs(pack)
             with closing(there.pack(pack)) as archive:
                 files = [archive.model(job, there.most_bytes(job)) for job in jobs]
                 rows = archive.rows(jobs)
@@ -94,7 +94,7 @@ class ResultsWriter:
         return encode_sealed(tensors_of(content), row, self.there.origin)
 
     def _finish_packing(self) -> None:
-        """Go on where an earlier run was killed in it."""
+        """Pack models that an earlier run was killed before packing, or before deleting."""
         self.folder.delete([f"models/{model_file(job)}" for job in self.there.twice])
         if not self._plan.packs:
             return
@@ -105,7 +105,7 @@ class ResultsWriter:
             self.there = Results(self.folder)
 
     def write_model(self, model: Finished) -> None:
-        """Write one model's file; if the sweep has packs, hold it for its own (see `settle`)."""
+        """Write one model's file; if the sweep has packs, hold it for its pack (see `settle`)."""
         content = encode_model(model, self.config.remainders, self.there.origin)
         if not self._plan.packs:
             self.folder.write(f"models/{model_file(model.job)}", content)
@@ -119,18 +119,16 @@ class ResultsWriter:
 
     @property
     def holds(self) -> bool:
-        """Whether a model is held that is in no file yet."""
+        """Whether a model is held in memory that is in no file yet."""
         return self._held_bytes > 0
 
     def settle(self, *, now: bool = False) -> None:
-        """Write the models held, a file each, if they were for a second, are many, or `now`."""
+        """Write the held models, a file each, if held for long or of many bytes, or if `now`."""
         held_for = time.monotonic() - self._held_since
         if not (now or held_for > _HOLD_SECONDS or self._held_bytes > _HOLD_BYTES):
             return
-        files: dict[Job, bytes] = {}
-        for held in self._held.values():
-            files |= held
-        self.folder.write_all({f"models/{model_file(job)}": files[job] for job in files})
+        files = {job: file for held in self._held.values() for job, file in held.items()}
+        self.folder.write_all({f"models/{model_file(job)}": file for job, file in files.items()})
         for pack, held in self._held.items():
             self._loose[pack].update(held)
         self._held.clear()
@@ -145,7 +143,7 @@ class ResultsWriter:
         names = [f"models/{model_file(job)}" for job in loose]
         files = held | dict(zip(loose, self.folder.read_all(names), strict=True))
         members = [(job, files[job]) for job in jobs]
-        # Verified first: the pack's new checksum would cover up any damage.
+        # Verified first: the pack's checksum would be that of a damaged file.
         rows = [self.there.row_of(job, file) for job, file in members]
         self.folder.write(f"packs/{pack_name(pack)}", encode_pack(members, rows))
         self.folder.delete(names)
@@ -164,21 +162,14 @@ class ResultsWriter:
 
 
 def _is_ours(name: str) -> bool:
-    written = {
-        "config.json",
-        "environment.json",
-        SUMS,
-        "table.parquet",
-        "summary.json",
-        "sessions.json",
-    }
+    written = {*IDENTITY, SUMS, "table.parquet", "summary.json", "sessions.json"}
     return name in written or name.endswith((".safetensors", ".zip", ".png"))
 
 
 def encode_model(model: Finished, remainders: Sequence[int], origin: str) -> bytes:
     """Make a model's file: weights, learning curve, interaction matrices, and its table row.
 
-    `origin` is that of the folder it goes to (`results.seal.origin_of`).
+    `origin` is that of its folder (`results.seal.origin_of`).
     """
     tensors = dict(model.state_dict)
     for name, column in zip(

@@ -1,4 +1,4 @@
-"""What Tab offers, asked as bash asks: by a file descriptor, the line in the environment."""
+"""Completion by Tab, in the way of bash: the line in the environment, words by a descriptor."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Values of the command line: what is one, and that nothing else is a traceback or takes long."""
+"""Values of options: which are accepted, and that any other is refused in one line at once."""
 
 import io
 import random
@@ -14,7 +14,7 @@ from bilinear.errors import ConfigError
 from bilinear.experiment.study import MAX_MODELS
 
 
-def test_what_is_taken() -> None:
+def test_accepted_values() -> None:
     assert integer(" 64") == 64
     assert integer("-3") == -3
     assert number("3e-1") == number(".3") == number("0.30") == 0.3

@@ -1,4 +1,4 @@
-"""A bad option in one line that says what to type instead."""
+"""A bad option is an error of one line that suggests the right one."""
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""Progress: counts, rates and bands from events, as lines and as a panel."""
+
 import io
 
 import pytest
@@ -57,7 +59,7 @@ def test_plain_lines_in_a_pipe_and_a_panel_on_a_terminal() -> None:
         text = stream.getvalue()
         assert "1/4 models ended, 0 perfect" in text
         assert ("\x1b[" in text) == terminal
-        assert ("81.25 %" in text) == terminal  # best accuracy by band: the panel's alone
+        assert ("81.25 %" in text) == terminal  # best accuracy by width: in the panel only
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

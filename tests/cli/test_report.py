@@ -1,4 +1,4 @@
-"""What a run says of its estimate at its end."""
+"""The comparison of a run's time with its estimate, printed at its end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ POINTS = ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE))
 
 @dataclass
 class Measured:
-    """A calibration that counts how often it was asked for."""
+    """Stands in for `calibrate`, and counts its calls."""
 
     devices: int = 1
     asked: int = 0
@@ -46,24 +46,24 @@ def said(trained: Sequence[Sequence[int]], seconds: float) -> str:
     return text.get()
 
 
-def test_a_run_is_held_against_its_estimate(measured: Measured) -> None:
+def test_a_run_is_compared_with_its_estimate(measured: Measured) -> None:
     line = said([[2, 1]], 60)
     assert "took 60 s" in line
     assert line != said([[2]], 60)  # what was there from before was not trained
     assert said([[], [2]], 60) == said([[2]], 60)
 
 
-def test_of_a_short_run_nothing_is_said_or_measured(measured: Measured) -> None:
+def test_a_short_run_prints_and_measures_nothing(measured: Measured) -> None:
     assert said([[2, 1]], 1) == ""
     assert measured.asked == 0
 
 
-def test_nothing_trained_nothing_said(measured: Measured) -> None:
+def test_a_run_that_trained_nothing_prints_nothing(measured: Measured) -> None:
     assert said([[], []], 60) == ""
     assert measured.asked == 0
 
 
-def test_a_cluster_is_held_against_as_many_devices(measured: Measured) -> None:
+def test_a_cluster_is_compared_with_the_estimate_for_its_devices(measured: Measured) -> None:
     alone = said([[32] * 400], 60)
     measured.devices = 4
 
@@ -73,6 +73,6 @@ def test_a_cluster_is_held_against_as_many_devices(measured: Measured) -> None:
     assert seconds(said([[32] * 400], 60)) == pytest.approx(seconds(alone) / 4, rel=0.1)
 
 
-def test_no_rate_no_line(measured: Measured) -> None:
+def test_without_a_rate_nothing_is_printed(measured: Measured) -> None:
     measured.devices = 0
     assert said([[2]], 60) == ""

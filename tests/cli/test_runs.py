@@ -1,4 +1,4 @@
-"""Folders under runs/: listed, and the last one taken where none is named."""
+"""Folders under runs/: their list, and the last one where a command names none."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_the_last_run_is_the_one_begun_last(
         assert main([*QUICK, p]) == 0
     (tmp_path / "runs" / "notes").mkdir()
     found = folders()
-    for age, path in enumerate(found):  # a clock of coarse ticks may not tell them apart
+    for age, path in enumerate(found):  # their times may be equal by a coarse clock
         begun = path / ("study.json" if "study" in path.name else "config.json")
         os.utime(begun, (1e9 - age, 1e9 - age))
     assert last_run() == found[0] == folders()[0]
@@ -63,6 +63,9 @@ def test_resume_of_a_folder_alone(
     assert all(s["command"] and s["date"].endswith("+00:00") and s["device"] for s in sessions)
     assert main(["--resume", str(out), "--lr", "0.2", *QUICK, "7"]) == 2
     assert "belongs to another config (lr:" in capsys.readouterr().err
+    for option, default in (("--p", "64"), ("--seeds", "1"), ("--precision", "highest")):
+        assert main(["--resume", str(out), "--fused", option, default]) == 2  # given, so compared
+        assert "belongs to another config" in capsys.readouterr().err
     assert main(["--resume", str(out), "--out", str(out)]) == 2
     assert "--resume and --out: expected one folder" in capsys.readouterr().err
 

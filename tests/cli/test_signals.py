@@ -1,4 +1,4 @@
-"""Stopped by a signal at any moment: one line, its exit code, and a folder that goes on."""
+"""A signal at any moment: one line, its exit code, and a folder in which a run can go on."""
 
 import random
 import signal
@@ -46,7 +46,7 @@ def test_in_the_middle_of_a_run(tmp_path: Path, number: signal.Signals) -> None:
 @pytest.mark.parametrize("entry", [["sweep.py"], ["-m", "bilinear"]])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_during_the_start(tmp_path: Path, entry: list[str], number: signal.Signals) -> None:
-    """Python itself takes its first hundredths of a second, in which there is no handler yet."""
+    """The first 0.3 s are left out: Python is starting, and the command has set no handler."""
     for _ in range(3):
         seconds = random.uniform(0.3, 1.5)
         process = started(*entry, *SWEEP, "--steps", "100000", "--out", str(tmp_path / "run"))

@@ -1,5 +1,6 @@
 """A sweep from Python: the command's bits, its progress, and its errors."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,4 +39,6 @@ def test_bad_settings(tmp_path: Path) -> None:
         bilinear.sweep(1, out=tmp_path / "run")
     with pytest.raises(TypeError, match="step_count"):
         bilinear.sweep(5, step_count=3, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="study: expected at most 1,000,000 models"):
+        bilinear.sweep(5, [1], itertools.count(), out=tmp_path / "run")
     assert not list(tmp_path.iterdir())

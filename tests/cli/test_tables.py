@@ -1,3 +1,5 @@
+"""Tables: columns that do not fit are left out, and digits never are."""
+
 import io
 
 import pytest

@@ -1,4 +1,4 @@
-"""The page in a real browser: its controls, its pixels, its address and its silence."""
+"""The page in a real browser: its controls, pixels and address, and that it loads nothing."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def _started(options: Any, tries: int = 3) -> Any:
-    """The driver gives Chromium a minute, which a first start from a slow disk may not keep."""
+    """Try again where Chromium's first start, from a slow disk, takes over the driver's minute."""
     from selenium.common.exceptions import SessionNotCreatedException
 
     try:
@@ -71,7 +71,7 @@ def _started(options: Any, tries: int = 3) -> Any:
 
 
 def open_page(browser: Any, page: Path, hash_part: str = "") -> None:
-    browser.get("about:blank")  # another hash alone would not load the page again
+    browser.get("about:blank")  # a change of the hash alone does not load the page again
     browser.get(page.as_uri() + hash_part)
 
 
@@ -91,10 +91,10 @@ def wait_for(browser: Any, condition: Any) -> Any:
     return WebDriverWait(browser, 5, poll_frequency=0.05).until(condition)
 
 
-def pixels(browser: Any, heat: str = "matrix") -> np.ndarray:
-    """What stands on a heat map's canvas, (rows, columns, 3)."""
+def pixels(browser: Any, parent: str = "matrix") -> np.ndarray:
+    """The colours on a heat map's canvas, (rows, columns, 3)."""
     width, height, *flat = browser.execute_script(
-        f"const c = document.querySelector('#{heat} canvas');"
+        f"const c = document.querySelector('#{parent} canvas');"
         "const all = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
         "return [c.width, c.height, ...all.data]"
     )
@@ -105,7 +105,7 @@ LIGHT = ("053061", "2a71b2", "8fc3de", "ffffff", "f6a582", "c53a3f", "67001f")
 
 
 def coloured(matrix: np.ndarray, limit: float) -> np.ndarray:
-    """The page's light diverging map, −limit … limit, written a second time."""
+    """The page's light diverging colours of values from −limit to limit, computed independently."""
     stops = np.array([[int(s[i : i + 2], 16) for i in (0, 2, 4)] for s in LIGHT])
     unit = (matrix.astype(float) / limit).clip(-1, 1) / 2 + 0.5
     at = np.linspace(0, 1, len(LIGHT))
@@ -155,7 +155,7 @@ def test_keyboard_moves_the_slider(browser: Any, page: Path) -> None:
     press(browser, Keys.ARROW_DOWN)
     assert "remainder 0" in browser.find_element("id", "matrix-title").text
     slider = browser.find_element("id", "slider")
-    slider.send_keys(Keys.ARROW_RIGHT)  # in its focus, one step and not two
+    slider.send_keys(Keys.ARROW_RIGHT)  # with the slider in focus too, one step and not two
     assert shown_width(browser) == 6
     assert slider.get_attribute("value") == "1"
 
@@ -201,7 +201,9 @@ def test_each_width_may_have_its_own_scale(browser: Any, page: Path, results: Re
     assert_shows(browser, drawn(stored, limits(browser, "full")[0]))
 
 
-def test_the_fourier_picture_is_the_crosses_dft(browser: Any, page: Path, results: Results) -> None:
+def test_the_fourier_picture_is_the_dft_of_the_cross_block(
+    browser: Any, page: Path, results: Results
+) -> None:
     open_page(browser, page, "#d=8&seed=1&c=3")
     shown = browser.execute_script("return Array.from(dft.values)")
     q = results.interactions[8, 1][0].double().numpy()
@@ -219,6 +221,9 @@ def test_the_address_keeps_what_is_shown(browser: Any, page: Path) -> None:
     wait_for(browser, lambda b: b.current_url.endswith("#d=4&c=0&seed=1&view=full&scale=own"))
     browser.execute_script("location.hash = 'd=2'")
     wait_for(browser, lambda b: shown_width(b) == 2)
+    strip = pixels(browser, "ticks")  # of seed 1
+    browser.execute_script("location.hash = 'seed=0'")
+    wait_for(browser, lambda b: not np.array_equal(pixels(b, "ticks"), strip))
     open_page(browser, page, "#d=99&seed=-4&c=<b>&view=x&scale")
     assert shown_width(browser) == 8
 
@@ -249,7 +254,7 @@ def test_hover_says_the_value(browser: Any, page: Path, results: Results) -> Non
     assert float(value.replace("−", "-")) == pytest.approx(stored, rel=5e-3)
 
 
-def test_it_is_silent_and_fits_a_phone(browser: Any, page: Path) -> None:
+def test_it_loads_nothing_logs_nothing_and_fits_a_phone(browser: Any, page: Path) -> None:
     browser.get_log("browser")
     browser.get_log("performance")
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}

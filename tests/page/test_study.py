@@ -1,4 +1,4 @@
-"""The page of a study: its numbers, its links, and what a study has to say at the end."""
+"""The page of a study: its numbers and links; and the answer that a study prints."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, and made of the results it was given."""
+"""The page: one file with the weights of its results that loads nothing."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def test_24_bits_are_the_upper_ones_of_float32_rounded() -> None:
 
 
 def test_a_page_of_64_widths_is_at_most_4_mb(tmp_path: Path) -> None:
-    """As many numbers as the default sweep's: they don't depend on how long it trained."""
+    """It has as many numbers as the default sweep's, whatever the number of steps."""
     results = bilinear.sweep(64, steps=10, out=tmp_path / "run", progress=False)
     page = write_page(results, tmp_path / "page.html")
     assert len(page.remainders) == 5
@@ -81,7 +81,7 @@ def test_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_text_in_the_data_cannot_break_the_page() -> None:
-    content = {"task": "<!--<script>", "other": "</script>/*PAGE*/<b>"}
+    content = {"task": "<!--<script>", "other": "</script>/*page.js*/<b>"}
     html = _fill(content).decode()
     (data,) = re.findall(r'<script id="data" type="application/json">([^<]*)</script>', html)
     assert "<" not in data
@@ -90,7 +90,7 @@ def test_text_in_the_data_cannot_break_the_page() -> None:
 
 
 def test_the_colour_of_a_full_matrix_is_that_of_entries_which_a_pair_meets() -> None:
-    """The diagonal, and the block where a meets b: all that one-hots of a and b multiply."""
+    """The diagonal and the block where a meets b: the entries that some input multiplies."""
     p = 3
     met = torch.zeros(2 * p, 2 * p)
     for a in range(p):

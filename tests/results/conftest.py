@@ -15,7 +15,7 @@ def packing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished sweep with a file a model; not to be changed."""
+    """A finished sweep with a file for each model; no test may change it."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert run(out) == 0
     return out

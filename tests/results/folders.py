@@ -1,4 +1,4 @@
-"""Results folders to do harm to, and how two are compared."""
+"""The folder of a small sweep, damage to its files, and a comparison of two folders."""
 
 import filecmp
 from pathlib import Path
@@ -11,13 +11,13 @@ SWEEP = ["--fused", "--p", "5", "--widths", "4..1", "--seeds", "3", "--steps", "
 
 
 def run(out: Path | str, *more: str) -> int:
-    """Run the sweep; its pictures take most of the time, and are tested in tests/test_plots.py."""
+    """Run the sweep without its pictures, which take most of the time."""
     with mock.patch("bilinear.plots.save_summary"):
         return main([*SWEEP, "--out", str(out), *more])
 
 
 def files(path: Path) -> list[str]:
-    """All files but pictures, `sessions.json`, and those that a resumed run set aside."""
+    """Names of all files but pictures, `sessions.json`, and those that a resumed run set aside."""
     found = (f.relative_to(path) for f in path.rglob("*") if f.is_file())
     return sorted(
         str(f)

@@ -1,4 +1,4 @@
-"""Whose a folder is: what is refused untouched, and what the same command mends."""
+"""Which folders a sweep refuses without a change, and which damage its command mends."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ NO_CONFIG = ["lost", "cut", "flipped", "", "[1]", "null", '{"p": {}}', DEEP, '{"
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "SHA256SUMS"])
 @pytest.mark.parametrize("how", NO_CONFIG, ids=lambda how: how[:8])
-def test_what_says_whose_it_is_is_mended_by_the_same_command_alone(
+def test_damaged_config_environment_or_digests_are_mended_by_the_same_command_alone(
     copy: Path, whole: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     harm(copy, name, how)
@@ -61,7 +61,7 @@ def test_what_says_whose_it_is_is_mended_by_the_same_command_alone(
 
 
 def test_a_damaged_environment_without_models_is_begun_again(copy: Path, whole: Path) -> None:
-    """A run killed before its first model ended leaves nothing that its bits depend on."""
+    """Without a model, nothing in the folder depends on the environment."""
     shutil.rmtree(copy / "models")
     flip(copy / "environment.json", 60)
     assert run(copy, "--lr", "0.07") == 2
@@ -76,7 +76,7 @@ def test_a_damaged_config_without_models_is_begun_again(copy: Path, whole: Path)
     assert same(copy, whole)
 
 
-def test_somebody_elses_config_is_not_written_over(
+def test_a_config_of_another_program_is_not_written_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
@@ -87,7 +87,7 @@ def test_somebody_elses_config_is_not_written_over(
     assert len(files(tmp_path)) == 2
 
 
-def test_models_of_a_lost_config_are_not_taken_for_anothers(
+def test_models_of_a_lost_config_are_not_taken_for_another_sweeps(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copy / "config.json").unlink()

@@ -1,4 +1,4 @@
-"""States of models in training: what is kept is what comes back, or the file is named."""
+"""Checkpoints: the states written are the states read, and a damaged file is named."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ def kept(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_every_job_gets_its_row_back(tmp_path: Path) -> None:
+def test_every_job_has_its_row_of_the_state(tmp_path: Path) -> None:
     state = kept(tmp_path)
     found = Checkpoint(tmp_path).read()
     assert list(found) == JOBS
@@ -30,7 +30,7 @@ def test_every_job_gets_its_row_back(tmp_path: Path) -> None:
     assert not tmp_path.exists()
 
 
-def test_no_flipped_bit_is_trained_on(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_an_error(tmp_path: Path) -> None:
     kept(tmp_path)
     file = tmp_path / "d016.safetensors"
     content = file.read_bytes()
@@ -43,7 +43,7 @@ def test_no_flipped_bit_is_trained_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", ["[1]", "[[1, 2, 3]]", "null", "[" * 1000])
-def test_a_header_of_something_else_is_named(tmp_path: Path, jobs: str) -> None:
+def test_a_file_with_other_metadata_is_named(tmp_path: Path, jobs: str) -> None:
     safetensors.torch.save_file(
         {"weights": torch.zeros(1, 2)}, tmp_path / "d016.safetensors", metadata={"sealed": jobs}
     )

@@ -1,4 +1,4 @@
-"""One owner a folder, however its last one ended; in processes of their own where that matters."""
+"""Claims: one process at a time fills a folder, however the last one ended."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(
     assert files(tmp_path / "run") == []
 
 
-def test_a_folder_made_for_nothing_goes_again_and_others_stay(tmp_path: Path) -> None:
+def test_a_folder_made_for_the_claim_alone_is_removed_and_others_stay(tmp_path: Path) -> None:
     with claim(open_folder(tmp_path / "new")):
         assert (tmp_path / "new").is_dir()
     assert not (tmp_path / "new").exists()
@@ -75,8 +75,8 @@ def test_a_cell_is_held_with_its_study(tmp_path: Path) -> None:
         pass
 
 
-def test_many_at_once_are_one_at_a_time(tmp_path: Path) -> None:
-    """Each enters, sees nobody else, and leaves; the file goes and comes all the while."""
+def test_four_processes_at_once_enter_one_at_a_time(tmp_path: Path) -> None:
+    """Each process claims the folder again and again, and finds no other inside."""
     script = """
 import os, sys, time
 from bilinear.results.claim import Claimed, claim
@@ -129,13 +129,13 @@ def lease(folder: Folder, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [UrlFolder, Overwriting])
-def test_a_lease_keeps_others_out_and_goes(quick: None, kind: type[UrlFolder]) -> None:
+def test_a_lease_keeps_others_out_and_is_deleted(quick: None, kind: type[UrlFolder]) -> None:
     folder = in_memory(kind)
     with claim(folder) as held:
         for _ in range(2):
             with pytest.raises(Claimed, match=f"process {os.getpid()}"), claim(folder):
                 pass
-            time.sleep(1.1)  # longer than one that is not renewed
+            time.sleep(1.1)  # for longer than a lease lasts unrenewed
         held.check()
         assert all(map(is_claim, folder.names()))
     assert folder.names() == []
@@ -154,7 +154,7 @@ def test_a_lease_whose_process_is_gone_is_taken_over_at_once(quick: None) -> Non
 def test_a_lease_of_another_machine_is_watched_before_it_is_believed_dead(
     quick: None, renewed: float
 ) -> None:
-    """Its clock says it is long gone, or yet to come: neither is taken for true."""
+    """By its clock it was renewed long ago, or will be in the future: neither is believed."""
     folder = in_memory()
     lease(folder, host="elsewhere", renewed=renewed)
     started = time.monotonic()
@@ -165,7 +165,7 @@ def test_a_lease_of_another_machine_is_watched_before_it_is_believed_dead(
         pass
 
 
-def test_one_that_was_taken_over_stops(quick: None) -> None:
+def test_a_process_whose_lease_was_taken_over_stops(quick: None) -> None:
     folder = in_memory()
     with claim(folder) as held:
         folder.write("owner-000009.json", b"another")
@@ -173,6 +173,15 @@ def test_one_that_was_taken_over_stops(quick: None) -> None:
         with pytest.raises(ResultsError, match="another process has taken it over"):
             held.check()
     assert "owner-000009.json" in folder.names()
+
+
+@pytest.mark.parametrize("damage", [{"pid": 10**30, "renewed": 0.0}, {"renewed": 10**400}])
+def test_a_lease_of_impossible_numbers_is_watched_too(quick: None, damage: dict[str, Any]) -> None:
+    folder = in_memory()
+    lease(folder, **damage)
+    with claim(folder):
+        pass
+    assert folder.names() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"pid": 1}'])

@@ -1,4 +1,4 @@
-"""Results at a URL: on an S3 server on loopback, killed in the middle, refused, unreachable."""
+"""Folders: local ones, and at a URL of an S3 server on loopback, killed, refused, unreachable."""
 
 import filecmp
 import os
@@ -78,7 +78,7 @@ def download(url: str, to: Path) -> Path:
 
 
 def files(path: Path) -> list[str]:
-    """All but the list of who ran what when."""
+    """Names of all files but `sessions.json`, which differs between runs."""
     found = (f for f in path.rglob("*") if f.is_file() and f.name != "sessions.json")
     return sorted(str(f.relative_to(path)) for f in found)
 
@@ -136,7 +136,7 @@ def test_what_is_there_is_shown_and_packs_are_read(
 
 
 def check_keys_after(server: str, requests: str) -> None:
-    """Let the server answer so many requests before it asks who is there."""
+    """Let the server check the keys of all requests after the first `requests`."""
     reset = urllib.request.Request(
         f"{server}/moto-api/reset-auth",
         data=requests.encode(),

@@ -1,4 +1,4 @@
-"""Packs: what is in them, whatever was killed when, and that a sweep with them reads as without."""
+"""Packs: their content after any kill, and that a sweep with packs reads as one without."""
 
 import filecmp
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from folders import SWEEP
 
 import bilinear
 from bilinear.cli.commands import main
@@ -20,15 +21,6 @@ from bilinear.results.folder import LocalFolder
 from bilinear.results.packs import PackPlan
 from bilinear.training.choose import choose
 from bilinear.training.run import run_sweep
-
-# 12 models: packs of 5, 5 and 2.
-SWEEP = ["--fused", "--p", "5", "--widths", "4..1", "--seeds", "3", "--steps", "40"]
-
-
-@pytest.fixture
-def packing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "LOOSE_MODELS", 11)
-    monkeypatch.setattr(packs, "PACK_MODELS", 5)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +39,7 @@ def run(out: Path) -> Path:
 
 
 def files(path: Path) -> list[str]:
-    """All but the list of who ran what when."""
+    """Names of all files but `sessions.json`, which differs between runs."""
     found = (f for f in path.rglob("*") if f.is_file() and f.name != "sessions.json")
     return sorted(str(f.relative_to(path)) for f in found)
 
@@ -70,7 +62,7 @@ def test_a_pack_is_bounded_in_models_and_in_bytes() -> None:
     assert large.packs == -(-2000 // large.size)
 
 
-def test_it_reads_as_a_sweep_of_loose_files(loose: Path, packed: Path) -> None:
+def test_a_sweep_in_packs_reads_as_one_of_loose_files(loose: Path, packed: Path) -> None:
     names = ["packs/000000.zip", "packs/000001.zip", "packs/000002.zip"]
     assert [n for n in files(packed) if n.startswith(("packs", "models"))] == names
     assert "packs/000000.zip" not in files(loose)
@@ -87,7 +79,7 @@ def test_it_reads_as_a_sweep_of_loose_files(loose: Path, packed: Path) -> None:
         assert filecmp.cmp(loose / name, packed / name, shallow=False)
 
 
-def test_a_zip_tool_takes_a_pack_apart(loose: Path, packed: Path, tmp_path: Path) -> None:
+def test_a_zip_tool_unpacks_a_pack(loose: Path, packed: Path, tmp_path: Path) -> None:
     for pack in (packed / "packs").iterdir():
         zipfile.ZipFile(pack).extractall(tmp_path / "apart")
     for file in (loose / "models").iterdir():
@@ -169,7 +161,7 @@ def test_a_damaged_pack_is_named(packed: Path) -> None:
 
 
 def test_opening_and_one_model_read_little(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many models there are: no file of theirs to open, no pack to read whole."""
+    """Opening reads no model's file, and a model's weights are read without the whole pack."""
     read: list[str] = []
     for method in ("open", "read_all"):
         original = getattr(LocalFolder, method)

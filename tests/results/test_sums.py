@@ -1,3 +1,5 @@
+"""SHA256SUMS: written with the files, checked by `sha256sum`, and refused if damaged."""
+
 import subprocess
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from bilinear.results.folder import LocalFolder
 from bilinear.results.sums import SUMS, digest, encode_sums, read_sums, verified, write_summed
 
 
-def test_the_usual_tool_agrees(whole: Path) -> None:
+def test_sha256sum_agrees(whole: Path) -> None:
     subprocess.run(["sha256sum", "-c", SUMS], cwd=whole, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -38,5 +40,5 @@ def test_damaged_digests_are_named(tmp_path: Path, content: bytes) -> None:
     assert read_sums(LocalFolder(tmp_path)) == {"config.json": digest(b"one")}
 
 
-def test_the_order_of_names_is_no_matter() -> None:
+def test_the_order_of_names_does_not_matter() -> None:
     assert encode_sums({"b": "1", "a": "2"}) == encode_sums({"a": "2", "b": "1"})

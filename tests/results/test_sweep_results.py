@@ -1,4 +1,4 @@
-"""A sweep's folder as its reader sees it: models, matrices by remainder, and what is not there."""
+"""What a reader gets of a sweep's folder: models, matrices by remainder, and errors."""
 
 import pytest
 import torch

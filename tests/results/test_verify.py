@@ -73,7 +73,7 @@ def other_seed(folder: Path) -> str:
 
 def huge(folder: Path) -> str:
     with open(folder / MODEL, "r+b") as file:
-        file.truncate(2**34)  # of zeros, that are nowhere
+        file.truncate(2**34)  # zeros that take no space on disk
     return MODEL
 
 
@@ -125,7 +125,7 @@ def test_a_harmed_model_is_named_set_aside_and_trained_again(
     assert main(["check", str(copy)]) == 0
 
 
-def test_a_folder_that_leads_out_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "models").rename(tmp_path / "elsewhere")
     (copy / "models").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ResultsError, match="got a link out of it"):
@@ -167,7 +167,7 @@ def one_more(members: dict[str, bytes]) -> None:
 
 
 def flip_within(members: dict[str, bytes]) -> None:
-    """The damage is older than the zip's own checksum of it."""
+    """Damage from before the zip file was written, so that its checksum does not show it."""
     name = next(reversed(members))
     members[name] = members[name][:-1] + bytes([members[name][-1] ^ 1])
 
@@ -217,7 +217,7 @@ def test_a_pack_of_no_number_of_this_sweep_is_not_read(packed_copy: Path, packed
 
 
 def test_damage_is_not_packed_away(packed: Path, whole: Path, tmp_path: Path) -> None:
-    """A loose model that was damaged before its pack was full: the pack gets a sound one."""
+    """A loose model was damaged before its pack was full: it is trained again for the pack."""
     begun = shutil.copytree(packed, tmp_path / "begun")
     (begun / "packs/000000.zip").unlink()
     for name in ("d004-s0000", "d004-s0001"):
@@ -243,7 +243,7 @@ def test_a_damaged_table_is_made_again(copy: Path, whole: Path, bits: int) -> No
 
 @pytest.mark.parametrize("name", ["table.parquet", "summary.json"])
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"PAR1", b"[1]"])
-def test_nothing_in_their_place_is_a_traceback(
+def test_no_content_of_table_or_summary_is_a_traceback(
     copy: Path, whole: Path, name: str, content: bytes
 ) -> None:
     (copy / name).write_bytes(content)
@@ -254,7 +254,7 @@ def test_nothing_in_their_place_is_a_traceback(
 
 
 def test_weights_that_do_not_do_what_their_row_says_are_found(copy: Path) -> None:
-    """Sealed, but wrong: a digest cannot see it, the weights themselves can."""
+    """The row was wrong before its digest was made: only the weights show it."""
     results = load(copy)
     content = (copy / MODEL).read_bytes()
     row = verified_row(content, results.jobs[0]._replace(d_hidden=3, seed=1), None)
@@ -282,7 +282,7 @@ def test_margins_are_those_of_the_model() -> None:
 
 
 def everything(results: bilinear.Results) -> tuple[object, ...]:
-    """All that can be read of a folder, to be compared."""
+    """All that can be read of a folder, for a comparison."""
     read = [
         (job, {k: v.tolist() for k, v in results.models[job].items()},
          results.histories[job].to_csv(), results.interactions[job].tolist())
@@ -304,7 +304,7 @@ def read_or_refused(folder: Path) -> tuple[tuple[object, ...] | None, str | None
 def test_bytes_flipped_anywhere_give_the_right_answer_or_one_line(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """A third thing is a traceback or a wrong answer. Each round draws a file and its damage."""
+    """Neither a traceback nor a wrong answer. Each round draws a file and its damage."""
     folder: Path = request.getfixturevalue(kind)
     right = everything(load(folder))
     seed = random.randrange(2**32)
