@@ -248,7 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--json",
         action="store_true",
-        help="the summary (or plan) as one JSON line on stdout, all else on stderr",
+        help="the summary (or forecast) as one JSON line on stdout, all else on stderr",
     )
     show.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
@@ -364,10 +364,10 @@ def _sweep(argv: Sequence[str]) -> int:
     report.print_backend(console, backend)
     out = _out_folder(args, study)
     if args.dry_run:
-        plan = (study, out, backend, calibrate(backend, study.cells))
-        report.print_plan(console, *plan)
+        about = (study, out, backend, calibrate(backend, study.cells))
+        report.print_forecast(console, *about)
         if args.json:
-            print(json.dumps(report.plan(*plan)))
+            print(json.dumps(report.forecast(*about)))
         return 0
     try:
         _run(args, study, backend, out, console)

@@ -1,4 +1,4 @@
-"""What a sweep prints at its start and its end: plan, expected time, summary."""
+"""What a sweep prints at its start and its end: forecast, expected time, summary."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def print_backend(console: Console, backend: Backend) -> None:
     console.print(f"backend {backend.name}: {backend.reason}", soft_wrap=True)
 
 
-def print_plan(
+def print_forecast(
     console: Console,
     study: Study,
     out: str,
@@ -48,10 +48,10 @@ def print_plan(
     _print_time(console, estimate(calibration, study.cells), calibration)
 
 
-def plan(
+def forecast(
     study: Study, out: str, backend: Backend, calibration: Calibration | None
 ) -> dict[str, Any]:
-    """Return what `print_plan` prints, seconds by number of devices."""
+    """Return what `print_forecast` prints, seconds by number of devices."""
     costs = [sweep_cost(cell) for cell in study]
     times = {} if calibration is None else _times(estimate(calibration, study.cells), calibration)
     return {

@@ -13,7 +13,7 @@ from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.config import SweepConfig
 from bilinear.results.claim import is_claim
 from bilinear.results.folder import Folder, Unacceptable, final_name
-from bilinear.results.packs import Pack, PackPlan, job_of, model_file, pack_name, pack_of_name
+from bilinear.results.packs import Pack, Packing, job_of, model_file, pack_name, pack_of_name
 from bilinear.results.seal import claimed_origin, most_bytes, origin_of
 from bilinear.results.sums import SUMS, write_summed
 from bilinear.results.sweep_results import DAMAGE, Results, encode_json
@@ -150,12 +150,12 @@ def _has_models(folder: Folder) -> bool:
 
 def _origins(folder: Folder, config: SweepConfig) -> Iterator[str | None]:
     """The origins in the seals of a folder's undamaged models."""
-    plan = PackPlan(config)
-    for job in plan.jobs_among(folder.names("models")):
+    packing = Packing(config)
+    for job in packing.jobs_among(folder.names("models")):
         most = most_bytes(config, job.d_hidden)
         content = _read(folder, f"models/{model_file(job)}", most)
         yield None if content is None else claimed_origin(content)
-    for pack in plan.packs_among(folder.names("packs")):
+    for pack in packing.packs_among(folder.names("packs")):
         with suppress(*DAMAGE), closing(Pack(folder.open(f"packs/{pack_name(pack)}"))) as archive:
-            for job in plan.jobs(pack):
+            for job in packing.jobs(pack):
                 yield claimed_origin(archive.model(job, most_bytes(config, job.d_hidden)))

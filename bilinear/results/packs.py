@@ -35,11 +35,11 @@ _EPOCH = (
 )  # zip's earliest date; with the time of writing the bytes would differ
 
 
-class PackPlan:
+class Packing:
     """Which pack each model of a config belongs to; models are in the order of the table."""
 
     def __init__(self, config: SweepConfig) -> None:
-        """Make the plan; a sweep of at most LOOSE_MODELS models has no packs."""
+        """A sweep of at most LOOSE_MODELS models has no packs."""
         self._widths = sorted(config.widths, reverse=True)
         self._seeds = sorted(config.seeds)
         self._place = {d: i for i, d in enumerate(self._widths)}

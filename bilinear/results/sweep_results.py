@@ -37,7 +37,7 @@ from bilinear.experiment.record import Evaluation, Job, Parent, Record, Weights
 from bilinear.reading.interactions import interaction_matrices
 from bilinear.reference import Model, ModelConfig
 from bilinear.results.folder import Folder, Unacceptable, open_folder
-from bilinear.results.packs import Pack, PackPlan, model_file, pack_name
+from bilinear.results.packs import Pack, Packing, model_file, pack_name
 from bilinear.results.seal import (
     Damaged,
     is_sealed,
@@ -129,7 +129,7 @@ class Results(ResultsFolder):
     with a row for each evaluation (`experiment.record.Evaluation`); `interactions[d, s]` the
     interaction matrices of `config.remainders`, (n_remainders, 2p, 2p). All three are read from the
     folder at each look-up.
-    `plan` says which models and packs the config has, `packs` which packs are there; `loose` are
+    `packing` says which models and packs the config has, `packs` which packs are there; `loose` are
     the models with a file of their own, `twice` those that are in a pack as well.
     `strange` names files that look like a model's or a pack's and are none of this config's; they
     are not read. `has_digests` is False for a folder of an earlier version.
@@ -142,15 +142,15 @@ class Results(ResultsFolder):
         self.config = self._parse("config.json", config, SweepConfig.from_json)
         self.environment = self._parse("environment.json", environment, parse_environment)
         self.origin = origin_of(config, environment)
-        self.plan = PackPlan(self.config)
+        self.packing = Packing(self.config)
         packs, models = self.folder.names("packs"), self.folder.names("models")
-        self.packs, files = self.plan.packs_among(packs), set(self.plan.jobs_among(models))
+        self.packs, files = self.packing.packs_among(packs), set(self.packing.jobs_among(models))
         known = {*map(pack_name, self.packs), *map(model_file, files)}
         self.strange = [f"packs/{n}" for n in packs if n.endswith(".zip") and n not in known]
         self.strange += [
             f"models/{n}" for n in models if n.endswith(".safetensors") and n not in known
         ]
-        packed = {job for pack in self.packs for job in self.plan.jobs(pack)}
+        packed = {job for pack in self.packs for job in self.packing.jobs(pack)}
         self.loose, self.twice = files - packed, files & packed
         self.jobs = sorted(self.loose | packed)
         self._opened: dict[int, Pack] = {}
@@ -158,13 +158,13 @@ class Results(ResultsFolder):
 
     def __repr__(self) -> str:
         """Say where, what and how many."""
-        n = self.plan.models
+        n = self.packing.models
         return f"Results({str(self.folder)!r}, p={self.config.p}, {len(self.jobs)} of {n} models)"
 
     @property
     def complete(self) -> bool:
         """Whether every model of the config is there."""
-        return len(self.jobs) == self.plan.models
+        return len(self.jobs) == self.packing.models
 
     @cached_property
     def table(self) -> "pd.DataFrame":
@@ -180,7 +180,7 @@ class Results(ResultsFolder):
         rows = []
         for pack in self.packs:
             with self._naming(f"packs/{pack_name(pack)}"):
-                rows += self._open(pack).rows(self.plan.jobs(pack))
+                rows += self._open(pack).rows(self.packing.jobs(pack))
         loose = sorted(self.loose)
         for start in range(0, len(loose), _AT_ONCE):
             jobs = loose[start : start + _AT_ONCE]
@@ -267,7 +267,7 @@ class Results(ResultsFolder):
 
     def read_model(self, job: Job, read: Callable[[dict[str, Tensor]], _T]) -> _T:
         """Read a model's file; raises ResultsError if it is damaged."""
-        most, pack = self.most_bytes(job), self.plan.pack_of(job)
+        most, pack = self.most_bytes(job), self.packing.pack_of(job)
         loose = job in self.loose
         with self._naming(f"models/{model_file(job)}" if loose else f"packs/{pack_name(pack)}"):
             if loose:

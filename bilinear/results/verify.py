@@ -79,7 +79,7 @@ def _verify_loose(results: Results, job: Job, found: Verified, judge: Judge) -> 
 
 
 def _verify_pack(results: Results, pack: int, found: Verified, judge: Judge) -> None:
-    name, jobs = f"packs/{pack_name(pack)}", results.plan.jobs(pack)
+    name, jobs = f"packs/{pack_name(pack)}", results.packing.jobs(pack)
     most = sum(results.most_bytes(job) + ROW_BYTES for job in jobs)
     rows: dict[Job, dict[str, Any]] = {}
     sound: dict[Job, bytes] = {}
@@ -166,7 +166,7 @@ def check(results: Results) -> Verified:
     found.findings.extend(wrong)
     if not results.has_digests and _any_sealed(results):
         found.findings.append(Finding(SUMS, f"it is gone; {_ANEW}"))
-    if len(found.rows) == results.plan.models:
+    if len(found.rows) == results.packing.models:
         table = table_of(list(found.rows.values()))
         found.findings.extend(_derived(results, table, frontier(table)))
     elif results.folder.exists("table.parquet"):
@@ -181,7 +181,7 @@ def _any_sealed(results: Results) -> bool:
         with suppress(Damaged):
             return is_sealed(content)
     for pack in results.packs:
-        job = results.plan.jobs(pack)[0]
+        job = results.packing.jobs(pack)[0]
         with suppress(*DAMAGE), closing(results.pack(pack)) as archive:
             return is_sealed(archive.model(job, results.most_bytes(job)))
     return False
@@ -198,7 +198,9 @@ def _missing(results: Results, found: Verified) -> Iterator[Finding]:
     named = {finding.name for finding in found.findings}
     for job in map(Job._make, results.config.jobs):
         loose = f"models/{model_file(job)}"
-        packed = f"packs/{pack_name(results.plan.pack_of(job))}" if results.plan.packs else loose
+        packed = (
+            f"packs/{pack_name(results.packing.pack_of(job))}" if results.packing.packs else loose
+        )
         if job not in found.rows and not named & {loose, packed}:
             named.add(packed)
             yield Finding(packed, "it is gone")

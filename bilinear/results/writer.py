@@ -14,7 +14,7 @@ from bilinear.reading.interactions import interaction_matrices
 from bilinear.results.begin import IDENTITY, begin
 from bilinear.results.folder import Folder
 from bilinear.results.frontier import frontier
-from bilinear.results.packs import PackPlan, encode_pack, model_file, pack_name
+from bilinear.results.packs import Packing, encode_pack, model_file, pack_name
 from bilinear.results.seal import encode_sealed, is_sealed, tensors_of
 from bilinear.results.sums import SUMS, write_summed
 from bilinear.results.sweep_results import Results, encode_json, encode_table, table_of
@@ -41,7 +41,7 @@ class ResultsWriter:
         """
         encode_table(table_of([]))  # fails before training, not after it, where pyarrow is broken
         self.folder, self.config = folder, config
-        self._plan = PackPlan(config)
+        self._packing = Packing(config)
         self._loose: dict[int, set[Job]] = defaultdict(set)
         self._held: dict[int, dict[Job, bytes]] = defaultdict(dict)
         self._held_bytes, self._held_since = 0, 0.0
@@ -78,7 +78,7 @@ class ResultsWriter:
                 without += 1
                 self.folder.write(name, self._sealed(job, content))
         for pack in there.packs:
-            jobs = there.plan.jobs(pack)
+            jobs = there.packing.jobs(pack)
             with closing(there.pack(pack)) as archive:
                 files = [archive.model(job, there.most_bytes(job)) for job in jobs]
                 rows = archive.rows(jobs)
@@ -96,10 +96,10 @@ class ResultsWriter:
     def _finish_packing(self) -> None:
         """Pack models that an earlier run was killed before packing, or before deleting."""
         self.folder.delete([f"models/{model_file(job)}" for job in self.there.twice])
-        if not self._plan.packs:
+        if not self._packing.packs:
             return
         for job in self.there.loose:
-            self._loose[self._plan.pack_of(job)].add(job)
+            self._loose[self._packing.pack_of(job)].add(job)
         packed = [pack for pack in sorted(self._loose) if self._pack_if_full(pack)]
         if packed or self.there.twice:
             self.there = Results(self.folder)
@@ -107,12 +107,12 @@ class ResultsWriter:
     def write_model(self, model: Finished) -> None:
         """Write one model's file; if the sweep has packs, hold it for its pack (see `settle`)."""
         content = encode_model(model, self.config.remainders, self.there.origin)
-        if not self._plan.packs:
+        if not self._packing.packs:
             self.folder.write(f"models/{model_file(model.job)}", content)
             return
         if not self._held_bytes:
             self._held_since = time.monotonic()
-        pack = self._plan.pack_of(model.job)
+        pack = self._packing.pack_of(model.job)
         self._held[pack][model.job] = content
         self._held_bytes += len(content)
         self._pack_if_full(pack)
@@ -136,9 +136,9 @@ class ResultsWriter:
 
     def _pack_if_full(self, pack: int) -> bool:
         held = self._held[pack]
-        if len(self._loose[pack]) + len(held) < self._plan.count(pack):
+        if len(self._loose[pack]) + len(held) < self._packing.count(pack):
             return False
-        jobs = self._plan.jobs(pack)
+        jobs = self._packing.jobs(pack)
         loose = [job for job in jobs if job in self._loose[pack]]
         names = [f"models/{model_file(job)}" for job in loose]
         files = held | dict(zip(loose, self.folder.read_all(names), strict=True))

@@ -18,7 +18,7 @@ from bilinear.experiment.record import Finished, Job
 from bilinear.results import packs
 from bilinear.results import writer as results_writer
 from bilinear.results.folder import LocalFolder
-from bilinear.results.packs import PackPlan
+from bilinear.results.packs import Packing
 from bilinear.training.choose import choose
 from bilinear.training.run import run_sweep
 
@@ -46,18 +46,18 @@ def files(path: Path) -> list[str]:
 
 def test_every_model_is_in_one_pack_in_the_order_of_the_table(packing: None) -> None:
     config = SweepConfig(p=7, widths=(2, 9, 4), seeds=(5, 1, 3, 0), remainders=())
-    plan = PackPlan(config)
-    jobs = [job for pack in range(plan.packs) for job in plan.jobs(pack)]
+    packing = Packing(config)
+    jobs = [job for pack in range(packing.packs) for job in packing.jobs(pack)]
     assert jobs == [Job(d, seed) for d in (9, 4, 2) for seed in (0, 1, 3, 5)]
-    assert [len(plan.jobs(pack)) for pack in range(plan.packs)] == [5, 5, 2]
-    assert all(plan.pack_of(job) == i // 5 for i, job in enumerate(jobs))
+    assert [len(packing.jobs(pack)) for pack in range(packing.packs)] == [5, 5, 2]
+    assert all(packing.pack_of(job) == i // 5 for i, job in enumerate(jobs))
 
 
 def test_a_pack_is_bounded_in_models_and_in_bytes() -> None:
-    assert PackPlan(SweepConfig(widths=(64,), seeds=tuple(range(100)))).packs == 0
+    assert Packing(SweepConfig(widths=(64,), seeds=tuple(range(100)))).packs == 0
     many = tuple(range(2000))
-    assert PackPlan(SweepConfig(widths=(64,), seeds=many, remainders=())).size == 256
-    large = PackPlan(SweepConfig(widths=(64,), seeds=many, remainders=tuple(range(64))))
+    assert Packing(SweepConfig(widths=(64,), seeds=many, remainders=())).size == 256
+    large = Packing(SweepConfig(widths=(64,), seeds=many, remainders=tuple(range(64))))
     assert 1 < large.size < 40
     assert large.packs == -(-2000 // large.size)
 
@@ -94,7 +94,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     shutil.copytree(packed, begun)
     (begun / "table.parquet").unlink()
     (begun / "models").mkdir()
-    first = packs.PackPlan(bilinear.load_results(packed).config).jobs(0)
+    first = packs.Packing(bilinear.load_results(packed).config).jobs(0)
     kept = first[:2] if killed == "early" else first
     for job in kept:
         name = f"models/{packs.model_file(job)}"

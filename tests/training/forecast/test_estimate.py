@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bilinear.cli.commands import build_parser, study_from
 from bilinear.cli.durations import duration
-from bilinear.cli.report import comparison, print_plan
+from bilinear.cli.report import comparison, print_forecast
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
 from bilinear.experiment.narrowing import Narrowing
@@ -142,11 +142,11 @@ def test_comparisons() -> None:
     assert comparison(Times(None, 200), 50) == "estimated at most 3 min, took 50 s: 25% of it"
 
 
-def plan(*arguments: str, calibration: Calibration | None) -> list[str]:
+def forecast(*arguments: str, calibration: Calibration | None) -> list[str]:
     study = study_from(build_parser().parse_args(["--fused", *arguments]))
     console = Console(width=100, highlight=False)
     with console.capture() as said:
-        print_plan(console, study, "out", choose_for(study.cells, fused=True), calibration)
+        print_forecast(console, study, "out", choose_for(study.cells, fused=True), calibration)
     return said.get().splitlines()
 
 
@@ -222,7 +222,7 @@ def test_the_plans_times_keep_their_headings_on_a_narrow_terminal(width: int) ->
     study = study_from(build_parser().parse_args(["--fused"]))
     console = Console(width=width, highlight=False)
     with console.capture() as said:
-        print_plan(console, study, "out", choose_for(study.cells, fused=True), rate(2))
+        print_forecast(console, study, "out", choose_for(study.cells, fused=True), rate(2))
     (heading,) = (line for line in said.get().splitlines() if line.split()[:1] == ["devices"])
     assert heading.split() == ["devices", "about", "at", "most"]
     assert len(heading) <= width
