@@ -160,8 +160,8 @@ def cells_of(row: list[str]) -> list[str]:
     return [text.strip() for text in row if text.strip()]
 
 
-def test_the_plan_of_a_sweep() -> None:
-    lines = plan(calibration=rate(2))
+def test_the_forecast_of_a_sweep() -> None:
+    lines = forecast(calibration=rate(2))
     text = "\n".join(lines)
     assert "15.38·10¹²" in text
     assert "2,891 kB a model in training" in text
@@ -177,9 +177,9 @@ def test_the_plan_of_a_sweep() -> None:
     )
 
 
-def test_the_plan_of_a_study_on_a_cluster() -> None:
+def test_the_forecast_of_a_study_on_a_cluster() -> None:
     study = ("--p", "59,64", "--train-frac", "0.5,0.75", "--seeds", "2")
-    lines = plan(*study, calibration=rate(1, devices=12))
+    lines = forecast(*study, calibration=rate(1, devices=12))
     text = "\n".join(lines)
     assert "P 59, 64; share of pairs trained on 0.5, 0.75" in text
     assert f"4 cells, {(59 + 64) * 4} models" in text
@@ -197,9 +197,9 @@ def test_the_plan_of_a_study_on_a_cluster() -> None:
     assert "one model at a time" in text
 
 
-def test_the_plan_without_a_rate_or_a_known_recipe() -> None:
-    assert "time  unknown" in plan(calibration=None)[-1]
-    lines = plan("--steps", "50", calibration=rate())
+def test_the_forecast_without_a_rate_or_a_known_recipe() -> None:
+    assert "time  unknown" in forecast(calibration=None)[-1]
+    lines = forecast("--steps", "50", calibration=rate())
     assert cells_of(rows(lines)[8])[0] == "—"
     assert "no runs like this were counted" in lines[-1]
 
