@@ -80,7 +80,8 @@ class GpuBackend:
         narrowed = work.config.narrow is not None
         kept = None if work.scratch is None or narrowed else Checkpoint(work.scratch)
         states = {} if kept is None else kept.read()
-        chains, room = Chains([work], self._losses_without), self._room()
+        chains = Chains([work], self._losses_without)
+        room = self._memory or _SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]
         waiting: list[Run] = []
         lanes: list[_Lane] = []
         last_kept = time.monotonic()
@@ -127,12 +128,6 @@ class GpuBackend:
             for unit in range(len(h))
         ]
         return torch.stack(each).tolist()
-
-    def _room(self) -> float:
-        if self._memory is not None:
-            return self._memory
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return free * _SHARE_OF_MEMORY
 
 
 def recipe_of(config: SweepConfig, phase: Phase | None = None, *, to_end: bool = False) -> Recipe:
