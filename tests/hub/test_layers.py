@@ -1,4 +1,4 @@
-"""The layers for Hugging Face's `kernels`: what they compute, and that `kernelize` takes them."""
+"""The layers for Hugging Face's `kernels`: what they compute, and that `kernelize` maps them."""
 
 import copy
 import os
@@ -85,7 +85,7 @@ for a, b in zip(*pairs):
 
 
 def test_kernelize_maps_it(tmp_path: Path) -> None:
-    """In a process where `kernels` is that package, not the folder of that name at the root."""
+    """In a process where `kernels` is that package, not this repository's folder of that name."""
     (tmp_path / "bilinear").symlink_to(ROOT / "bilinear")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
 
