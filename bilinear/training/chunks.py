@@ -41,7 +41,7 @@ def cut(work: Sequence[Work], devices: int, at_once: int) -> list[Chunk]:
     chunks = [
         Chunk(index, w.config, jobs, _parents_of(w, jobs))
         for index, (w, of) in enumerate(zip(work, each, strict=True))
-        for jobs in _pieces(w.dependent(), of, share, at_once)
+        for jobs in _grouped(w.dependent(), of, share, at_once)
     ]
     return sorted(chunks, key=lambda chunk: chunk.jobs[0].d_hidden / chunk.config.p)
 
@@ -56,18 +56,19 @@ def _parents_of(work: Work, jobs: Sequence[Job]) -> dict[Job, Parent]:
     return {job: parent for job, parent in work.parents.items() if job.seed in seeds}
 
 
-def _pieces(
-    groups: Sequence[Sequence[Job]], work_of: dict[int, float], share: float, at_once: int
+def _grouped(
+    dependent: Sequence[Sequence[Job]], work_of: dict[int, float], share: float, at_once: int
 ) -> Iterator[tuple[Job, ...]]:
-    piece: list[Job] = []
-    holds, together = 0.0, 0
-    for group in groups:
-        more = sum(work_of[job.d_hidden] for job in group)
-        if together >= at_once and holds + more > share:
-            yield tuple(piece)
-            piece, holds, together = [], 0.0, 0
-        piece.extend(group)
-        holds += more
-        together += 1
-    if piece:
-        yield tuple(piece)
+    """Jobs of each chunk: `dependent` lists up to `share` FLOP, but at least `at_once` lists."""
+    chunk: list[Job] = []
+    flop, lists = 0.0, 0
+    for jobs in dependent:
+        more = sum(work_of[job.d_hidden] for job in jobs)
+        if lists >= at_once and flop + more > share:
+            yield tuple(chunk)
+            chunk, flop, lists = [], 0.0, 0
+        chunk.extend(jobs)
+        flop += more
+        lists += 1
+    if chunk:
+        yield tuple(chunk)
