@@ -1,12 +1,12 @@
-"""The layer under tensor parallelism: each rank keeps both halves of its share of the products.
+"""The layer under tensor parallelism: each rank holds both factors of its share of the products.
 
 For `torch.distributed.tensor.parallel.parallelize_module`. Of n ranks, each holds d_hidden / n rows
 of W_l, the same rows of W_r and the same columns of W_p, runs the ordinary fused layer on them, and
 the outputs are summed: one all-reduce forward, and one backward for the gradient of x.
 
 Sharding the packed weight by its rows would separate the factors of every product: the first ranks
-would hold rows of W_l alone, the last ones rows of W_r. It is sharded as (2, d, d_in) on dim 1
-instead, which keeps the pairs together.
+would hold rows of W_l alone, the last ones rows of W_r. So it is sharded as (2, d, d_in) on dim 1,
+and each rank has the same rows of both.
 """
 
 from typing import Any
@@ -24,10 +24,10 @@ from bilinear.layer.modules import Bilinear, BilinearMLP, has_hooks
 def plan(model: nn.Module) -> dict[str, ParallelStyle]:
     """How to parallelize every `BilinearMLP` and `Bilinear` in a model: a style by module name.
 
-    `parallelize_module(model, mesh, plan(model))` then computes what the model did: inputs and
-    outputs are whole on each rank. Other modules are left as they are; add their styles to the
-    dict, or replace some of those in it, to shard them too. Parallelize before `fully_shard`, DDP
-    or `torch.compile`; pairs that `fuse` replaced are not sharded.
+    `parallelize_module(model, mesh, plan(model))` then computes what the model did, with inputs and
+    outputs whole on each rank. Other modules are not sharded unless you add styles for them to the
+    dict. Parallelize before `fully_shard`, DDP or `torch.compile`; modules that `fuse` replaced are
+    not sharded.
 
     Raises:
         TypeError: `model` is no module.
@@ -53,16 +53,16 @@ def plan(model: nn.Module) -> dict[str, ParallelStyle]:
 class PairParallel(ParallelStyle):
     """Shard a `BilinearMLP` by its hidden products, or a `Bilinear` by its outputs.
 
-    `input_layouts`: how x (…, d_in) lies over the ranks; whole on each by default.
-    `output_layouts`: how the output shall lie; by default whole on each rank for a `BilinearMLP`,
-    and for a `Bilinear` each rank's (…, d / n), as `RowwiseParallel` after it takes it.
+    `input_layouts`: the placement of x (…, d_in); by default it is whole on each rank.
+    `output_layouts`: the placement of the output; by default whole on each rank for a
+    `BilinearMLP`, and for a `Bilinear` (…, d / n) on each, the input of a `RowwiseParallel` after.
     With `use_local_output` the output is an ordinary tensor, otherwise a DTensor.
 
     The parameters `weight` and `bias` of the packed layer become (2, d, d_in) and (2, d) DTensors;
-    `state_dict` gives and takes them as ever, (2·d, d_in) and (2·d,). It holds copies, made by all
-    ranks together: after a checkpoint was read into it, call `load_state_dict`, which takes whole
-    tensors as well. An optimizer's state keeps the parameters' shapes, and `fully_shard`, which
-    shards dim 0 unless told otherwise, parts them among two ranks at most.
+    `state_dict` has the unsharded shapes, (2·d, d_in) and (2·d,). It holds copies, which all ranks
+    make together: after reading a checkpoint into it, call `load_state_dict`, which
+    accepts whole tensors as well. An optimizer's state has the parameters' shapes. `fully_shard`,
+    which shards dim 0 by default, splits them among two ranks at most.
 
     Raises, when it is applied:
         TypeError: the module is neither of the two.
@@ -160,7 +160,7 @@ class ShardedBilinear(Bilinear):
         return _laid_out(h, Shard(h.dim() - 1), None, self, mesh)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, as at construction."""
+        """Draw all parameters again, as at construction."""
         bound = self.in_features**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -231,16 +231,14 @@ def _mesh(packed: nn.Module) -> DeviceMesh:
 
 def _local(parameter: Tensor) -> Tensor:
     assert isinstance(parameter, DTensor)
-    shard: Tensor = parameter.to_local()
-    return shard
+    return parameter.to_local()
 
 
 def _whole(x: Tensor, layout: Placement, mesh: DeviceMesh) -> Tensor:
     """All of x as an ordinary tensor, whose gradient is summed over the ranks."""
     if not isinstance(x, DTensor):
         x = DTensor.from_local(x, mesh, [layout], run_check=False)
-    whole: Tensor = x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-    return whole
+    return x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 
 
 def _laid_out(
@@ -250,30 +248,26 @@ def _laid_out(
     module: "ShardedBilinear | ShardedBilinearMLP",
     mesh: DeviceMesh,
 ) -> Tensor:
-    """Bring an output from the layout it was computed in to the one the style asks for."""
+    """Redistribute an output from its layout to that of the style, and add b_p."""
     computed = DTensor.from_local(local, mesh, [layout], run_check=False)
     out: Tensor = computed.redistribute(placements=[module.layouts[1]])
     if b_p is not None:
         out = out + b_p.to(out.dtype)
-    if not module.use_local_output:
-        return out
-    assert isinstance(out, DTensor)
-    plain: Tensor = out.to_local()
-    return plain
+    return _local(out) if module.use_local_output else out
 
 
 def _packed(pairs: Tensor) -> Tensor:
     """(2, d, d_in) or (2, d), sharded, to (2·d, d_in) sharded by d_in or (2·d,) whole."""
     assert isinstance(pairs, DTensor)
-    # The rows of a rank aren't consecutive in the packed tensor, so that no layout by rows that
-    # checkpoints understand describes them.
+    # A rank's rows aren't consecutive in the packed tensor, so no placement of DTensor by rows
+    # describes them.
     kept = Shard(2) if pairs.dim() == 3 else Replicate()
     placements = [Replicate() if p.is_replicate() else kept for p in pairs.placements]
     return pairs.redistribute(placements=placements).flatten(0, 1)
 
 
 def _pairs(packed: Tensor, like: Tensor) -> Tensor:
-    """A packed tensor, whole or a DTensor of any layout, as the parameter `like` is kept."""
+    """A packed tensor, whole or a DTensor of any layout, in the shape and layout of `like`."""
     if isinstance(packed, DTensor):
         by_input = [p if p.is_shard(1) else Replicate() for p in packed.placements]
         packed = packed.redistribute(placements=by_input)
@@ -281,7 +275,7 @@ def _pairs(packed: Tensor, like: Tensor) -> Tensor:
 
 
 def _placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor or a DTensor, laid out as another."""
+    """A whole tensor or a DTensor, redistributed to the layout of `like`."""
     assert isinstance(like, DTensor)
     if isinstance(tensor, DTensor):
         return tensor.redistribute(like.device_mesh, like.placements)

@@ -1,24 +1,26 @@
-"""Pictures of a sweep: each function takes data and an Axes, draws, and returns the Axes.
+"""Pictures of a sweep: each function draws data on an Axes and returns that Axes.
 
 Colours: matplotlib's colour-blind-safe `tableau-colorblind10`, and for signed matrices `RdBu_r`
 with white at true zero.
 """
 
 import io
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bilinear.errors import extra
+from bilinear.reading.fourier import frequency_shares, serving_units
+from bilinear.reading.similarity import functional_similarity
+from bilinear.reading.spectra import eigenpairs, eigenvalues
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from bilinear.results.folder import Folder
     from bilinear.results.study_results import StudyResults
@@ -31,10 +33,10 @@ _BLUE, _ORANGE, _GREY = "#006BA4", "#C85200", "#898989"
 
 
 def accuracy_against_width(table: "pd.DataFrame", ax: "Axes", *, p: int | None = None) -> "Axes":
-    """Errors on all p² pairs against width: median, spread over seeds, and who is perfect.
+    """Share of all p² pairs wrong against width: median and spread over seeds, perfect models.
 
-    Drawn as 1 − accuracy on a scale that is linear near 0, because the interest is in the last
-    pairs. `p` 64 adds the notebook's perfect widths for comparison.
+    The scale is logarithmic, but linear near 0, so that a single wrong pair can be seen. `p` 64
+    adds the widths that were perfect in the notebook.
     """
     by_width = table.assign(error=1 - table["full_acc"]).groupby("d_hidden")
     error, perfect = by_width["error"], by_width["perfect"]
@@ -60,15 +62,14 @@ def accuracy_against_width(table: "pd.DataFrame", ax: "Axes", *, p: int | None =
     ax.set_yscale("symlog", linthresh=1e-4)
     ax.set_ylim(-5e-5, 1.5)
     ax.set_yticks([0, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["0", "0.0001", "0.001", "0.01", "0.1", "1"])
-    ax.set_xlabel("hidden width d")
-    ax.set_ylabel("share of all pairs wrong")
+    ax.set(xlabel="hidden width d", ylabel="share of all pairs wrong")
     ax.grid(alpha=0.3)
     ax.legend(loc="upper right")
     return ax
 
 
-def interaction_matrix(matrix: "Tensor", ax: "Axes", *, limit: float, title: str = "") -> "Axes":
-    """One interaction matrix (2p, 2p), white at zero, with lines between the a and the b block."""
+def interaction_matrix(matrix: Tensor, ax: "Axes", *, limit: float, title: str = "") -> "Axes":
+    """One interaction matrix (2p, 2p), white at zero, with lines between its a and b halves."""
     p = matrix.shape[-1] // 2
     ax.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     ax.axhline(p - 0.5, color="black", lw=0.5)
@@ -80,24 +81,23 @@ def interaction_matrix(matrix: "Tensor", ax: "Axes", *, limit: float, title: str
     return ax
 
 
-def functional_table(table: "Tensor", ax: "Axes", *, limit: float, title: str = "") -> "Axes":
+def functional_table(table: Tensor, ax: "Axes", *, limit: float, title: str = "") -> "Axes":
     """One output's logits on all pairs (p, p), row a and column b, white at zero."""
     _signed_image(ax, table.numpy(), limit, aspect="equal")
-    ax.set_xlabel("b")
-    ax.set_ylabel("a")
+    ax.set(xlabel="b", ylabel="a")
     ax.set_title(title, fontsize=9)
     return ax
 
 
 def interaction_grid(
-    matrices: "Tensor",
+    matrices: Tensor,
     widths: Sequence[int],
     remainders: Sequence[int],
-    axes: "np.ndarray",
+    axes: np.ndarray,
     *,
     limit: float | None = None,
-) -> "np.ndarray":
-    """Matrices (n_widths, n_remainders, 2p, 2p) on as many Axes, all on one colour scale.
+) -> np.ndarray:
+    """Matrices (n_widths, n_remainders, 2p, 2p), one on each of `axes`, on one colour scale.
 
     `limit` is the value of full colour; None takes the 99.5th percentile of |entries|.
     """
@@ -113,10 +113,10 @@ def interaction_grid(
 def learning_curves(
     results: "Results", ax: "Axes", *, widths: Sequence[int], column: str = "val_acc"
 ) -> "Axes":
-    """Validation accuracy against steps, a line a model, a colour a width.
+    """Validation accuracy against steps: one line per model, one colour per width.
 
-    `column` is any of `experiment.record.Evaluation`; accuracies are drawn as the share wrong, on a
-    logarithmic scale that is linear near 0, losses on a logarithmic one.
+    `column` is a loss or an accuracy of `experiment.record.Evaluation`. Losses are drawn on a
+    logarithmic scale; accuracies as the share wrong, on one that is linear near 0.
     """
     from matplotlib import colormaps
 
@@ -157,26 +157,24 @@ def eigenspectra(
     n_shown: int = 16,
     limit: float | None = None,
 ) -> "Axes":
-    """Signed eigenvalues of one remainder's full Q, a row a width, strongest first, one scale.
+    """Signed eigenvalues of one remainder's full Q: one row per width, strongest first.
 
-    `limit` is the value of full colour; None takes the median width's largest magnitude, so that
-    a few models with far larger ones don't leave the rest white. The first seed by default.
+    `limit` is the value of full colour; None takes the median over widths of the largest magnitude,
+    because a few models with far larger eigenvalues would leave all others white. The first seed by
+    default.
     """
-    from bilinear.reading.spectra import eigenvalues
-
     rows = np.full((len(widths), n_shown), np.nan)
     for i, d in enumerate(widths):
-        values = eigenvalues(_state(results, d, seed), remainder, dtype=_double())[:n_shown]
+        values = eigenvalues(_state(results, d, seed), remainder, dtype=torch.float64)[:n_shown]
         rows[i, : len(values)] = values.numpy()
     if limit is None:
         limit = float(np.median(np.nanmax(np.abs(rows), axis=1))) or 1.0
     image = _signed_image(ax, rows, limit)
     ax.set_yticks(range(len(widths)), [str(d) for d in widths])
     ax.set_xticks(range(0, n_shown, 4), [str(k) for k in range(1, n_shown + 1, 4)])
-    ax.set_ylabel("hidden width d")
-    ax.set_xlabel("rank by magnitude")
+    ax.set(xlabel="rank by magnitude", ylabel="hidden width d")
     ax.set_title(f"Eigenvalues of the full Q, remainder {remainder}", fontsize=10)
-    _colour_bar(ax, image, "eigenvalue [logits]", extend="both")
+    ax.figure.colorbar(image, ax=ax, label="eigenvalue [logits]", extend="both")
     return ax
 
 
@@ -190,15 +188,13 @@ def eigenvectors(
     n_shown: int = 6,
     limit: float | None = None,
 ) -> "Axes":
-    """Top eigenvectors of one remainder's full Q, a row each, a and b halves split by a line.
+    """Top eigenvectors of one remainder's full Q, one per row, with a line between a and b.
 
-    Rows are labelled with their eigenvalues. A sign is arbitrary: the entry of largest magnitude is
-    shown positive. `limit` None takes 2/√(2p), the same at every width (a flat sinusoid has √2 of
-    1/√(2p)).
+    Rows are labelled with their eigenvalues. The sign of an eigenvector is arbitrary: its entry of
+    largest magnitude is shown positive. `limit` is the value of full colour; None takes 2/√(2p) at
+    every width (the largest entry of a sinusoid over all 2p inputs is √2/√(2p)).
     """
-    from bilinear.reading.spectra import eigenpairs
-
-    values, vectors = eigenpairs(_state(results, width, seed), remainder, dtype=_double())
+    values, vectors = eigenpairs(_state(results, width, seed), remainder, dtype=torch.float64)
     rows = vectors[:, :n_shown].mT.numpy()
     peaks = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
     p = results.config.p
@@ -210,18 +206,16 @@ def eigenvectors(
     ax.set_xticks([*ticks, *(ticks + p)], [str(t) for t in [*ticks, *ticks]])
     ax.set_xlabel(f"input: a = 0 … {p - 1}  |  b = 0 … {p - 1}")
     ax.set_title(f"Top eigenvectors of the full Q, d = {width}, remainder {remainder}", fontsize=10)
-    _colour_bar(ax, image, "entry of the unit vector")
+    ax.figure.colorbar(image, ax=ax, label="entry of the unit vector")
     return ax
 
 
 def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
     """Share of the interaction's power in the circuit of each frequency, frequency × width.
 
-    Of the functional table of logits (`reading.fourier.frequency_shares`); the first seed by
-    default. Full colour at the 99.5th percentile of all shares.
+    Shares are those of `reading.fourier.frequency_shares`; full colour is at their 99.5th
+    percentile. The first seed by default.
     """
-    from bilinear.reading.fourier import frequency_shares
-
     widths = _widths(results, seed)
     columns = [frequency_shares(_state(results, d, seed))[1:].numpy() for d in widths]
     shares = np.stack(columns, axis=1)
@@ -231,23 +225,21 @@ def frequency_map(results: "Results", ax: "Axes", *, seed: int | None = None) ->
     )
     ax.set_yticks(*_some(range(1, len(shares) + 1)))
     ax.set_xticks(*_some(widths))
-    ax.set_xlabel("hidden width d")
-    ax.set_ylabel("frequency k")
+    ax.set(xlabel="hidden width d", ylabel="frequency k")
     ax.set_title("Frequencies in use, functional table of logits", fontsize=10)
-    _colour_bar(ax, image, "share of the interaction's power", extend="max")
+    ax.figure.colorbar(image, ax=ax, label="share of the interaction's power", extend="max")
     return ax
 
 
 def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
-    """Hidden units of one narrowed chain, a row each, from the widest width to the narrowest.
+    """Hidden units of one narrowed chain, one per row, from the widest width to the narrowest.
 
-    A tick a width: its colour is the frequency that the unit serves most, its length the amplitude
-    there against the model's largest, its angle the phase. A row ends with the width at which its
-    unit goes; those that stay longest are below. The first seed by default.
+    A row has one tick per width: its colour is the frequency that the unit serves most, its length
+    is √(the unit's amplitude there / the model's largest), its angle is the phase. A row ends at
+    the last width that has its unit; the units kept longest are at the bottom. The first seed by
+    default.
     """
     from matplotlib import colormaps
-
-    from bilinear.reading.fourier import serving_units
 
     widths = _widths(results, seed)
     chosen = results.config.seeds[0] if seed is None else seed
@@ -279,8 +271,7 @@ def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -
     ax.set_xticks(*_some(widths))
     ax.set_yticks([])
     ax.set_xlim(-1, len(widths) + 3)
-    ax.set_xlabel("hidden width d")
-    ax.set_ylabel("hidden units, those kept longest below")
+    ax.set(xlabel="hidden width d", ylabel="hidden units, those kept longest below")
     ax.set_title(
         "One model narrowed: a tick a unit; colour frequency, length amplitude, angle phase",
         fontsize=10,
@@ -291,24 +282,21 @@ def chain_of_units(results: "Results", ax: "Axes", *, seed: int | None = None) -
 def similarity_map(results: "Results", ax: "Axes", *, seed: int | None = None) -> "Axes":
     """Cosine between the logits of every two widths on all pairs, width × width, −1 … 1.
 
-    (`bilinear.reading.similarity.functional_similarity`; the first seed by default.)
+    Computed by `reading.similarity.functional_similarity`. The first seed by default.
     """
-    from bilinear.reading.similarity import functional_similarity
-
     widths = _widths(results, seed)
     similarity = functional_similarity(_state(results, d, seed) for d in widths)
     image = _signed_image(ax, similarity.numpy(), 1.0, aspect="equal")
     ax.set_xticks(*_some(widths))
     ax.set_yticks(*_some(widths))
-    ax.set_xlabel("hidden width d")
-    ax.set_ylabel("hidden width d")
+    ax.set(xlabel="hidden width d", ylabel="hidden width d")
     ax.set_title("Functional similarity of widths", fontsize=10)
-    _colour_bar(ax, image, "cosine of the logits on all pairs")
+    ax.figure.colorbar(image, ax=ax, label="cosine of the logits on all pairs")
     return ax
 
 
-def _signed_image(ax: "Axes", rows: "np.ndarray", limit: float, *, aspect: Any = "auto") -> Any:
-    """An image that is white at zero and symmetric about it."""
+def _signed_image(ax: "Axes", rows: np.ndarray, limit: float, *, aspect: Any = "auto") -> Any:
+    """An image whose colours are white at zero and full at ±`limit`; NaN is grey."""
     from matplotlib import colormaps
 
     colours = colormaps["RdBu_r"].with_extremes(bad="#e6e6e6")
@@ -317,18 +305,14 @@ def _signed_image(ax: "Axes", rows: "np.ndarray", limit: float, *, aspect: Any =
     )
 
 
-def _colour_bar(ax: "Axes", image: Any, label: str, *, extend: str = "neither") -> None:
-    ax.figure.colorbar(image, ax=ax, label=label, extend=extend)
-
-
 def _some(labels: Sequence[int]) -> tuple[list[int], list[str]]:
-    """Positions and texts of at most nine of an axis' labels."""
+    """Positions and texts of at most nine of the labels, evenly spaced."""
     step = -(-len(labels) // 8)
     return list(range(0, len(labels), step)), [str(x) for x in labels[::step]]
 
 
 def _widths(results: "Results", seed: int | None) -> list[int]:
-    """Widths there is a model of, by falling width."""
+    """Widths of the seed's models, the largest first; None is the first seed."""
     seed = results.config.seeds[0] if seed is None else seed
     widths = sorted((job.d_hidden for job in results.jobs if job.seed == seed), reverse=True)
     if not widths:
@@ -336,39 +320,30 @@ def _widths(results: "Results", seed: int | None) -> list[int]:
     return widths
 
 
-def _state(results: "Results", d_hidden: int, seed: int | None) -> "dict[str, Tensor]":
+def _state(results: "Results", d_hidden: int, seed: int | None) -> dict[str, Tensor]:
     return results.models[d_hidden if seed is None else (d_hidden, seed)]
 
 
-def _double() -> "torch.dtype":
-    import torch
-
-    return torch.float64
-
-
 def save_summary(results: "Results") -> None:
-    """Write `accuracy.png` into the results folder; `interactions.png` if matrices are kept.
+    """Write `accuracy.png` into the results folder, and two more where there is what they show.
 
-    `chain.png` shows the units of a narrowed sweep's first seed.
+    `interactions.png` shows stored interaction matrices, `chain.png` the units of a narrowed
+    sweep's first seed.
     """
-    with extra("sweep"):
-        from matplotlib.figure import Figure
-
     p = results.config.p
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _figure(8, 4.5)
     ax = accuracy_against_width(results.table, figure.subplots(), p=p)
     ax.set_title(f"(a + b) mod {p}: errors against hidden width, {len(results.table)} models")
     _save(figure, results.folder, "accuracy.png")
     if results.config.narrow is not None:
-        figure = Figure(figsize=(8, 6), layout="constrained")
+        figure = _figure(8, 6)
         chain_of_units(results, figure.subplots())
         _save(figure, results.folder, "chain.png")
     if not results.config.remainders:
         return
     widths, matrices = _some_widths(results)
     remainders = results.config.remainders[:5]
-    size = (2.1 * len(remainders) + 0.9, 2.2 * len(widths) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(2.1 * len(remainders) + 0.9, 2.2 * len(widths) + 0.6)
     axes = figure.subplots(len(widths), len(remainders), squeeze=False)
     interaction_grid(matrices[:, : len(remainders)], widths, remainders, axes)
     figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, label="Q, logit units")
@@ -376,10 +351,8 @@ def save_summary(results: "Results") -> None:
     _save(figure, results.folder, "interactions.png")
 
 
-def _some_widths(results: "Results") -> tuple[list[int], "Tensor"]:
-    """Up to five widths from widest to the smallest perfect one, first seed."""
-    import torch
-
+def _some_widths(results: "Results") -> tuple[list[int], Tensor]:
+    """Up to five widths of the first seed, from the widest to the smallest perfect one."""
     table, seed = results.table, results.config.seeds[0]
     mine = table[table["seed"] == seed]
     perfect = mine[mine["perfect"]]["d_hidden"]
@@ -391,21 +364,20 @@ def _some_widths(results: "Results") -> tuple[list[int], "Tensor"]:
 
 
 def accuracy_by_modulus(table: "pd.DataFrame", ax: "Axes") -> "Axes":
-    """Median accuracy on all pairs against width, one line a P, of a study's table."""
+    """Median accuracy on all pairs against width, of a study's table: one line per P."""
     for p, group in table.groupby("p"):
         median = group.groupby("d_hidden")["full_acc"].median()
         ax.plot(median.index, median, marker=".", label=f"P = {p}")
-    ax.set_xlabel("hidden width d")
-    ax.set_ylabel("median accuracy on all pairs")
+    ax.set(xlabel="hidden width d", ylabel="median accuracy on all pairs")
     ax.grid(alpha=0.3)
     ax.legend(loc="lower right")
     return ax
 
 
 def perfect_share_map(table: "pd.DataFrame", ax: "Axes") -> "Axes":
-    """Share of perfect seeds as a train fraction × width map; white where no model was trained.
+    """Share of perfect models of a study's table, train fraction × width; white if none trained.
 
-    Of a study's table; models of several P, lr or decay are taken together, so filter it first.
+    Models of several P, lr or decay count together, so filter the table first.
     """
     share = table.pivot_table(
         index="train_frac", columns="d_hidden", values="perfect", aggfunc="mean"
@@ -415,32 +387,29 @@ def perfect_share_map(table: "pd.DataFrame", ax: "Axes") -> "Axes":
     )
     ax.set_xticks(*_some([int(d) for d in share.columns]))
     ax.set_yticks(range(len(share)), [f"{fraction:g}" for fraction in share.index])
-    ax.set_xlabel("hidden width d")
-    ax.set_ylabel("train fraction")
-    _colour_bar(ax, image, "share of perfect seeds")
+    ax.set(xlabel="hidden width d", ylabel="train fraction")
+    ax.figure.colorbar(image, ax=ax, label="share of perfect seeds")
     return ax
 
 
 def save_study(results: "StudyResults") -> None:
     """Write `accuracy.png` and a `perfect-p….png` for each P into a study's folder."""
+    figure = _figure(8, 4.5)
+    accuracy_by_modulus(results.table, figure.subplots())
+    _save(figure, results.folder, "accuracy.png")
+    for p, group in results.table.groupby("p"):
+        figure = _figure(8, 4.5)
+        perfect_share_map(group, figure.subplots())
+        _save(figure, results.folder, f"perfect-p{p}.png")
+
+
+def _figure(width: float, height: float) -> "Figure":
     with extra("sweep"):
         from matplotlib.figure import Figure
-
-    def save(name: str, draw: Callable[["Axes"], "Axes"]) -> None:
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        draw(figure.subplots())
-        _save(figure, results.folder, name)
-
-    table = results.table
-    save("accuracy.png", partial(accuracy_by_modulus, table))
-    for p, group in table.groupby("p"):
-        save(f"perfect-p{p}.png", partial(perfect_share_map, group))
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: "Figure", folder: "Folder", name: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=200)
     folder.write(name, content.getvalue())

@@ -1,7 +1,7 @@
-"""The plain PyTorch model that everything else is checked and timed against.
+"""The plain PyTorch model that everything else is tested and timed against.
 
-Parameter names (`bi_linear.weight`, `projection.weight`) are the ones under which people have
-trained models of this kind on disk; fused modules keep them.
+Published models of this kind are stored under its parameter names (`bi_linear.weight`,
+`projection.weight`); fused modules have the same.
 """
 
 from dataclasses import dataclass

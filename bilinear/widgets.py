@@ -1,6 +1,6 @@
-"""A results folder under sliders, in a notebook: `pip install 'bilinear[notebook]'`.
+"""A results folder with sliders in a notebook: `pip install 'bilinear[notebook]'`.
 
-Pictures are PNG bytes in an image widget, so nothing depends on how a notebook shows figures.
+Pictures are PNG bytes in an image widget, which every notebook shows alike.
 """
 
 import html
@@ -27,11 +27,11 @@ SCALES = {"one for all widths": "all", "each width its own": "own"}
 
 
 def explore(results: Results) -> "VBox":
-    """Give a slider over the widths, and choices of remainder, seed, matrix and colour scale.
+    """Return a slider over the widths, and menus for remainder, seed, matrix and colour scale.
 
     Shows the interaction matrix (or the functional table of logits), the signed eigenspectrum and
-    the top eigenvectors of the chosen model. Raises ResultsError where no model has ended, and
-    ImportError where ipywidgets is not installed.
+    the top eigenvectors of the chosen model. Raises ResultsError if no model has ended, and
+    ImportError if ipywidgets is not installed.
     """
     import ipywidgets
 
@@ -77,10 +77,10 @@ def page(
     remainders: Sequence[int] | None = None,
     height: int = 900,
 ) -> "HTML":
-    """Give the page of `view` within a notebook: its slider works in exported HTML as well.
+    """Show the page of `view` in a notebook: its slider works in exported HTML as well.
 
-    `widths` and `remainders` are those shown, all of them and the kept ones unless given; `height`
-    in pixels. Raises what `page.write.make_page` raises.
+    `widths` None shows all, `remainders` None those stored; `height` is in pixels. Raises what
+    `page.write.make_page` raises.
     """
     from IPython.display import HTML
 
@@ -96,7 +96,10 @@ def _matrix(results: Results, d_hidden: int, seed: int, c: int, view: str) -> Te
 
 
 def _typical_limit(results: Results, view: str, c: int, seed: int) -> float:
-    """1.5 times the median over widths of the 99.5th percentile: few have far larger entries."""
+    """1.5 times the median over widths of the 99.5th percentile of |entries|.
+
+    A few widths have far larger entries: a maximum over widths would leave the others white.
+    """
     matrices = [_matrix(results, d, s, c, view) for d, s in results.jobs if s == seed]
     tops = [m.abs().flatten().quantile(0.995) for m in matrices]
     return 1.5 * float(torch.stack(tops).median()) or 1.0

@@ -1,7 +1,7 @@
-"""A Llama whose MLPs are bilinear: trained fused, exported as any, and read. Needs transformers.
+"""A Llama whose MLPs are bilinear: trained fused, exported and read. Needs transformers.
 
-Its activation is "linear", a name transformers knows: what is exported needs neither this library
-nor code of one's own to be loaded.
+Its activation is "linear", which transformers provides, so the exported model loads without this
+library and without custom code.
 """
 
 import tempfile
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import bilinear
 
-# 1.4 B as people train it: hidden_size 2048, intermediate_size 5632, 24 layers of 16 heads.
+# A model of 1.4 B parameters: hidden_size 2048, intermediate_size 5632, 24 layers of 16 heads.
 config = LlamaConfig(
     hidden_act="linear",
     hidden_size=32,

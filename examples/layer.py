@@ -1,4 +1,4 @@
-"""The fused layer in a model: forward, backward, what it ran on. Needs no extra."""
+"""The fused layer in a model: forward, backward, which implementation ran. Needs no extra."""
 
 import torch
 

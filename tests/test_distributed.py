@@ -36,7 +36,7 @@ def batch() -> Tensor:
 
 
 def train(net: nn.Module, x: Tensor, steps: int = 3) -> list[Tensor]:
-    """Weights after some steps, whole."""
+    """Unsharded weights after some steps."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -96,7 +96,7 @@ def gated() -> nn.Sequential:
 
 
 def outcome(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, whole, and every gradient, whole."""
+    """The output and all gradients, unsharded."""
     net.zero_grad()
     out = net(x)
     out.square().mean().backward()
@@ -150,7 +150,7 @@ def fuse_and_shard(rank: int, rendezvous: str, results: str) -> None:
     if rank == 0:
         torch.save(found, results)
     del before, after
-    gc.collect()  # their collectives end before the group does
+    gc.collect()  # ends their collectives before the process group
     dist.barrier()
     dist.destroy_process_group()
 
@@ -165,8 +165,8 @@ def test_fuse_beside_fully_sharded_parameters(tmp_path: Path) -> None:
             torch.testing.assert_close(a, b, msg=lambda text, step=step: f"{step}: {text}")
     ran = {step: calls for step, (_, calls, _) in found.items()}
     said = {step: told for step, (_, _, told) in found.items()}
-    # Gathered for an MLP its weights are plain, and the fused formula runs; gathered for a linear
-    # they are plain in that linear's call alone.
+    # With each MLP sharded as one, its weights are plain tensors during its call, and the fused
+    # formula runs. With each linear sharded, they are plain during that linear's call alone.
     assert ran["fused, then sharded, MLPs"] == 2
     assert ran["fused, then sharded, linears"] == 0
     assert "is a FSDPLinear" in said["fused, then sharded, linears"]

@@ -1,4 +1,4 @@
-"""A transformer of bilinear blocks on four ranks trains as it does in one process."""
+"""A transformer of bilinear blocks trains on four ranks as it does in one process."""
 
 import os
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def batch() -> Tensor:
 
 
 def train(model: nn.Module, tokens: Tensor, dp: DeviceMesh | None = None) -> list[float]:
-    """The losses of some steps over the next token, of all data parallel ranks together."""
+    """Next-token losses of some steps, averaged over the data parallel ranks."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
     losses = []
     for _ in range(STEPS):
@@ -132,7 +132,7 @@ def both(dp: DeviceMesh, tp: DeviceMesh, tokens: Tensor) -> tuple[nn.Module, lis
 
 
 Case = Callable[[DeviceMesh, DeviceMesh, Tensor], tuple[nn.Module, list[float]]]
-# Two ranks of data parallelism and two of tensor parallelism, except where the name says otherwise.
+# Two ranks of data parallelism and two of tensor parallelism, unless the name says otherwise.
 CASES: dict[str, Case] = {
     "ddp": ddp,
     "fully_shard": sharded,
@@ -163,7 +163,7 @@ def work(rank: int, folder: str) -> None:
     )
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     four = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("tp",))
-    # More ranks than the two halves that `fully_shard` parts a packed weight into.
+    # More ranks than the two halves that `fully_shard` splits a packed weight into.
     uneven = init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("dp", "tp"))
     results: dict[str, Any] = {}
     for name, case in CASES.items():
@@ -205,7 +205,7 @@ def local_calls(model: nn.Module) -> None:
 
 
 def saved(model: nn.Module, mesh: DeviceMesh, folder: str) -> None:
-    """Whole tensors, a sharded state and a checkpoint bring the same weights back."""
+    """Loading whole tensors or a sharded state restores the weights; a checkpoint is saved."""
     want = get_model_state_dict(model, options=WHOLE)
     for state, assign in ((want, False), (model.state_dict(), False), (model.state_dict(), True)):
         other = transformer()

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the library computes, on scales that stand still."""
+"""Pictures draw what the library computes, on scales that are the same for every model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture
 def ax() -> Iterator[Axes]:
-    """An Axes that must render, and say what is on it, when the test is over."""
+    """An Axes that is rendered after the test; its axes and colour bars must have labels."""
     figure = Figure(layout="constrained")
     canvas = FigureCanvasAgg(figure)
     ax = figure.subplots()
@@ -136,7 +136,7 @@ def test_summary_pictures_are_there(results: Results) -> None:
 
 
 def test_a_chain_of_units(tmp_path: Path, ax: Axes) -> None:
-    """A tick a unit a width, at the angle of its phase; a row ends where its unit is last seen."""
+    """One tick per unit and width, at the angle of the phase; a row ends where its unit goes."""
     command = "--fused --narrow --p 11 --widths 6,5,3 --tries 1 --redraws 1 --steps 60"
     assert main([*command.split(), "--out", str(tmp_path / "run")]) == 0
     results = bilinear.load_results(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The notebook's slider: what it shows follows what is chosen."""
+"""The slider in a notebook shows the model and the matrix that are chosen."""
 
 import html
 import io

@@ -15,7 +15,7 @@ from bilinear.experiment.task import n_train_pairs
 
 NOTEBOOK_REMAINDERS = (0, 5, 22, 42, 63)
 GOALS = ("full", "val")
-# Larger sizes were never tried; a table's columns hold 64-bit integers.
+# Larger sizes were never tried; seeds must fit the table's 64-bit columns.
 MOST_UNITS = 2**14
 MOST_SEED = 2**63 - 1
 MOST_STEPS = 10**8
@@ -30,8 +30,8 @@ _WEIGHT_DECAY = Schedule(0.4, 0.004, "cosine")
 class SweepConfig:
     """Every (width, seed) pair of a study of (a + b) mod p, and how each is trained.
 
-    `batch_size` 0 is full batch, otherwise pairs a step, reshuffled every epoch, the last partial
-    batch dropped. A model is evaluated every `eval_every` steps; it stops early once its accuracy
+    `batch_size` is the pairs of a step, reshuffled every epoch, the last partial batch dropped; 0
+    is full batch. A model is evaluated every `eval_every` steps; it stops early once its accuracy
     on the `goal` pairs ("full": all p², "val": those not trained on) was 100 % at `hold`
     evaluations in a row. `init_scale` multiplies `nn.Linear`'s bounds. `remainders` are the outputs
     whose interaction matrices are stored. `precision` is that of a GPU's matrix products: as
@@ -72,9 +72,7 @@ class SweepConfig:
                 f"batch size: expected full, or 1 to {n_train} (the training pairs), "
                 f"got {shown(self.batch_size)}"
             )
-        for name in ("lr", "weight_decay"):
-            if not isinstance(getattr(self, name), Schedule):
-                raise ConfigError(f"{name}: expected a Schedule, got {shown(getattr(self, name))}")
+        Phase(self.steps, self.lr, self.weight_decay)  # raises if one of them is no Schedule
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise ConfigError(f"betas: expected two numbers, got {shown(self.betas)}")
         for name, beta in zip(("beta1", "beta2"), self.betas, strict=True):
@@ -100,7 +98,7 @@ class SweepConfig:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that see every training pair once, but for the dropped partial batch."""
+        """Steps that see every training pair once, except those of the dropped partial batch."""
         return self.n_train // self.batch_size if self.batch_size else 1
 
     @property
@@ -122,17 +120,17 @@ class SweepConfig:
 
     @property
     def recipe(self) -> Phase:
-        """What every model is trained by first."""
+        """The phase that every model is trained by, except the widest of a chain."""
         return Phase(self.steps, self.lr, self.weight_decay)
 
     @property
     def settling(self) -> Phase:
-        """As many steps as show that a model holds the goal, as gentle as the recipe ends."""
+        """`hold` evaluations' steps at the recipe's last learning rate and decay."""
         lr, decay = self.lr.end, self.weight_decay.end
         return Phase(self.hold * self.eval_every, Schedule(lr, lr), Schedule(decay, decay))
 
     def most_steps(self, d_hidden: int) -> int:
-        """Steps that a width of one seed takes at most, those of starts that are not kept too."""
+        """Most steps that a width of one seed takes, including starts that are not kept."""
         if self.narrow is None:
             return self.steps
         wider = self.parent(d_hidden)
@@ -174,7 +172,7 @@ class SweepConfig:
 
 
 def _words(value: object) -> str:
-    """Say a setting as it is typed: 64,32 and not a tuple."""
+    """Write a setting as one types it: 64,32 instead of a tuple."""
     if isinstance(value, tuple):
         return shown(",".join(map(str, value))).strip("'")
     if isinstance(value, Schedule):
@@ -183,7 +181,7 @@ def _words(value: object) -> str:
 
 
 def check_modulus(p: int) -> None:
-    """Raise ConfigError for a p that no config takes."""
+    """Raise ConfigError for a p that no config accepts."""
     _check_integer("p", p, 2, MOST_UNITS)
 
 

@@ -7,7 +7,7 @@ from bilinear.experiment.config import SweepConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOP if no model stops early; bytes of memory a model in training needs, and on disk."""
+    """Steps and FLOP if no model stops early, memory of one model in training, bytes on disk."""
 
     steps: int
     flop: int
@@ -16,42 +16,41 @@ class Cost:
 
 
 def step_flop(config: SweepConfig, d_hidden: int) -> int:
-    """Multiplications and additions of one step: logits, dW_p and dh, 2·d·p each a pair."""
+    """FLOP of one step: logits, dW_p and dh take 2·d·p each per pair."""
     pairs = config.batch_size or config.n_train
     return 6 * pairs * d_hidden * config.p
 
 
 def evaluation_flop(config: SweepConfig, d_hidden: int) -> int:
-    """Those of one evaluation: the logits of all p² pairs."""
+    """FLOP of one evaluation: the logits of all p² pairs."""
     return 2 * config.p**2 * d_hidden * config.p
 
 
 def model_flop(config: SweepConfig, d_hidden: int) -> int:
-    """Those of one model's whole run, tries that are not kept included."""
+    """FLOP of one model's whole run, including starts that are not kept."""
     steps = config.most_steps(d_hidden)
     evaluations = -(-steps // config.eval_every)
     return steps * step_flop(config, d_hidden) + evaluations * evaluation_flop(config, d_hidden)
 
 
 def work_of_step(config: SweepConfig, d_hidden: int) -> float:
-    """FLOP a step, its share of evaluations, and 16 hidden units' worth for what is not matmul."""
+    """FLOP of a step with its share of evaluations, and 16 units' worth for all but matmuls."""
     matmul = step_flop(config, d_hidden) + evaluation_flop(config, d_hidden) / config.eval_every
     return matmul + step_flop(config, 16)
 
 
 def model_disk_bytes(config: SweepConfig, d_hidden: int) -> int:
-    """Bytes of a model's file at most: weights, learning curve, interaction matrices."""
+    """Most bytes of a model's file: weights, learning curve, interaction matrices."""
     evaluations = -(-config.most_steps(d_hidden) // config.eval_every)
     interactions = 4 * len(config.remainders) * (2 * config.p) ** 2
     return 4 * 5 * config.p * d_hidden + 56 * evaluations + interactions
 
 
 def training_bytes(config: SweepConfig, d_hidden: int) -> int:
-    """Bytes of memory that a model takes on a CPU at most, while it is made, trained and written.
+    """Most bytes of memory that a model takes on a CPU while it is made, trained and written.
 
-    As measured: 52 for each pair while the pairs are divided, 150 for each p·d (weights, moments,
-    gradient and the initial weights), 65 for each number of the interaction matrices, 56 for each
-    step and 660 for each evaluation.
+    Measured: 52 per pair while pairs are split, 150 per p·d (weights, moments, gradient, initial
+    weights), 65 per number of the interaction matrices, 56 per step and 660 per evaluation.
     """
     p, steps = config.p, config.most_steps(d_hidden)
     evaluations = -(-steps // config.eval_every)
@@ -60,7 +59,7 @@ def training_bytes(config: SweepConfig, d_hidden: int) -> int:
 
 
 def notebook_bytes(config: SweepConfig, d_hidden: int) -> int:
-    """As `training_bytes`, of the notebook's loop, which keeps every pair as a one-hot row."""
+    """As `training_bytes`, for the notebook's loop, which stores every pair as a one-hot row."""
     return training_bytes(config, d_hidden) + 40 * config.p**3
 
 

@@ -1,4 +1,4 @@
-"""Initial weights of the sweep's models: those of `nn.Linear`, each with its own width's fan-in."""
+"""Initial weights of the sweep's models, drawn as `nn.Linear` does."""
 
 import math
 
@@ -13,8 +13,8 @@ def initial_weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """w_l (d, 2p), w_r (d, 2p), w_p (p, d), float32, uniform in ±scale/√fan_in.
 
-    fan_in is 2p for w_l and w_r, d_hidden for w_p, as `nn.Linear.reset_parameters` has it. Other
-    numbers for each `redraw`.
+    fan_in is 2p for w_l and w_r, d_hidden for w_p, as in `nn.Linear.reset_parameters`. Each
+    `redraw` gives other numbers.
     """
     source = generator("init", p, d_hidden, seed, *([redraw] if redraw else []))
 

@@ -1,7 +1,7 @@
 """How trained models are narrowed: each width starts from the next wider one's weights less a unit.
 
-A seed's models form a chain from the largest width down. Which units a model loses is decided by
-its weights or on the training pairs alone; when training stops is decided as in any other sweep.
+A seed's models form a chain from the largest width down. Which units a model loses depends on its
+weights or on the training pairs alone, never on validation pairs; training stops as in any sweep.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -17,7 +17,7 @@ _LAST = Phase(6_000, Schedule(0.1, 0.0001, "linear"), Schedule(1e-4, 1e-4))
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What is done at a width of a chain.
+    """How each width of a chain is trained.
 
     The widest model is trained to the end of the recipe, in at most `widest_steps` steps. `drop`
     orders the units of a model, the first to go first:
@@ -27,20 +27,21 @@ class Narrowing:
     - "loss": by the training loss without the unit; "norm": by ‖w_l‖ ‖w_r‖ ‖w_p‖ of the unit;
     - "random".
 
-    Circuits and norms are read from the weights, no pair is looked at. A width goes through the
-    following until one way reaches the goal:
+    Circuits and norms are computed from the weights, without any pair. A width takes these steps
+    until a model reaches the goal:
 
-    1. Where what goes has no amplitude, the rest is trained on as gently as the recipe ends.
-    2. Up to `tries` ways by the whole recipe: the first units go; besides, the rest of the weakest
-       circuit is silenced (weights of zero); of the two weakest; and so on. For the other orders
-       one more unit is silenced each time.
-    3. The first way's model is trained up to `redraws` times more. "circuit" keeps its strongest
-       circuit alone, and if fewer than three units serve it, has one more drawn at its frequency;
-       the other orders draw the unit anew that would go next.
+    1. If the units that go have no amplitude, the model without them is trained on at the recipe's
+       last learning rate and decay.
+    2. Up to `tries` ways are trained by the whole recipe. The first leaves out the first units; the
+       second silences (sets to zero) the rest of the weakest circuit as well, the third the two
+       weakest circuits, and so on. Orders other than "circuit" silence one more unit each time.
+    3. The first way's model is trained up to `redraws` times more. With "circuit" it keeps its
+       strongest circuit alone and, if fewer than three units serve that, draws one more at its
+       frequency; other orders draw anew the unit that would go next.
 
     Up to the width `last_up_to` each way leaves out another unit, none is silenced or drawn anew,
-    and the `last_tries` ways of the least training loss go on by the phase `last`, in turn.
-    Moments are fresh at every start. If no way reaches the goal, the first one's model is kept.
+    and the `last_tries` ways of the least training loss are trained on by the phase `last`.
+    Moments are zero at every start. If no model reaches the goal, the first way's is kept.
     """
 
     drop: str = "circuit"
@@ -79,11 +80,11 @@ class Narrowing:
         return cls(**(given | {"last": Phase.from_fields(given["last"])}))
 
     def tries_at(self, wider: int) -> int:
-        """How many ways to narrow a model of that width are tried at most."""
+        """Most ways that are tried to narrow a model of the width `wider`."""
         return min(self.tries, wider)
 
     def redraws_at(self, d_hidden: int) -> int:
-        """How often the first way's model is trained again at most."""
+        """Most times that the first way's model is trained again."""
         return self.redraws if d_hidden > self.last_up_to else 0
 
     def last_at(self, d_hidden: int) -> bool:
@@ -91,7 +92,7 @@ class Narrowing:
         return 1 < d_hidden <= self.last_up_to
 
     def most_steps(self, d_hidden: int, wider: int | None, recipe: Phase, settling: int) -> int:
-        """Steps that a width takes at most, those of starts that are not kept too."""
+        """Most steps that a width takes, including starts that are not kept."""
         if wider is None:
             return self.widest(recipe).steps
         tries = self.tries_at(wider)
@@ -99,5 +100,5 @@ class Narrowing:
         return settling + (tries + self.redraws_at(d_hidden)) * recipe.steps + last
 
     def widest(self, recipe: Phase) -> Phase:
-        """What the widest model is trained by."""
+        """The phase that the widest model is trained by."""
         return replace(recipe, steps=min(recipe.steps, self.widest_steps))

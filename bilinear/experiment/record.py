@@ -1,4 +1,4 @@
-"""What is known of a model in training: its evaluations, how success is told from luck, its end."""
+"""A model in training and at its end: evaluations, success, weights, where they come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ class Job(NamedTuple):
 class Evaluation(NamedTuple):
     """A model after `step` steps: mean losses in nats, accuracies, smallest margin over all pairs.
 
-    The margin of a pair is its label's logit less the largest other one; a pair is right when that
-    is above 0, so a tie is an error.
+    The margin of a pair is its label's logit less the largest other one; the pair is right if that
+    is above 0, so a tie is wrong.
     """
 
     step: int
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Record:
-    """The evaluations of one model, and what they say of its success."""
+    """The evaluations of one model, and whether it succeeded."""
 
     config: SweepConfig
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Record:
         val_correct: float,
         min_margin: float,
     ) -> Evaluation:
-        """Append one evaluation from its counts of right answers; NaN is what was not looked at."""
+        """Append one evaluation from its counts of right answers; NaN is what was not evaluated."""
         n_train, n_all = self.config.n_train, self.config.p**2
         self.evaluations.append(
             Evaluation(
@@ -74,15 +74,15 @@ class Record:
         return self.at_goal_since(0)
 
     def at_goal_since(self, seen: int) -> bool:
-        """The same, of the evaluations after the first `seen`."""
+        """Whether it was, counting only evaluations after the first `seen`."""
         last = self.evaluations[seen:][-self.config.hold :]
         return len(last) == self.config.hold and all(map(self._reached, last))
 
     def row(self, job: Job) -> dict[str, int | float | bool | None]:
         """Summarise the run as a row of the results' table.
 
-        `perfect` asks for every pair right at the last `hold` evaluations; `held` says whether
-        accuracy, once at 100 %, never fell again; both are judged on all p² pairs.
+        `perfect` is whether every pair was right at the last `hold` evaluations, `held` whether
+        accuracy, once at 100 %, never fell again; both of all p² pairs, whatever the goal.
         """
         last = self.evaluations[-1]
         right = [e.full_acc == 1.0 for e in self.evaluations]
@@ -121,7 +121,7 @@ class Weights(NamedTuple):
     w_p: Tensor
 
     def of_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """w_l, w_r and w_pᵀ, each with a row a hidden unit."""
+        """w_l, w_r and w_pᵀ, each with one row per hidden unit."""
         return self.w_l, self.w_r, self.w_p.T
 
     def of_units(self, units: Sequence[int]) -> "Weights":
@@ -131,7 +131,7 @@ class Weights(NamedTuple):
 
 
 class Parent(NamedTuple):
-    """A model that narrower ones start from; `units` as in `Lineage`."""
+    """A model that the next narrower one starts from; `units` as in `Lineage`."""
 
     weights: Weights
     units: tuple[int, ...]
@@ -140,9 +140,9 @@ class Parent(NamedTuple):
 class Lineage(NamedTuple):
     """Where the weights of a narrowed model come from.
 
-    `units` (d,) names each hidden unit by its place in the chain's widest model; the model began
-    with those of width `parent` less `dropped`, after `tries` starts. One that was drawn anew at
-    width d, in place of `redrawn`, is named by the widest width plus d.
+    `units` (d,) names each hidden unit by its row in the chain's widest model; a unit drawn anew at
+    width d, in place of `redrawn`, is named by the widest width plus d. The model started from
+    that of width `parent` without the units `dropped`; `tries` starts were trained.
     """
 
     units: tuple[int, ...]
@@ -152,7 +152,7 @@ class Lineage(NamedTuple):
     tries: int = 1
 
     def row(self) -> dict[str, int | None]:
-        """Return its columns of the table; None for the one unit where there were more or none."""
+        """Return its columns of the table; `dropped_unit` is None unless one unit was dropped."""
         one = self.dropped[0] if len(self.dropped) == 1 else None
         return {
             "parent": self.parent,
@@ -167,7 +167,7 @@ class Finished:
     """A model at the end of its run, its weights on the CPU.
 
     `interactions` (n_remainders, 2p, 2p) are those of the config's remainders, if the backend has
-    made them already; `lineage` is that of a narrowed model.
+    computed them; `lineage` is None if the model was not narrowed.
     """
 
     job: Job
@@ -183,7 +183,7 @@ class Finished:
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """As `bilinear.reference.Model` loads it."""
+        """The weights under the names that `bilinear.reference.Model` loads."""
         return {
             "bi_linear.weight": torch.cat([self.weights.w_l, self.weights.w_r]),
             "projection.weight": self.weights.w_p,

@@ -1,4 +1,4 @@
-"""How a hyper-parameter moves over a run."""
+"""Schedules of learning rate and weight decay, and a phase of training that follows them."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from bilinear.errors import ConfigError, shown
 
-# float32 holds what is in between, its square and its inverse.
+# Between these, float32 can hold a value, its square and its inverse.
 LEAST, MOST = 1e-18, 1e18
 SHAPES = ("constant", "linear", "cosine", "exponential")
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite int or float, and no bool."""
+    """Whether `value` is a finite int or float, and no bool."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
@@ -28,7 +28,7 @@ class Schedule:
     shape: str = "constant"
 
     def __post_init__(self) -> None:
-        """Refuse what has no values."""
+        """Raise ConfigError for numbers or a shape that cannot be computed."""
         if self.shape not in SHAPES:
             names = ", ".join(SHAPES)
             raise ConfigError(f"schedule: expected one of {names}, got {shown(self.shape)}")
@@ -58,14 +58,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps taken by one pass of the schedules, from moments of zero."""
+    """Steps over which each schedule runs once, from AdamW moments of zero."""
 
     steps: int
     lr: Schedule
     weight_decay: Schedule
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, naming the setting."""
+        """Raise ConfigError for what cannot be run, naming the setting."""
         if type(self.steps) is not int or self.steps < 1:
             raise ConfigError(f"steps: expected an integer ≥ 1, got {shown(self.steps)}")
         for name in ("lr", "weight_decay"):

@@ -23,7 +23,7 @@ def settings(config: SweepConfig) -> dict[str, int | float]:
 
 
 def cell_name(config: SweepConfig) -> str:
-    """Name a cell's folder: exact, so that cells that differ have different names."""
+    """Name a cell's folder, with exact numbers, so that cells that differ have different names."""
     return "p{p}-f{train_frac!r}-lr{lr!r}-wd{weight_decay!r}".format(**settings(config))
 
 
@@ -31,14 +31,14 @@ def cell_name(config: SweepConfig) -> str:
 class Study:
     """Cells in the order in which they run, each a sweep of its own.
 
-    A model's bits depend on its cell, d_hidden and seed alone, so a cell holds the same models
-    here as in a sweep by itself. Raises ConfigError if two cells agree in all of AXES.
+    A model's bits depend on its cell, d_hidden and seed alone, so a cell has the same models here
+    as in a sweep of its own. Raises ConfigError if two cells agree in all of AXES.
     """
 
     cells: tuple[SweepConfig, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a study whose cells its own table could not tell apart."""
+        """Raise ConfigError for no cells, too many models, or cells that agree in all of AXES."""
         if not self.cells:
             raise ConfigError("study: expected at least one cell, got none")
         seen: set[str] = set()
@@ -46,8 +46,7 @@ class Study:
             if name in seen:
                 raise ConfigError(f"study: expected each cell once, got {name} again")
             seen.add(name)
-        models = sum(len(cell.widths) * len(cell.seeds) for cell in self.cells)
-        check_size(models)
+        check_size(sum(len(cell.widths) * len(cell.seeds) for cell in self.cells))
 
     def __iter__(self) -> Iterator[SweepConfig]:
         """Iterate over the cells."""
@@ -75,6 +74,6 @@ class Study:
 
 
 def check_size(models: int) -> None:
-    """Raise ConfigError for more models than one results folder is meant to hold."""
+    """Raise ConfigError for more models than one results folder supports."""
     if models > MAX_MODELS:
         raise ConfigError(f"study: expected at most {MAX_MODELS:,} models, got {models:,}")

@@ -1,4 +1,4 @@
-"""Modular addition as pairs of tokens, divided into a training and a validation set."""
+"""Modular addition as pairs of tokens, split into a training and a validation set."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from bilinear.experiment.streams import generator
 class Split:
     """All p² pairs (a, b), int32 (p², 2): the first `n_train` are trained on, the rest validate.
 
-    Each part is sorted by a, then b; the order never depends on anything but the split itself.
+    Each part is sorted by a, then b, so that the order depends on the split alone.
     """
 
     p: int
@@ -36,7 +36,7 @@ class Split:
 
 
 def n_train_pairs(p: int, train_frac: float) -> int:
-    """How many of the p² pairs are trained on: rounded down, as the notebook has it."""
+    """How many of the p² pairs are trained on: rounded down, as in the notebook."""
     return int(train_frac * p * p)
 
 

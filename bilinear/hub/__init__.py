@@ -1,3 +1,3 @@
-"""What Hugging Face's `kernels` loads from this folder: `layers`, for `kernelize` to map."""
+"""The folder that Hugging Face's `kernels` loads; `kernelize` maps the classes of `layers`."""
 
 from bilinear.hub import layers as layers

@@ -1,8 +1,8 @@
 """Forwards of gated MLPs that Hugging Face's `kernelize` puts into models, one class a gate.
 
-Each is for modules with linears gate_proj, up_proj and down_proj, as those of Llama-family models,
-whose activation is that gate. Whoever maps one says that it is: unlike `fuse`, `kernelize` proves
-nothing. The classes have no state and no methods but forward, as its layers must.
+Each is for modules with linears gate_proj, up_proj and down_proj, as in Llama-family models, whose
+activation is that gate. Unlike `fuse`, `kernelize` does not check the activation: map only what has
+it. `kernelize` refuses classes that hold state or define methods besides forward.
 
     replace_kernel_forward_from_hub(LlamaMLP, "SwiGLU")
     here = LocalLayerRepository(Path(bilinear.hub.__file__).parent, layer_name="SwiGLU")
@@ -19,55 +19,45 @@ from bilinear.layer.modules import has_hooks
 from bilinear.layer.two_weights import gated_mlp
 
 
-class BilinearGLU(nn.Module):
-    """The identity as gate."""
-
+class _Layer(nn.Module):
     has_backward = True
     can_torch_compile = True
+
+
+class BilinearGLU(_Layer):
+    """The identity as gate."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""
         return _run(self, x, "identity")
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(_Layer):
     """Silu as gate."""
-
-    has_backward = True
-    can_torch_compile = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""
         return _run(self, x, "silu")
 
 
-class GeGLU(nn.Module):
+class GeGLU(_Layer):
     """The exact gelu as gate."""
-
-    has_backward = True
-    can_torch_compile = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""
         return _run(self, x, "gelu")
 
 
-class GeGLUTanh(nn.Module):
+class GeGLUTanh(_Layer):
     """Gelu's approximation by tanh as gate."""
-
-    has_backward = True
-    can_torch_compile = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""
         return _run(self, x, "gelu_tanh")
 
 
-class ReGLU(nn.Module):
+class ReGLU(_Layer):
     """Relu as gate."""
-
-    has_backward = True
-    can_torch_compile = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) → (…, d_out)."""

@@ -1,4 +1,4 @@
-"""What weights say: interaction matrices, spectra, Fourier circuits, similarity. Pure functions."""
+"""How weights are read: interaction matrices, spectra, Fourier circuits, similarity."""
 
 from importlib import import_module
 from types import ModuleType
@@ -6,7 +6,7 @@ from types import ModuleType
 __all__ = ["exact_circuit", "fourier", "hosvd", "interactions", "similarity", "spectra", "weights"]
 
 
-# A file is imported at its first use: `bilinear.reading.spectra` needs no import of its own.
+# Imports a file at its first use, so that `bilinear.reading.spectra` works without an import of it.
 def __getattr__(name: str) -> ModuleType:
     if name not in __all__:
         raise AttributeError(f"module 'bilinear.reading' has no attribute {name!r}")

@@ -1,11 +1,11 @@
 """Which frequencies a model of (a + b) mod p computes with.
 
-The part of logit c in which a meets b is 2 Q_ab[a, b]. What a softmax can see of it, and what no
-term in a alone or b alone could stand in for, is its *interaction*: the mean over c, over a and
-over b taken away. A circuit of frequency k contributes Re(A_k e^{iθk(a+b−c)}), θ = 2π/p: one
-coefficient of the interaction's DFT over (a, b, c), at (k, k, −k), and its conjugate. A_k is its
-amplitude, in logits, and its angle a phase, which is 0 where the circuit points at the sum. All
-other coefficients are not of the task.
+The products of a and b add 2 Q_ab[a, b] to logit c. Its *interaction* is that less its means over
+c, over a and over b: a softmax does not depend on the mean over c, and the other two are terms in a
+alone or b alone. A circuit of frequency k contributes Re(A_k e^{iθk(a+b−c)}), θ = 2π/p: one
+coefficient of the interaction's DFT over (a, b, c), at (k, k, −k), and its conjugate. A_k is the
+circuit's amplitude in logits; its angle is the phase, 0 if the circuit peaks at c = a + b. No other
+coefficient contributes to the task.
 
 Arrays over frequencies have p // 2 + 1 entries, index k being frequency k; entry 0 is always 0, for
 the interaction has no constant part.
@@ -45,19 +45,19 @@ def frequencies(model: Readable, threshold: float = 0.01) -> Tensor:
 def unit_amplitudes(model: Readable) -> Tensor:
     """Amplitude that each hidden unit adds at each frequency, complex128, (…, d, p // 2 + 1).
 
-    Of a model, a state dict, or (w_l (…, d, 2p), w_r (…, d, 2p), w_p (…, p, d)). Its angle is the
-    phase, at which the unit's share of the circuit peaks: a + b − c = −phase · p / (2πk).
+    `model` is a model, a state dict, or (w_l (…, d, 2p), w_r (…, d, 2p), w_p (…, p, d)). The
+    angle of an amplitude is its phase: the unit's part of the circuit peaks at
+    a + b − c = −phase · p / (2πk).
     """
     weights = weights_of(model, pairs=True)
     p = modulus(weights)
     (l_a, l_b), (r_a, r_b) = (_halves(w) for w in weights[:2])
     out = torch.fft.rfft(weights.w_p.double().mT).conj() / p
-    raw = (l_a * r_b + r_a * l_b) * out
-    return raw * _sides(p, raw.device)
+    return (l_a * r_b + r_a * l_b) * out * _sides(p, out.device)
 
 
 def _sides(p: int, device: torch.device) -> Tensor:
-    """Frequencies that share a circuit: k and −k, the highest of an even p alone, 0 for none."""
+    """How many DFT coefficients each circuit has: 2 (k and −k), 1 at k = p / 2, 0 at k = 0."""
     sides = torch.full((p // 2 + 1,), 2.0, dtype=torch.float64, device=device)
     sides[0] = 0.0
     if p % 2 == 0:
@@ -66,14 +66,14 @@ def _sides(p: int, device: torch.device) -> Tensor:
 
 
 def amplitudes(model: Readable) -> Tensor:
-    """A_k of the model, complex128, (…, p // 2 + 1): the sum of its units'."""
+    """A_k of the model, complex128, (…, p // 2 + 1): the sum of its units' amplitudes."""
     return unit_amplitudes(model).sum(dim=-2)
 
 
 def frequency_shares(model: Readable) -> Tensor:
     """Share of the interaction's power in each frequency's circuit, (…, p // 2 + 1), sum ≤ 1.
 
-    1 for a model that does nothing else; about 4 / p³ of a random one's. 0 where there is no
+    A model with a single circuit has share 1, a random one about 4 / p³. 0 if there is no
     interaction.
     """
     weights = weights_of(model, pairs=True)
@@ -102,18 +102,18 @@ def interaction_power(model: Readable) -> Tensor:
 def used_frequencies(shares: Tensor, threshold: float = 0.01) -> Tensor:
     """Whether a frequency holds at least `threshold` of the interaction's power, bool, as shares.
 
-    The default is the share that separates circuits from noise for p ≥ 23; at smaller p chance
-    alone (4 / p³) comes near it.
+    The default separates circuits from noise for p ≥ 23; at smaller p the shares of a random model
+    (4 / p³) come near it.
     """
     return shares >= threshold
 
 
 class ServingUnits(NamedTuple):
-    """For each hidden unit (…, d): the frequency it serves, how much, and its phase in radians.
+    """For each hidden unit (…, d): the frequency at which its |amplitude| is largest.
 
-    `frequency` 0 and `share` 0 for a unit whose interaction is nothing. `share` is the part of the
-    unit's own Σ_k |amplitude| in that frequency: 1 for a unit that serves one alone. `amplitude` is
-    that part itself, |amplitude|.
+    `amplitude` is that |amplitude|, `share` its part of the unit's Σ_k |amplitude| (1 for a unit
+    that serves one frequency alone), `phase` its angle in radians. Frequency and share are 0 for a
+    unit without interaction.
     """
 
     frequency: Tensor
@@ -123,7 +123,7 @@ class ServingUnits(NamedTuple):
 
     @property
     def relative_amplitude(self) -> Tensor:
-        """Amplitudes against the model's largest, 0 … 1."""
+        """Amplitudes over the model's largest, 0 … 1."""
         return self.amplitude / self.amplitude.amax(dim=-1, keepdim=True).clamp(min=1e-30)
 
 
@@ -141,9 +141,9 @@ def serving_units(model: Readable) -> ServingUnits:
 def units_per_frequency(model: Readable) -> Tensor:
     """How many hidden units serve each frequency most, int64, (…, p // 2 + 1).
 
-    Entry 0 counts those that serve none. Two make one circuit at the least
-    (`reading.exact_circuit`), so half of it bounds how many separate circuits of one frequency the
-    width keeps.
+    Entry 0 counts units that serve none. A circuit needs at least two units
+    (`reading.exact_circuit`), so half of an entry bounds how many separate circuits of that
+    frequency there are.
     """
     weights = weights_of(model, pairs=True)
     served = serving_units(weights).frequency
@@ -151,10 +151,10 @@ def units_per_frequency(model: Readable) -> Tensor:
 
 
 def cross_spectrum(cross: Tensor) -> Tensor:
-    """|2-D DFT| of cross blocks or logit tables (…, p, p), over p², zero frequency in the middle.
+    """|2-D DFT| / p² of cross blocks or logit tables (…, p, p), zero frequency in the middle.
 
-    Entry [i, j] is at frequencies (i − p // 2, j − p // 2) in a and b; a circuit of frequency k
-    shows at (k, k) and (−k, −k), half its amplitude in each.
+    Entry [i, j] is at frequencies (i − p // 2, j − p // 2) in a and b; a circuit of frequency k has
+    half its amplitude at (k, k) and half at (−k, −k).
     """
     p = cross.shape[-1]
     spectrum = torch.fft.fft2(cross.double()).abs() / p**2
@@ -183,7 +183,7 @@ class Ablation(NamedTuple):
 
 
 def ablate_frequencies(tables: Tensor) -> Ablation:
-    """Take each frequency's circuit away from one model's logits in turn.
+    """Subtract each frequency's circuit from one model's logits in turn.
 
     `tables` (p, p, p) from `logit_table`, dimensions c, a, b.
     """
@@ -198,14 +198,14 @@ def ablate_frequencies(tables: Tensor) -> Ablation:
 
 
 def keep_frequencies(tables: Tensor, kept: Tensor) -> Tensor:
-    """Logits (p, p, p) of the circuits of the frequencies in `kept` alone: everything else gone."""
+    """Logits (p, p, p) of the circuits of the frequencies in `kept`, and nothing else."""
     p, amplitude = tables.shape[-1], table_amplitudes(tables)
     parts = [circuit_table(amplitude[k], k, p) for k in kept.tolist()]
     return torch.stack(parts).sum(dim=0) if parts else torch.zeros_like(tables, dtype=torch.float64)
 
 
 def table_amplitudes(tables: Tensor) -> Tensor:
-    """A_k by a 3-D DFT of the logits (…, p, p, p), which need not come from a bilinear layer."""
+    """A_k by a 3-D DFT of the logits (…, p, p, p) of any model, bilinear or not."""
     p = tables.shape[-1]
     spectrum = torch.fft.fftn(tables.double(), dim=(-3, -2, -1)) / p**3
     k = torch.arange(p // 2 + 1, device=tables.device)

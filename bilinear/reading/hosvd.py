@@ -1,8 +1,8 @@
 """Shared output directions of a bilinear layer: the HOSVD of its order-3 interaction tensor.
 
 T[c, i, j] = Q_c[i, j], unfolded along the output, is a (d_out, d_in²) matrix. Its left singular
-vectors are the directions of output space with interaction matrices of their own, orthogonal to one
-another, the strongest first. (Higher-order SVD: De Lathauwer et al. 2000; on bilinear layers:
+vectors are directions of output space whose interaction matrices are orthogonal to one another, the
+strongest first. (Higher-order SVD: De Lathauwer et al. 2000; on bilinear layers:
 Pearce et al. 2024, arXiv 2410.08417, §3.) Neither T nor its unfolding is formed: T = Σ_h p_h ⊗ M_h
 with M_h = ½(l_h r_hᵀ + r_h l_hᵀ), so its Gram matrix is W_p K W_pᵀ, K[h, h'] = ⟨M_h, M_h'⟩.
 """
@@ -30,9 +30,9 @@ class OutputDirections(NamedTuple):
 def output_directions(model: Readable, *, functional: bool = False) -> OutputDirections:
     """Singular vectors of the interaction tensor along the output.
 
-    Of a model, a state dict, or (w_l, w_r, w_p): w_l, w_r (…, d, d_in), w_p (…, d_out, d).
+    `model` is a model, a state dict, or (w_l, w_r, w_p): w_l, w_r (…, d, d_in), w_p (…, d_out, d).
     `functional` takes the tensor of logits on all pairs of one-hots instead, which leaves out the
-    entries of Q that meet no data. In float64, because a Gram matrix squares the condition.
+    entries of Q that no pair uses. In float64, because a Gram matrix squares the condition number.
     """
     weights = weights_of(model).double()
     gram = _functional_gram(weights) if functional else hidden_gram(weights)

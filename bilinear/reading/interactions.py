@@ -1,10 +1,10 @@
 """Interaction matrices: each logit of a bilinear layer as an exact quadratic form of its input.
 
 Two views of the same weights. The *full* matrix Q_c (d_in, d_in) holds every product of two inputs.
-On pairs of one-hot inputs, x = [e_a; e_b], only part of it ever meets data: the logit is
+On pairs of one-hot inputs, x = [e_a; e_b], only part of it is used: the logit is
 Q_aa[a, a] + Q_bb[b, b] + 2 Q_ab[a, b], so the off-diagonals of the aa and bb blocks are free (a
-gauge), while they still enter eigenvalues and similarities of Q. The *functional* table, the p × p
-logits of output c, holds what the data sees and nothing else.
+gauge), though eigenvalues and similarities of Q depend on them. The *functional* table, the p × p
+logits of output c, holds what the pairs determine and nothing else.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def _bilinear_form(left: Tensor, w_p: Tensor, right: Tensor) -> Tensor:
 
 
 def direction(w_p: Tensor, directions: Tensor) -> Tensor:
-    """Pull directions in output space, (…, n, d_out), back to rows (…, n, d) to use as a `w_p`.
+    """Turn directions in output space, (…, n, d_out), into rows (…, n, d) to use as a `w_p`.
 
     The interaction matrix of direction u is Σ_c u_c Q_c; one-hot u is output c alone.
     """
@@ -75,9 +75,9 @@ def blocks(q: Tensor) -> Blocks:
 
 
 def cross_block(model: Readable, output: Outputs = None) -> Tensor:
-    """Q_ab, the part of Q in which a meets b, without forming Q: (…, n_outputs, p, p).
+    """Q_ab, the products of a and b, without forming Q: (…, n_outputs, p, p).
 
-    Arguments as `interaction_matrices` has them.
+    Arguments as in `interaction_matrices`.
     """
     w_l, w_r, w_p = weights_of(model, output, pairs=True)
     (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
@@ -88,7 +88,7 @@ def cross_block(model: Readable, output: Outputs = None) -> Tensor:
 def logit_table(model: Readable, output: Outputs = None) -> Tensor:
     """Functional table: logit of each output on every pair, (…, n_outputs, p, p), entry [a, b].
 
-    Arguments as `interaction_matrices` has them.
+    Arguments as in `interaction_matrices`.
     """
     weights = weights_of(model, output, pairs=True)
     pattern = "... out hidden, ... hidden a b -> ... out a b"
@@ -96,7 +96,7 @@ def logit_table(model: Readable, output: Outputs = None) -> Tensor:
 
 
 def hidden_table(model: Readable) -> Tensor:
-    """Give the hidden units h on every pair, (…, d, p, p), entry [a, b]."""
+    """Return the hidden units h on every pair, (…, d, p, p), entry [a, b]."""
     w_l, w_r, _ = weights_of(model, pairs=True)
     (l_a, l_b), (r_a, r_b) = w_l.chunk(2, dim=-1), w_r.chunk(2, dim=-1)
     left = l_a.unsqueeze(-1) + l_b.unsqueeze(-2)

@@ -1,4 +1,4 @@
-"""How alike two models compute, whatever their widths."""
+"""Similarity of what models compute, whatever their widths."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,9 +12,9 @@ from bilinear.reading.weights import Readable, Weights, weights_of
 def functional_similarity(models: Iterable[Readable]) -> Tensor:
     """Cosine between the logits of every two models on all pairs of one-hots, (n, n) float64.
 
-    Each model is a model, a state dict, or (w_l (d, 2p), w_r (d, 2p), w_p (p, d)), d its own. The
-    mean over outputs, which no softmax sees, is taken away first. Blind to the parts of Q that meet
-    no data.
+    Each is a model, a state dict, or (w_l (d, 2p), w_r (d, 2p), w_p (p, d)); d may differ. The mean
+    over outputs, on which no softmax depends, is subtracted first. Parts of Q that no pair uses do
+    not count.
 
     Raises:
         TypeError: one model instead of several.
@@ -38,8 +38,8 @@ def functional_similarity(models: Iterable[Readable]) -> Tensor:
 def tensor_similarity(models: Iterable[Readable]) -> Tensor:
     """Cosine between the interaction tensors T[c, i, j] = Q_c[i, j] of every two, (n, n) float64.
 
-    For any input, not one-hot pairs alone; from Gram matrices of hidden units, T never formed.
-    Arguments and errors are those of `functional_similarity`.
+    For any input, not one-hot pairs alone. Computed from Gram matrices of hidden units, without
+    forming T. Arguments and errors are those of `functional_similarity`.
     """
     doubles = [weights.double() for weights in _several(models)]
     n = len(doubles)
@@ -52,7 +52,7 @@ def tensor_similarity(models: Iterable[Readable]) -> Tensor:
 
 
 def _several(models: Iterable[Readable]) -> list[Weights]:
-    """Weights of every model, or an error that says what of `models` is not a list of such."""
+    """Weights of every model; raises what `functional_similarity` lists."""
     one = isinstance(models, Mapping | Tensor) or not isinstance(models, Iterable)
     found = [] if one else list(models)
     if one or any(isinstance(item, Tensor) for item in found):

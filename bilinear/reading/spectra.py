@@ -1,7 +1,7 @@
 """Eigenpairs of interaction matrices, through the low-rank span of a bilinear layer's weights.
 
-Q_c = ½(W_lᵀ D_c W_r + W_rᵀ D_c W_l), D_c = diag(W_p[c]), lives in the span of the 2d rows of
-A = [W_l; W_r] (2d, d_in). Where 2d < d_in, an orthonormal basis U (d_in, r) of that span turns it
+The rows and columns of Q_c = ½(W_lᵀ D_c W_r + W_rᵀ D_c W_l), D_c = diag(W_p[c]), lie in the span of
+the 2d rows of [W_l; W_r]. Where 2d < d_in, an orthonormal basis U (d_in, r) of that span turns Q_c
 into a (2d, 2d) matrix with the same non-zero eigenvalues, S_c = Uᵀ Q_c U; eigenvectors are U times
 those of S_c. Cost O(d_in d² + n_outputs d³) instead of O(n_outputs d_in³).
 (Eigenvectors of interaction matrices: Pearce et al. 2024, arXiv 2410.08417, §3.)
@@ -33,10 +33,10 @@ def eigenpairs(
 
     Args:
         model: a model, a state dict, or (w_l, w_r, w_p): w_l, w_r (…, d, d_in), w_p (…, d_out, d),
-            leading dimensions being models. A row of w_p may be any direction of output space
-            pulled back to the hidden units (`interactions.direction`).
+            leading dimensions being models. A row of w_p may stand for any direction of output
+            space (`interactions.direction`).
         output: None for all, a list of outputs, or a single one, whose pairs have no n_outputs.
-        dtype: float64 computes in double precision; None in the weights' own.
+        dtype: dtype to compute in; None is that of the weights.
 
     Examples:
         >>> from bilinear.reading import exact_circuit, spectra
@@ -58,7 +58,7 @@ def eigenpairs(
 def eigenvalues(
     model: Readable, output: Outputs = None, *, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Give the eigenvalues alone, (…, n_outputs, r), as `eigenpairs` does, at a fraction of it."""
+    """The eigenvalues of `eigenpairs`, (…, n_outputs, r), without the cost of the vectors."""
     weights = _cast(weights_of(model, output), dtype)
     _, left, right = _span(weights)
     values = torch.linalg.eigvalsh(_small_problem(left, right, weights.w_p))
@@ -73,7 +73,7 @@ def _cast(weights: Weights, dtype: torch.dtype | None) -> Weights:
 def _span(weights: Weights) -> tuple[Tensor | None, Tensor, Tensor]:
     """Orthonormal basis (…, d_in, r) of the weights' rows, and both sides' coordinates in it.
 
-    Rows that may span all of input space have the standard basis: None.
+    The basis is None if the rows may span all of input space: then it is the standard basis.
     """
     w_l, w_r, _ = weights
     d, d_in = w_l.shape[-2:]

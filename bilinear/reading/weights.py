@@ -1,4 +1,4 @@
-"""What reading starts from: w_l, w_r and w_p of whatever holds them, checked."""
+"""w_l, w_r and w_p of a model, a state dict or a tuple, checked; all of reading starts here."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -29,23 +29,23 @@ class Weights(NamedTuple):
         return Weights(*(w.double() for w in self))
 
 
-# What the functions of this room read: a model, its `state_dict` (or a mapping with the keys w_l,
-# w_r and w_p), or the three tensors.
+# Models that the functions of this room accept: a module, its `state_dict` (or a mapping with the
+# keys w_l, w_r and w_p), or the three tensors.
 Readable = HasWeights | Mapping[str, Tensor] | tuple[Tensor, Tensor, Tensor]
 Outputs = int | Sequence[int] | None
 
 
 def weights_of(model: Readable, output: Outputs = None, *, pairs: bool = False) -> Weights:
-    """Return the weights of a model, those of w_p at the outputs asked for alone.
+    """Return the weights of a model, with the rows of w_p for `output` alone.
 
-    Biases are ignored: interaction matrices hold the quadratic term only. A module's weights come
-    detached; tensors as they are. `output` None takes all d_out rows of w_p; a number or a list
-    those rows, one row for a number. `pairs` asks for d_in = 2p.
+    Biases are ignored: interaction matrices hold the quadratic term only. A module's weights are
+    detached; given tensors are not. `output` None is all d_out rows of w_p. With `pairs`, d_in must
+    be 2p.
 
     Raises:
-        TypeError: `model` is none of these, or holds something else than floating tensors.
-        ValueError: shapes, dtypes or devices that don't go together, a gate other than the
-            identity, an output that is not there.
+        TypeError: `model` is no `Readable`, or its weights are not floating tensors of one dtype.
+        ValueError: shapes or devices that don't match, a gate other than the identity, an output
+            that w_p doesn't have.
     """
     w = _found(model)
     _check(w, pairs)
@@ -128,7 +128,7 @@ def _rows(output: int | Sequence[int], d_out: int) -> list[int]:
 
 
 def drop_output(values: Tensor, output: Outputs, dim: int) -> Tensor:
-    """Take the outputs' dimension away where a single output was asked for, as indexing does."""
+    """Remove the dimension of outputs if `output` is a single one, as indexing does."""
     return values.squeeze(dim) if isinstance(output, int) else values
 
 

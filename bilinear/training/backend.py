@@ -1,4 +1,4 @@
-"""The seam between a sweep and the machine it runs on: what every training backend does."""
+"""The interface that every training backend implements, and what folders store of it."""
 
 import contextlib
 import platform
@@ -16,9 +16,9 @@ from bilinear.experiment.record import Finished, Job, Parent, Progress
 
 
 class Work(NamedTuple):
-    """Models of one config to be trained; in the folder `scratch` a backend may keep its state.
+    """Models of one config to be trained; a backend may store their state in the folder `scratch`.
 
-    `parents` are models that ended before and that jobs of a narrowed config start from.
+    `parents` are models trained earlier, from which jobs of a narrowed config start.
     """
 
     config: SweepConfig
@@ -27,7 +27,7 @@ class Work(NamedTuple):
     parents: Mapping[Job, Parent] = MappingProxyType({})
 
     def dependent(self) -> list[list[Job]]:
-        """Jobs that wait for one another: a narrowed seed's from the widest down, or each alone."""
+        """Lists of jobs that wait for one another: a narrowed seed's, widest first, or one each."""
         if self.config.narrow is None:
             return [[job] for job in sorted(self.jobs)]
         seeds: dict[int, list[Job]] = {}
@@ -37,7 +37,7 @@ class Work(NamedTuple):
 
 
 class Backend(Protocol):
-    """Something that trains models: the seam between the sweep and the machine it runs on.
+    """Something that trains models on some device.
 
     A model's bits depend on its config and its job alone, never on what is trained beside it.
     """
@@ -47,15 +47,15 @@ class Backend(Protocol):
 
     @property
     def at_once(self) -> int:
-        """Models that its device trains at full speed at the same time."""
+        """How many models its device trains at full speed at the same time."""
         ...
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
-        """Train all jobs, in any order; yield what happens, with the index into `work`.
+        """Train all jobs, in any order; yield progress and models with their index into `work`.
 
-        Closing the iterator stops the training. In its `scratch` a backend may keep what it goes on
-        from when it is called again, with the same config, after it was closed or killed; it
-        leaves nothing there when all jobs of that work have finished.
+        Closing the iterator stops the training. After that, or after a kill, the same call with the
+        same config may go on from what the backend stored in `scratch`; the backend empties that
+        folder when all jobs of its work have finished.
         """
         ...
 
@@ -70,7 +70,7 @@ class TrainsInMemory(Backend, Protocol):
 
 
 def environment(backend: Backend) -> dict[str, str]:
-    """Describe what a model's bits depend on besides the config."""
+    """Return what a model's bits depend on besides the config."""
     return {
         "backend": backend.name,
         "bilinear": bilinear.__version__,
@@ -80,7 +80,7 @@ def environment(backend: Backend) -> dict[str, str]:
 
 
 def processor(backend: Backend) -> str:
-    """Name what `backend` trains on: a GPU, or else this machine's processor."""
+    """Name the GPU that `backend` trains on, or this machine's processor."""
     device = torch.device(getattr(backend, "device", "cpu"))
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 

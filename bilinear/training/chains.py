@@ -1,9 +1,9 @@
-"""Which training run may start next, and what its end leads to.
+"""Which training run may start next, and which runs follow when it has ended.
 
-In a sweep of independent widths every model is a run. With `config.narrow` the models of a seed are
-a chain: runs of a width start from the weights of the next wider model, once that has ended.
-Backends take runs from here and bring them back trained, in any order, on any number of threads;
-which model is kept depends on its config and its seed alone.
+In a sweep of independent widths every model is one run. With `config.narrow` the models of a seed
+are a chain: the runs of a width start from the weights of the next wider model, once that has
+ended. Backends take runs from `Chains` and return them trained, in any order and on any number of
+threads; which model is kept depends on its config and its seed alone.
 """
 
 import heapq
@@ -28,8 +28,8 @@ from bilinear.training.starts import narrowed, nothing_goes, redrawn
 class Run:
     """One phase of a model's training; a backend replaces `weights` and adds to `record`.
 
-    `lineage` is what is known of the weights it starts from. It ends where the goal is reached,
-    unless it is to be trained `to_end`.
+    `lineage` says where the weights come from. The run ends once the goal is reached, with `to_end`
+    at the last step only.
     """
 
     index: int
@@ -48,7 +48,7 @@ class Run:
         weights: Weights | None = None,
         lineage: Lineage | None = None,
     ) -> "Run":
-        """A run that goes on after this one, from its weights unless others are given."""
+        """A run that follows this one, from its weights and lineage unless others are given."""
         return replace(
             self,
             phase=phase,
@@ -62,7 +62,7 @@ _Stages = Generator[list[Run] | Finished, list[Run], None]
 
 
 class _Chain:
-    """A seed's models, or a single one, with the runs of the stage it is at."""
+    """Jobs that wait for one another, and the runs of the stage they have reached."""
 
     def __init__(self, order: int, stages: _Stages) -> None:
         self.order, self.stages = order, stages
@@ -70,7 +70,7 @@ class _Chain:
         self.ended: set[int] = set()
 
     def decided(self) -> list[Run] | None:
-        """The runs of this stage up to the first that reached the goal; None if not known yet."""
+        """The runs of this stage up to the first at the goal; None while earlier ones train."""
         for n, run in enumerate(self.runs):
             if n not in self.ended:
                 return None
@@ -80,20 +80,21 @@ class _Chain:
 
 
 class Chains:
-    """The runs of all work, handed out one at a time; safe to use from many threads."""
+    """The queue of all runs, from which backends take one at a time; safe for many threads."""
 
     def __init__(self, work: Sequence[Work], losses_without: LossesWithout) -> None:
-        """Narrow models of independent widths go first, as they seldom stop early.
+        """Queue all jobs, narrow models of independent widths first.
 
-        A long run started last would leave other threads idle. For the same reason the ways to
-        narrow one model are handed out before the one in front is known to fail, but only where
-        nothing surer waits.
+        Those seldom stop early, and a long run started last would leave other threads idle. For the
+        same reason the second way to narrow a model can be taken before the first is known to fail,
+        but only if no run waits that is needed in any case.
         """
         self._changed = Condition()
         self._serial = itertools.count()
         self._waiting: list[tuple[int, int, int, Run]] = []
         self._chain_of: dict[Run, _Chain] = {}
-        # Begun only when their turn comes: a study's initial weights would not fit the memory.
+        # Chains begin when they are taken: the initial weights of a whole study would not fit the
+        # memory.
         self._to_begin = deque(
             (index, w, jobs) for index, w in enumerate(work) for jobs in w.dependent()
         )
@@ -103,7 +104,7 @@ class Chains:
         self._stopped = False
 
     def take(self, *, wait: bool = True) -> Run | None:
-        """The next run; None if all have been brought back, or none waits and `wait` is false."""
+        """The next run; None if all have ended, or if none waits and `wait` is false."""
         while True:
             with self._changed:
                 if self._stopped:
@@ -125,7 +126,7 @@ class Chains:
             self._advance(chain, None)
 
     def _drop_stale(self) -> None:
-        """Take away entries at the head whose run is taken, or no longer wanted."""
+        """Remove entries at the head of the queue whose run is taken or no longer wanted."""
         while self._waiting:
             run = self._waiting[0][-1]
             if not run.taken and run in self._chain_of:
@@ -133,11 +134,11 @@ class Chains:
             heapq.heappop(self._waiting)
 
     def wanted(self, run: Run) -> bool:
-        """Whether it still matters how the run ends; if not, it need not be brought back."""
+        """Whether the run's end can still change which model is kept; if not, drop the run."""
         return run in self._chain_of and not self._stopped
 
     def bring_back(self, run: Run) -> list[Finished]:
-        """Take in a trained run; returns the models that ended with it."""
+        """Accept a trained run; return the models that are finished by it."""
         with self._changed:
             chain = self._chain_of.get(run)
             if chain is None:
@@ -152,13 +153,13 @@ class Chains:
         return self._advance(chain, found)
 
     def stop(self) -> None:
-        """Have every `take` return None, and no run be wanted any more."""
+        """From now on `take` returns None and no run is wanted."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def _advance(self, chain: _Chain, found: list[Run] | None) -> list[Finished]:
-        """Go to the chain's next runs. Ranking units takes a while, so outside the lock."""
+        """Queue the chain's next runs. They are made outside the lock: ranking units takes long."""
         events: list[Finished] = []
         following = next(chain.stages) if found is None else chain.stages.send(found)
         while isinstance(following, Finished):
@@ -173,7 +174,7 @@ class Chains:
         return events
 
     def _queue(self, chain: _Chain) -> None:
-        """Put what is not taken yet behind as many runs as must fail before it matters."""
+        """Queue runs not taken yet by how many others must fail before their end counts."""
         ahead = 0
         for n, run in enumerate(chain.runs):
             if not run.taken:
@@ -183,12 +184,12 @@ class Chains:
 
 
 def _models(index: int, work: Work, jobs: Sequence[Job], losses: LossesWithout) -> _Stages:
-    """Give out the runs of one job after another, be sent them trained, give out the model."""
+    """For each job yield lists of runs, receive those trained, then yield the finished model."""
     config = work.config
     parent: Parent | None = None
     for job in jobs:
         wider = config.parent(job.d_hidden)
-        # The wider model ended in an earlier run, or just now.
+        # The wider model ended in an earlier session, or it is the one before in this loop.
         parent = work.parents.get(Job(wider, job.seed), parent) if wider is not None else None
         run = partial(Run, index, config, job)
         if parent is None:
@@ -204,8 +205,8 @@ def _widest(run: Callable[..., Run], config: SweepConfig, job: Job) -> Run:
     """The run of a model that starts from initial weights."""
     weights = Weights(*initial_weights(config.p, *job, config.init_scale))
     lineage = Lineage(tuple(range(job.d_hidden)))
-    # Early in its training the widest model of a chain has a frequency a unit or two, and chains
-    # from it seldom get below width 6; at the end it has some of several units each.
+    # Early in its training each frequency of the widest model is served by one or two units, and
+    # chains from it seldom get below width 6; at the end some are served by several units.
     chain = config.narrow is not None
     phase = config.narrow.widest(config.recipe) if config.narrow else config.recipe
     return run(phase, weights, lineage, Record(config), to_end=chain)
@@ -214,7 +215,7 @@ def _widest(run: Callable[..., Run], config: SweepConfig, job: Job) -> Run:
 def _narrower(
     run: Callable[..., Run], config: SweepConfig, job: Job, parent: Parent, losses: LossesWithout
 ) -> Generator[list[Run], list[Run], tuple[Run, int]]:
-    """The stages of one width of a chain, as `Narrowing` tells them; its run and the starts."""
+    """The stages of `Narrowing` at one width; returns the run kept and the number of starts."""
     narrow, recipe = config.narrow, config.recipe
     assert narrow is not None
 
@@ -249,9 +250,9 @@ def _train_loss(run: Run) -> float:
 
 
 def _kept(tried: Sequence[Run]) -> Run:
-    """Of runs up to the first that reached the goal, that one; the first if none did.
+    """The last of `tried` if it reached the goal (no other can have), else the first.
 
-    Not the one of the least loss: at narrow widths that one fits the training pairs with more
-    frequencies, each inexactly, and narrower models that start from it seldom reach the goal.
+    Not the run of least loss: at narrow widths it fits the training pairs with more frequencies,
+    each inexactly, and narrower models that start from it seldom reach the goal.
     """
     return tried[-1] if tried[-1].record.at_goal else tried[0]

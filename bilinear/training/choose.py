@@ -1,4 +1,4 @@
-"""Where a sweep trains: chosen here, with the reason said."""
+"""Which backend trains a sweep on this machine, and why."""
 
 import os
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ DEVICES = ("auto", "cpu", "cuda")
 def choose(
     config: SweepConfig, *, fused: bool, device: str = "auto", workers: int | None = None
 ) -> Backend:
-    """Pick the backend for a config; raises ConfigError where none can do what was asked.
+    """Pick the backend for a config; raises ConfigError if there is none for these arguments.
 
-    On a CPU it trains on `workers` threads, by default as many as there are cores for this process.
+    On a CPU it trains on `workers` threads, by default one per core that this process may use.
     """
     if device not in DEVICES:
         raise ConfigError(f"device: expected {', '.join(DEVICES)}, got {device!r}")
@@ -64,8 +64,8 @@ def _fused(config: SweepConfig, device: str, workers: int | None) -> Backend:
     if missing:
         return CpuBackend(TorchGridModel, 1, "torch-cpu", f"{reason}; {missing}")
     workers = workers or _cores()
-    # All other instruction sets agree bit for bit. The baseline has no fused multiply-add, so its
-    # sums round otherwise: folders must tell the two apart by the backend's name.
+    # The baseline has no fused multiply-add, so its sums round differently; all other instruction
+    # sets agree bit for bit. The backend's name, which folders store, tells the two apart.
     name = "compiled-cpu-baseline" if best_isa() == "baseline" else "compiled-cpu"
     reason = f"{reason}; {best_isa()} kernel, {workers} thread{'s'[: workers > 1]}, float32"
     return CpuBackend(CpuGridModel, workers, name, reason)

@@ -1,4 +1,4 @@
-"""The sweep on a CPU: independent models on a pool of threads, one model a thread at a time."""
+"""The sweep on a CPU: a pool of threads, each of which trains one model at a time."""
 
 import queue
 import time
@@ -26,21 +26,16 @@ class CpuBackend:
     """Trains with one of the CPU's grid models, in true float32."""
 
     def __init__(self, model_type: type[GridModel], workers: int, name: str, reason: str) -> None:
-        """Train models of `model_type` on `workers` threads; `reason` is why."""
-        self.model_type, self.workers = model_type, workers
+        """Train models of `model_type` on `workers` threads; `reason` says why this backend."""
+        self.model_type, self.at_once = model_type, workers
         self.name, self.reason = name, reason
-
-    @property
-    def at_once(self) -> int:
-        """A model a thread."""
-        return self.workers
 
     def model_bytes(self, config: SweepConfig, d_hidden: int) -> int:
         """See `training.backend.TrainsInMemory`."""
         return training_bytes(config, d_hidden)
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
-        """See `training.backend.Backend`; progress comes a few times a second for each model."""
+        """See `training.backend.Backend`; each model yields its progress a few times a second."""
         chains = Chains(work, self._losses_without)
         events: _Events = queue.SimpleQueue()
 
@@ -51,13 +46,13 @@ class CpuBackend:
                         events.put((run.index, Progress(run.job, evaluation)))
                     for model in chains.bring_back(run):
                         events.put((run.index, model))
-            except BaseException as error:  # reaches the caller's thread
+            except BaseException as error:  # raised again in the caller's thread
                 events.put(error)
 
         left = sum(len(w.jobs) for w in work)
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="bilinear")
+        pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="bilinear")
         try:
-            for _ in range(self.workers if left else 0):
+            for _ in range(self.at_once if left else 0):
                 pool.submit(train_runs)
             while left:
                 found = events.get()
@@ -69,6 +64,8 @@ class CpuBackend:
             chains.stop()
             pool.shutdown(wait=True)
 
+    # Not by PyTorch's operations, as on a GPU: their sums depend on the number of threads, and so
+    # would the order of units whose losses are nearly equal. The compiled kernel's do not.
     def _losses_without(self, config: SweepConfig, seed: int, weights: Weights) -> list[float]:
         d = len(weights.w_l)
         rest = ([i for i in range(d) if i != unit] for unit in range(d))
@@ -98,7 +95,7 @@ def make_model(
 
 
 def _evaluations(model_type: type[GridModel], run: Run, chains: Chains) -> Iterator[Evaluation]:
-    """Train a run to its end, or until it is not wanted; some of its evaluations, for display."""
+    """Train a run to its end, or until it is not wanted; yield some evaluations for display."""
     config, record, steps = run.config, run.record, run.phase.steps
     lr, weight_decay = run.phase.lr.values(steps), run.phase.weight_decay.values(steps)
     model = make_model(model_type, config, run.job, run.weights)

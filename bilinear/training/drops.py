@@ -1,4 +1,4 @@
-"""Which hidden units a model loses when it is narrowed: by its weights, or the training pairs."""
+"""Which hidden units a model loses when it is narrowed."""
 
 import itertools
 import math
@@ -14,12 +14,13 @@ from bilinear.reading.fourier import serving_units
 
 _DEAD = 1e-3  # of a model's largest amplitude
 
-# Of a model of this config and seed: the mean loss (nats) on its training pairs without each unit.
+# Mean loss (nats) on the training pairs of a model without each of its units, in their order.
+# Arguments: its config, seed and weights.
 LossesWithout = Callable[[SweepConfig, int, Weights], list[float]]
 
 
 class Way(NamedTuple):
-    """Rows of the wider model's units that go, and rows of those whose weights become zero."""
+    """Units of the wider model, by row: those left out, and those whose weights become zero."""
 
     dropped: tuple[int, ...]
     silenced: tuple[int, ...] = ()
@@ -28,9 +29,9 @@ class Way(NamedTuple):
 def ways_to_narrow(
     config: SweepConfig, job: Job, wider: Weights, losses_without: LossesWithout
 ) -> list[Way]:
-    """Ways to leave out units of the wider model for `job`, the most promising first.
+    """Ways to leave out units of the wider model for `job`, in the order of `Narrowing`.
 
-    Several units at once are chosen one after another. See `Narrowing` for the order.
+    If several units must go, each is chosen after the one before was left out.
     """
     narrow = config.narrow
     assert narrow is not None
@@ -57,7 +58,7 @@ def ways_to_narrow(
 def _groups(
     config: SweepConfig, job: Job, model: Weights, losses_without: LossesWithout
 ) -> list[list[int]]:
-    """Units that are silenced together, in the order of units; those without amplitude are."""
+    """Units with an amplitude in the order to lose them, grouped by what is silenced together."""
     assert config.narrow is not None
     order = order_of_units(config, job, model, losses_without)
     alive = living(model)
@@ -69,14 +70,13 @@ def _groups(
 
 
 def living(model: Weights) -> list[bool]:
-    """Of each unit whether weight decay has left it an amplitude."""
+    """Whether each unit has an amplitude; weight decay takes it from units that do nothing."""
     own = serving_units(model).amplitude
-    found: list[bool] = (own > _DEAD * own.max()).tolist()
-    return found
+    return (own > _DEAD * own.max()).tolist()
 
 
 def strongest_circuit(model: Weights) -> tuple[int, list[int]]:
-    """The frequency that would go last, and the rows of the units that serve it."""
+    """The frequency that would be lost last, and the rows of the living units that serve it."""
     last = _weakest_circuits_first(model)[-1]
     served = serving_units(model).frequency.tolist()
     alive = living(model)
@@ -87,13 +87,12 @@ def strongest_circuit(model: Weights) -> tuple[int, list[int]]:
 def order_of_units(
     config: SweepConfig, job: Job, model: Weights, losses_without: LossesWithout
 ) -> list[int]:
-    """Rows of a model's units, the one to lose first before all others."""
+    """Rows of a model's units, the first to lose first."""
     assert config.narrow is not None
     d = len(model.w_l)
     if config.narrow.drop == "random":
         source = generator("drop", config.p, job.d_hidden, job.seed, d)
-        order: list[int] = torch.randperm(d, generator=source).tolist()
-        return order
+        return torch.randperm(d, generator=source).tolist()
     if config.narrow.drop == "circuit":
         return _weakest_circuits_first(model)
     if config.narrow.drop == "norm":
@@ -106,13 +105,12 @@ def order_of_units(
 
 
 def _weakest_circuits_first(model: Weights) -> list[int]:
-    """Units that weight decay has left without amplitude, then the rest by circuit.
+    """Units without amplitude, then by the whole amplitude of their frequency, then by their own.
 
-    A unit counts with all that serve the same frequency, then by its own amplitude.
-
-    Leaving units out one by one by what each is missed thins every circuit alike, down to a unit a
-    frequency, which is right on few pairs; this keeps some circuits whole. A frequency that shares
-    a factor with p gives two classes the same logit, so it cannot be the last one.
+    Dropping the unit whose loss costs least, one after another, thins all circuits alike, down to
+    one unit per frequency, which is right on few pairs; this order keeps some circuits whole.
+    Frequencies that share a factor with p come first: such a circuit gives several classes the same
+    logit, so it cannot be the last one.
     """
     p = len(model.w_p)
     units = serving_units(model)

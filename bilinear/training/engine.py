@@ -21,7 +21,7 @@ def choose_engine(
     """As `choose_for`, on this machine (engine "local") or on a Ray cluster ("ray")."""
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected {', '.join(ENGINES)}, got {shown(engine)}")
-    if device not in DEVICES:  # before a cluster is looked for
+    if device not in DEVICES:  # before connecting to a cluster
         raise ConfigError(f"device: expected {', '.join(DEVICES)}, got {shown(device)}")
     if engine == "local":
         if ray_address is not None:

@@ -1,4 +1,4 @@
-"""The sweep on a GPU: all models at once, in launches of some steps."""
+"""The sweep on a GPU: all models train at once, some steps per launch."""
 
 import contextlib
 import time
@@ -31,10 +31,10 @@ from bilinear.results.checkpoint import Checkpoint
 from bilinear.training.backend import Work
 from bilinear.training.chains import Chains, Run
 
-# Seconds that a launch should take: results and progress appear between launches.
+# Seconds that a launch should take: results and progress are read between launches.
 _LAUNCH_SECONDS = 0.25
-# Seconds that one replay of captured steps should take, many times the 10 µs that starting it takes
-# the host; and how many steps are captured at most.
+# Seconds that one replay of captured steps should take, many times the 10 µs that the host needs to
+# start it; and the most steps that are captured.
 _REPLAY_SECONDS = 1e-3
 _STEPS_A_REPLAY = 10
 _SHARE_OF_MEMORY = 0.6
@@ -49,12 +49,12 @@ class GpuBackend:
     name = "triton-cuda"
 
     def __init__(self, device: torch.device, reason: str, memory: int | None = None) -> None:
-        """Train on `device`, in waves of models that fit `memory` bytes (what is free there)."""
+        """Train on `device`, in waves of models that fit `memory` bytes; None: 60 % of the free."""
         self.device, self.reason, self._memory = device, reason, memory
 
     @property
     def at_once(self) -> int:
-        """Models that a device has room for at a time: as many as there are multiprocessors."""
+        """Models that train at full speed at a time: one on each multiprocessor."""
         if self.device.type != "cuda":
             return 1
         return torch.cuda.get_device_properties(self.device).multi_processor_count
@@ -63,9 +63,9 @@ class GpuBackend:
         """See `bilinear.training.backend.Backend`; events come a few times a second.
 
         The bits of a model do not depend on the launch or the program it is trained in, nor on what
-        is trained beside it. Models in training are kept in `scratch` every few seconds; narrowed
-        ones are not, they begin again from the next wider one. Configs train one after another:
-        models of another p or batch size run another compiled kernel.
+        is trained beside it. The state of models in training is written to `scratch` every few
+        seconds, except for narrowed ones: those begin again from the next wider one. Configs train
+        one after another, because each p and batch size has a compiled kernel of its own.
         """
         for index, w in enumerate(work):
             for event in self._train(w):
@@ -74,24 +74,25 @@ class GpuBackend:
     def _train(self, work: Work) -> Iterator[Progress | Finished]:
         """Keep one launch of each lane running while the results of the one before are read.
 
-        Independent models come in waves that fit the memory. Runs of narrowed ones start as soon as
-        they are known, beside those that train.
+        Independent models train in waves that fit the memory. Runs of narrowed models start as soon
+        as the wider model has ended, beside the runs that train already.
         """
-        config, narrowed = work.config, work.config.narrow is not None
+        narrowed = work.config.narrow is not None
         kept = None if work.scratch is None or narrowed else Checkpoint(work.scratch)
         states = {} if kept is None else kept.read()
-        chains, room = Chains([work], self._losses_without), self._room()
+        chains = Chains([work], self._losses_without)
+        room = self._memory or _SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]
         waiting: list[Run] = []
         lanes: list[_Lane] = []
         last_kept = time.monotonic()
         while True:
             if narrowed or not any(lane.live for lane in lanes):
                 lanes = [lane for lane in lanes if lane.live]
-                used = sum(lane.size for lane in lanes)
+                left = room - sum(lane.size for lane in lanes)
                 take = partial(chains.take, wait=False)
-                fitting = _fitting(take, waiting, room - used, self.device, at_least=not lanes)
+                fitting = _fitting(take, waiting, left, self.device, at_least=not lanes)
                 for runs in _together(fitting, self.device):
-                    lanes.append(_Lane(config, runs, self.device, states, self.at_once))
+                    lanes.append(_Lane(runs, self.device, states, self.at_once))
                     lanes[-1].launch()
             live = [lane for lane in lanes if lane.live]
             if not live:
@@ -103,14 +104,18 @@ class GpuBackend:
                 for event in lane.events(chains.wanted):
                     if isinstance(event, Progress):
                         yield event
-                    else:
-                        yield from lane.with_interactions(event, chains.bring_back(event))
+                        continue
+                    run, interactions = event
+                    for model in chains.bring_back(run):
+                        yield replace(model, interactions=interactions)
             done = not any(lane.live for lane in lanes)
             if kept is not None and (done or time.monotonic() - last_kept > _CHECKPOINT_SECONDS):
                 for lane in lanes:
                     lane.keep(kept)
                 last_kept = time.monotonic()
 
+    # Not by the CPU's kernel, as in `CpuBackend`: the order of units, and so the models, would
+    # depend on whether that kernel is built and on the processor's instruction set.
     def _losses_without(self, config: SweepConfig, seed: int, weights: Weights) -> list[float]:
         split = split_pairs(config.p, config.train_frac, seed)
         pairs = split.pairs[: split.n_train].long().to(self.device)
@@ -124,15 +129,9 @@ class GpuBackend:
         ]
         return torch.stack(each).tolist()
 
-    def _room(self) -> float:
-        if self._memory is not None:
-            return self._memory
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return free * _SHARE_OF_MEMORY
-
 
 def recipe_of(config: SweepConfig, phase: Phase | None = None, *, to_end: bool = False) -> Recipe:
-    """What the kernels need to know of a config, and of a phase if it isn't the config's first.
+    """The kernels' settings for a config, and for a phase other than the config's own recipe.
 
     With `to_end` no model stops early.
     """
@@ -163,7 +162,7 @@ def make_grid(
     phase: Phase | None = None,
     to_end: bool = False,
 ) -> TritonGrid:
-    """Return jobs of one padded width at step 0, with initial weights unless others are given."""
+    """Return a grid of jobs of one padded width, at step 0; `weights` None draws initial ones."""
     if weights is None:
         weights = [Weights(*initial_weights(config.p, *job, config.init_scale)) for job in jobs]
     seeds = sorted({job.seed for job in jobs})
@@ -188,9 +187,9 @@ def _fitting(
     *,
     at_least: bool,
 ) -> list[Run]:
-    """Take the next runs that fit into `room` bytes together, one `at_least`.
+    """Take the next runs that fit into `room` bytes together; with `at_least`, one in any case.
 
-    The one that did not fit is left in `waiting`, to be the next.
+    The run that did not fit is put into `waiting`, and is the first at the next call.
     """
     fitting: list[Run] = []
     while (run := waiting.pop() if waiting else take()) is not None:
@@ -207,7 +206,7 @@ def _size(run: Run, device: torch.device) -> int:
 
 
 def _together(runs: Sequence[Run], device: torch.device) -> list[list[Run]]:
-    """Runs that share a lane: of one padded width and one phase."""
+    """Group runs by what a lane has one of: padded width, phase and `to_end`."""
     groups: defaultdict[tuple[int, Phase, bool], list[Run]] = defaultdict(list)
     for run in runs:
         width = padded(recipe_of(run.config, run.phase), run.job.d_hidden, device)
@@ -216,49 +215,43 @@ def _together(runs: Sequence[Run], device: torch.device) -> list[list[Run]]:
 
 
 class _Lane:
-    """Runs of one padded width, on a stream of their own.
-
-    Narrow models are queued first: those seldom reach their goal early, so they take longest.
-    """
+    """Runs of one padded width and phase, on a stream of their own."""
 
     def __init__(
         self,
-        config: SweepConfig,
         runs: list[Run],
         device: torch.device,
         states: Mapping[Job, Mapping[str, Tensor]],
         at_once: int,
     ) -> None:
-        self._config, self._runs = config, runs
-        self._recipe = recipe_of(config, runs[0].phase, to_end=runs[0].to_end)
-        self._jobs = [run.job for run in runs]
+        self._runs = runs
+        config, phase, to_end = runs[0].config, runs[0].phase, runs[0].to_end
+        self._recipe = recipe_of(config, phase, to_end=to_end)
         self.size = sum(_size(run, device) for run in runs)
         self._on_gpu = device.type == "cuda"
         self._grid = make_grid(
             config,
-            self._jobs,
+            [run.job for run in runs],
             device,
             chunks_of(self._recipe),
             weights=[run.weights for run in runs],
-            phase=runs[0].phase,
-            to_end=runs[0].to_end,
+            phase=phase,
+            to_end=to_end,
         )
-        for i, job in enumerate(self._jobs):
-            if job in states:
-                self._grid.restore(i, states[job])
+        for i, run in enumerate(runs):
+            if run.job in states:
+                self._grid.restore(i, states[run.job])
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copies = torch.cuda.Stream(device) if self._on_gpu else None
         self._seen: torch.cuda.Event | None = None
         self._last = self._shown = _Stopwatch(self._stream)
         self._live = list(range(len(runs)))
-        self._records = [run.record for run in runs]
-        self._before = [len(record.evaluations) for record in self._records]
+        self._before = [len(run.record.evaluations) for run in runs]
         self._counters = self._pinned(self._grid.counters)
         self._history = self._pinned(self._grid.history)
         a_step = step_seconds(self._recipe, self._grid.d, len(runs), device, at_once)
         self._quantum = max(1, min(self._recipe.steps, round(_LAUNCH_SECONDS / a_step)))
         self._dropped: list[int] = []
-        self._interactions: dict[Job, Tensor] = {}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
             self._grid.keep_for(self._stream)
@@ -281,7 +274,7 @@ class _Lane:
             self._last.stop()
 
     def look(self) -> None:
-        """Enqueue copies of what the launches so far have found."""
+        """Enqueue copies of the counters and evaluations that the launches so far have written."""
         with self._on(self._stream):
             self._counters.copy_(self._grid.counters, non_blocking=True)
             self._history.copy_(self._grid.history, non_blocking=True)
@@ -289,8 +282,13 @@ class _Lane:
             if self._stream is not None:
                 self._seen = self._stream.record_event()
 
-    def events(self, wanted: Callable[[Run], bool]) -> Iterator[Progress | Run]:
-        """Wait for what `look` enqueued; yield what it shows, and runs that have ended."""
+    def events(
+        self, wanted: Callable[[Run], bool]
+    ) -> Iterator[Progress | tuple[Run, Tensor | None]]:
+        """Wait for the copies of `look`; yield progress, and runs that have ended.
+
+        These come with their interaction matrices (n_remainders, 2p, 2p), if made here.
+        """
         if self._seen is not None:
             self._seen.synchronize()
         self._adapt()
@@ -302,31 +300,24 @@ class _Lane:
         for i in [*ended, *self._live]:
             self._read(i, counters[i])
         for i in self._live:
-            if len(self._records[i].evaluations) > self._before[i]:
-                yield Progress(self._jobs[i], self._records[i].evaluations[-1])
+            evaluations = self._runs[i].record.evaluations
+            if len(evaluations) > self._before[i]:
+                yield Progress(self._runs[i].job, evaluations[-1])
         if ended:
-            self._bring_weights(ended)
-            for i in ended:
-                yield self._runs[i]
-
-    def with_interactions(self, run: Run, models: Sequence[Finished]) -> Iterator[Finished]:
-        """Models that ended with a run; with interaction matrices where they are made already."""
-        for model in models:
-            made = self._interactions.pop(run.job, None) if model.job == run.job else None
-            yield replace(model, interactions=made)
+            yield from self._with_weights(ended)
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Write the state of all models after what is enqueued, or drop it if none is live."""
+        """Write the state of all models after the steps enqueued; remove it if none is live."""
         group = f"d{self._grid.d:03d}"
         if not self.live:
             checkpoint.forget(group)
             return
         with self._on(self._stream):
             state = self._grid.state()
-        checkpoint.write(group, self._jobs, state)
+        checkpoint.write(group, [run.job for run in self._runs], state)
 
     def _adapt(self) -> None:
-        """Aim the next launch at `_LAUNCH_SECONDS`; the number of steps changes no model's bits."""
+        """Set the next launch's steps to take `_LAUNCH_SECONDS`; no model's bits depend on them."""
         ratio = _LAUNCH_SECONDS / max(self._shown.seconds(), 1e-4)
         self._quantum = max(1, min(self._recipe.steps, round(self._quantum * min(ratio, 4.0))))
 
@@ -336,19 +327,20 @@ class _Lane:
         The weights after a model's last step are evaluated by its next launch, unless it is done.
         """
         taken, _, done = counters
-        every, record, before = self._recipe.eval_every, self._records[i], self._before[i]
+        every, record, before = self._recipe.eval_every, self._runs[i].record, self._before[i]
         known = -(-taken // every) if done else max(0, taken - 1) // every
         seen = len(record.evaluations) - before
         begin = record.evaluations[before - 1].step if before else 0
         for n, row in enumerate(self._history[i, seen:known].tolist(), seen + 1):
             record.add(begin + min(n * every, self._recipe.steps), *row)
 
-    def _bring_weights(self, models: list[int]) -> None:
-        """Weights and interaction matrices, made and copied beside the training that goes on.
+    def _with_weights(self, models: list[int]) -> Iterator[tuple[Run, Tensor | None]]:
+        """Copy weights and interaction matrices on a second stream, while the others train on.
 
-        Where one of several runs will be kept, its matrices are made after that choice.
+        Of several runs of a narrowed model one will be kept, so no matrices are made here.
         """
-        kept = [] if self._config.narrow else list(self._config.remainders)
+        config = self._runs[0].config
+        kept = [] if config.narrow else list(config.remainders)
         with self._on(self._copies):
             weights = self._grid.weights(models)
             found = [*weights, *([interaction_matrices(weights, kept)] if kept else [])]
@@ -359,12 +351,10 @@ class _Lane:
                 self._copies.synchronize()
         w_l, w_r, w_p, *interactions = host
         for n, i in enumerate(models):
-            d = self._jobs[i].d_hidden
-            self._runs[i].weights = Weights(
-                *(w.contiguous() for w in (w_l[n, :d], w_r[n, :d], w_p[n, :, :d]))
-            )
-            if interactions:
-                self._interactions[self._jobs[i]] = interactions[0][n].clone()
+            run, d = self._runs[i], self._runs[i].job.d_hidden
+            own = (w_l[n, :d], w_r[n, :d], w_p[n, :, :d])
+            run.weights = Weights(*(w.contiguous() for w in own))
+            yield run, interactions[0][n].clone() if interactions else None
 
     def _pinned(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=self._on_gpu)
@@ -374,11 +364,11 @@ class _Lane:
 
 
 class _Steps:
-    """Steps of all models of a grid; those that are done leave a launch at once.
+    """Steps of all models of a grid; a launch does nothing for models that are done.
 
-    Full batches take two launches a step. On a GPU some steps of them are captured as a CUDA graph,
-    so that the host is not what limits them; the first step is taken outside, since it compiles the
-    kernels, which no capture can.
+    With full batches a step is two launches. On a GPU some steps are captured as a CUDA graph,
+    because the host cannot start launches as fast as the GPU ends them. The first step is taken
+    outside the graph: it compiles the kernels, which a capture cannot.
     """
 
     def __init__(self, grid: TritonGrid, a_step: float) -> None:
@@ -389,14 +379,14 @@ class _Steps:
         if grid.device.type == "cuda" and not grid.recipe.batch:
             grid.step(self._models)
             self._graph = torch.cuda.CUDAGraph()
-            # Not torch.cuda.graph: it waits for the lanes that train already.
+            # Not torch.cuda.graph, which would wait for the lanes that train already.
             self._graph.capture_begin(capture_error_mode="thread_local")
             for _ in range(self._captured):
                 grid.step(self._models)
             self._graph.capture_end()
 
     def take(self, steps: int) -> None:
-        """Enqueue about so many steps, at least one replay's."""
+        """Enqueue about `steps` steps, but at least the steps of one replay."""
         if self._grid.recipe.batch:
             self._grid.run(self._models, steps)
         elif self._graph is None:
@@ -408,7 +398,7 @@ class _Steps:
 
 
 class _Stopwatch:
-    """Seconds of what is enqueued on a stream, or run here, from now to `stop`."""
+    """Seconds from now to `stop`, on the stream's own clock if there is one."""
 
     def __init__(self, stream: torch.cuda.Stream | None) -> None:
         self._stream, self._start = stream, time.monotonic()

@@ -1,4 +1,4 @@
-"""The notebook's loop behind the sweep's interface: one width after another, DataLoader and all."""
+"""The backend that trains by the notebook's loop, one model after another."""
 
 from collections.abc import Iterator, Sequence
 from math import nan
@@ -10,11 +10,11 @@ from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_torch import TorchGridModel
 from bilinear.reference import ModelConfig
 from bilinear.training.backend import Work
-from bilinear.training.notebook_loop import NotebookResult, train_notebook
+from bilinear.training.notebook_loop import train_notebook
 
 
 class ReferenceBackend:
-    """Trains `bilinear.reference.Model` under autograd, to be compared with and timed against."""
+    """Trains `bilinear.reference.Model` under autograd: what other backends are compared with."""
 
     name = "reference"
     at_once = 1
@@ -29,7 +29,7 @@ class ReferenceBackend:
         return notebook_bytes(config, d_hidden)
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
-        """See `training.backend.Backend`; widths from the largest down, as the notebook goes."""
+        """See `training.backend.Backend`; widths from the largest down, as in the notebook."""
         for index, w in enumerate(work):
             for job in sorted(w.jobs, reverse=True):
                 yield index, self._train_one(w.config, job)
@@ -45,20 +45,16 @@ class ReferenceBackend:
             weight_decay=config.weight_decay.start,
             device=self.device,
         )
-        return _finished(config, job, result)
-
-
-def _finished(config: SweepConfig, job: Job, result: NotebookResult) -> Finished:
-    """The notebook looks at the validation set alone: all else is known at the end only."""
-    model = result.model.cpu()
-    weights = Weights(*(w.detach().clone() for w in (model.w_l, model.w_r, model.w_p)))
-    split = split_pairs(config.p, config.train_frac, job.seed)
-    last = TorchGridModel(*weights, split.pairs, split.n_train).evaluate()
-    record = Record(config)
-    for epoch, (loss, acc) in enumerate(zip(result.train_loss, result.val_acc, strict=True), 1):
-        step = epoch * config.steps_per_epoch
-        if epoch < result.epochs:
-            record.add(step, loss, nan, nan, acc * split.n_val, nan)
-        else:
-            record.add(step, *last)
-    return Finished(job, record, weights)
+        model = result.model.cpu()
+        weights = Weights(*(w.detach().clone() for w in (model.w_l, model.w_r, model.w_p)))
+        split = split_pairs(config.p, config.train_frac, job.seed)
+        last = TorchGridModel(*weights, split.pairs, split.n_train).evaluate()
+        record = Record(config)
+        # The loop evaluates the validation accuracy alone; the rest is NaN before the last epoch.
+        for epoch, (loss, acc) in enumerate(zip(result.train_loss, result.val_acc, strict=True), 1):
+            step = epoch * config.steps_per_epoch
+            if epoch < result.epochs:
+                record.add(step, loss, nan, nan, acc * split.n_val, nan)
+            else:
+                record.add(step, *last)
+        return Finished(job, record, weights)

@@ -1,4 +1,4 @@
-"""The notebook's training loop in plain PyTorch, which the sweep is checked and timed against."""
+"""The notebook's training loop in plain PyTorch: the sweep is tested and timed against it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bilinear.reference import Model, ModelConfig
 
 @dataclass(frozen=True)
 class NotebookResult:
-    """What one width of the notebook's loop ends with: accuracies are those of the last epoch."""
+    """A trained model; its mean training loss and validation accuracy after each epoch."""
 
     model: Model
     epochs: int
@@ -35,10 +35,10 @@ def train_notebook(
     device: str = "cpu",
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> NotebookResult:
-    """Train one width the notebook's way: DataLoader, AdamW, stop at 100 % validation accuracy.
+    """Train one width as the notebook does: DataLoader, AdamW, stop at 100 % validation accuracy.
 
-    Where the notebook's split and init were unseeded, both follow from `seed` here, the split being
-    the one the fused sweep uses. `on_epoch(epoch, val_acc)` is called at the end of every epoch.
+    The notebook's split and initial weights were unseeded; here both follow from `seed`, and the
+    split is that of the fused sweep. `on_epoch(epoch, val_acc)` is called after every epoch.
     """
     torch.manual_seed(stream_key("notebook", config.p, config.d_hidden, seed) >> 1)
     train_set, val_set = _datasets(config.p, train_frac, seed)

@@ -1,9 +1,8 @@
 """A study on a Ray cluster: every chunk is a task of its own, on one core or one GPU.
 
-Ray places the tasks, notices deaths and carries the models back; what is here cuts the study,
-hands out chunks and starts again what a dead worker left unfinished. A model's bits depend on its
-config and its seed alone, so nothing else is needed for the folder to end with those of a run
-without Ray.
+Ray places the tasks, notices dead workers and returns the models. This file cuts the study into
+chunks, submits them, and submits again the models that a dead worker did not return. A model's bits
+depend on its config and its seed alone, so the folder ends with those of a run without Ray.
 """
 
 import logging
@@ -37,16 +36,16 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 
-_PROGRESS_SECONDS = 1.0  # of a chunk: a thousand of them must not swamp the driver
+_PROGRESS_SECONDS = 1.0  # between events of a chunk: more of a thousand chunks overload the driver
 _ANSWER_SECONDS = 5.0
-_FREE_SECONDS = 60.0  # a busy cluster may have no device to measure on
-_PROBE_SECONDS = 300.0  # a node may read PyTorch from a slow disk first
+_FREE_SECONDS = 60.0  # to wait for a free device to measure on
+_PROBE_SECONDS = 300.0  # a node may have to read PyTorch from a slow disk first
 _DEATHS_IN_A_ROW = 5
 _EMPTY_SECONDS = 60.0
 
 
 class _Site(NamedTuple):
-    """What a node says of itself: `fill` models are what its device trains at the same time."""
+    """What a node reports; its device trains `fill` models at full speed at the same time."""
 
     environment: dict[str, str]
     reason: str
@@ -55,9 +54,9 @@ class _Site(NamedTuple):
 
 @dataclass
 class _Flight:
-    """A chunk handed to Ray: which of its models have not come back, how often a worker died.
+    """A chunk submitted to Ray: models not returned yet, deaths of workers since the last one was.
 
-    `ended` are narrowed models that have, from which others of the chunk start.
+    `ended` are narrowed models that were returned: others of the chunk start from them.
     """
 
     chunk: Chunk
@@ -70,29 +69,26 @@ class _Flight:
 
     @property
     def rest(self) -> Chunk:
-        return replace(
-            self.chunk,
-            jobs=tuple(sorted(self.left)),
-            parents={**self.chunk.parents, **self.ended},
-        )
+        parents = {**self.chunk.parents, **self.ended}
+        return replace(self.chunk, jobs=tuple(sorted(self.left)), parents=parents)
 
 
 class RayBackend:
     """Trains on all nodes of a Ray cluster with the backend each of them has.
 
-    Models in training leave nothing in `Work.scratch`: those a dead worker had begun start again
-    from their seeds, elsewhere.
+    Models in training write nothing to `Work.scratch`: those that a dead worker had begun start
+    again from their seeds on another one.
     """
 
     def __init__(
         self, cells: Sequence[SweepConfig], *, device: str = "auto", address: str | None = None
     ) -> None:
-        """Connect, and ask every node whether it can train `cells` and has this version.
+        """Connect, and check that every node has this version and can train `cells`.
 
-        `address` is host:port of a running cluster, of which this machine must be a node; without
-        one, Ray's own default: RAY_ADDRESS, a cluster this machine is part of, or one of this
-        machine alone for as long as the process lives. With device "auto" the GPUs train if the
-        cluster has any.
+        `address` is host:port of a running cluster, of which this machine must be a node. None is
+        Ray's own default: RAY_ADDRESS, a cluster this machine is part of, or a new one of this
+        machine alone that ends with the process. With device "auto" the GPUs train if the cluster
+        has any.
 
         Raises ConfigError if the address doesn't answer, a node runs another version or can't train
         the cells, and EngineError if a node does not answer.
@@ -102,21 +98,22 @@ class RayBackend:
         sites = _ask_every_node(tuple(cells), self._device)
         self._site = next(iter(sites.values()))
         self.name = self._site.environment["backend"]
-        self._check_alike(sites)
+        for node, site in sites.items():
+            _check_same(site.environment, environment(self), node)
         size = f"{_RESOURCE[self._device]}s: {self._devices()} on {len(sites)} nodes"
         where = ray.get_runtime_context().gcs_address
         self.reason = f"Ray at {where}, {size}; {self._site.reason}"
 
     @property
     def at_once(self) -> int:
-        """Those of one device of the cluster."""
+        """Models that one device of the cluster trains at full speed at the same time."""
         return self._site.fill
 
     def calibrate(self, cells: Sequence[SweepConfig]) -> Calibration | None:
-        """Have one device measured, on whichever node has one free, with the cache there.
+        """Measure one device on any node that has one free, with that node's cache.
 
-        None if it takes too long, or no device becomes free for a minute. Raises EngineError if
-        the worker dies.
+        Returns None if steps take too long, or if no device becomes free for a minute. Raises
+        EngineError if the worker dies.
         """
         asked = _calibrate.options(**_needs(self._device)).remote(tuple(cells), self._device)
         ready, _ = ray.wait([asked], timeout=_FREE_SECONDS)
@@ -124,28 +121,23 @@ class RayBackend:
             ray.cancel(asked)
             return None
         try:
-            found: Calibration | None = ray.get(asked)
+            found = ray.get(asked)
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
             raise EngineError(f"ray: calibration: {str(error).splitlines()[0]}") from None
         return found and replace(found, devices=max(1, self._devices()))
 
-    def _check_alike(self, sites: dict[str, _Site]) -> None:
-        wanted = environment(self)
-        for node, site in sites.items():
-            _check_same(site.environment, wanted, node)
-
     def _devices(self) -> int:
-        """Cores or GPUs that are alive now."""
+        """Cores or GPUs of the nodes that are alive now."""
         return sum(int(node["Resources"].get(_RESOURCE[self._device], 0)) for node in _nodes())
 
     def train(self, work: Sequence[Work]) -> Iterator[tuple[int, Progress | Finished]]:
-        """See `bilinear.training.backend.Backend`; progress comes once a second from each chunk.
+        """See `bilinear.training.backend.Backend`; each chunk yields its progress once a second.
 
-        Twice as many chunks as there are devices are with Ray at a time, so that no device waits
-        for the next one. Raises EngineError if workers keep dying of one chunk, or no node is left
-        for a minute.
+        Twice as many chunks as there are devices are submitted at a time, so that no device waits
+        for the next one. Raises EngineError if workers die of one chunk repeatedly, or if there is
+        no node for a minute.
         """
         waiting = deque(map(_Flight, cut(work, self._devices(), self._site.fill)))
         flying: dict[Any, _Flight] = {}
@@ -179,7 +171,7 @@ class RayBackend:
     def _next(
         self, stream: Any, flying: dict[Any, _Flight], waiting: deque[_Flight]
     ) -> tuple[int, Progress | Finished] | None:
-        """What a stream brings next; None if it has ended or its worker died."""
+        """The next event of a chunk's stream; None if the stream has ended or its worker died."""
         flight = flying[stream]
         try:
             event: Progress | Finished = ray.get(next(stream))
@@ -193,7 +185,7 @@ class RayBackend:
             raise error.cause from None
         except RayError as error:
             del flying[stream]
-            ray.cancel(stream)  # one model may be lost while the rest of its chunk still trains
+            ray.cancel(stream)  # if one model alone was lost, the task trains on
             if flight.left:
                 self._note_death(flight, error)
                 waiting.appendleft(flight)
@@ -219,7 +211,7 @@ _RESOURCE = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def _needs(device: str, share: float = 1.0) -> dict[str, Any]:
-    """What a task asks of Ray; retries are ours, for Ray would train the whole chunk again."""
+    """Resources of a task. No retries by Ray, which would train the whole chunk again."""
     of = {"num_cpus": 0, "num_gpus": share} if device == "cuda" else {"num_cpus": share}
     return {"max_retries": 0, **of}
 
@@ -244,15 +236,15 @@ def _connect(address: str | None) -> None:
             f"ray address: expected a Ray cluster, got {address!r}: {first}"
         ) from None
     except Exception as error:
-        # Ray raises the bare class where its processes miss their time limit, which is fixed and
-        # which a first start from a slow disk can miss.
+        # Ray raises a bare Exception if its processes do not start within its fixed time limit; a
+        # first start from a slow disk can take longer.
         if type(error) is not Exception:
             raise
         raise EngineError(f"ray: no node started here; try again: {error}") from None
 
 
 def _check_answers(address: str) -> None:
-    """Ask the port itself first: Ray would try for a minute before it gives up."""
+    """Try the port itself first: Ray would try for a minute before it raises."""
     if address in ("auto", "local"):
         return
     host, colon, port = address.rpartition(":")
@@ -278,7 +270,7 @@ def _device_of(device: str) -> str:
 
 
 def _ask_every_node(cells: tuple[SweepConfig, ...], device: str) -> dict[str, _Site]:
-    """Ask each node that has devices; a thousandth of one, so as not to wait for busy ones."""
+    """Run `_describe` on each node with devices, on 1/1000 of one: busy nodes have that free."""
     asked = {}
     for node in _nodes():
         if node["Resources"].get(_RESOURCE[device], 0) < 1:
@@ -296,7 +288,7 @@ def _ask_every_node(cells: tuple[SweepConfig, ...], device: str) -> dict[str, _S
 
 def _answer(ref: Any, node: str) -> _Site:
     try:
-        site: _Site = ray.get(ref)
+        return ray.get(ref)
     except RayTaskError as error:
         if isinstance(error.cause, ConfigError):
             raise error.cause from None
@@ -304,7 +296,6 @@ def _answer(ref: Any, node: str) -> _Site:
         raise ConfigError(f"ray: node {node} can't train: {last}") from None
     except RayError as error:
         raise EngineError(f"ray: node {node}: {str(error).splitlines()[0]}") from None
-    return site
 
 
 def _check_same(here: dict[str, str], wanted: dict[str, str], node: str) -> None:
@@ -333,7 +324,7 @@ def _calibrate(cells: tuple[SweepConfig, ...], device: str) -> Calibration | Non
 def _train_chunk(
     chunk: Chunk, device: str, wanted: dict[str, str]
 ) -> Iterator[Progress | Finished]:
-    """Train a chunk here; a node that joined late is checked here, too."""
+    """Train a chunk; a node that joined after the first check is checked here."""
     backend = choose(chunk.config, fused=True, device=device, workers=1)
     _check_same(environment(backend), wanted, platform.node())
     said = 0.0

@@ -1,4 +1,4 @@
-"""Whether this machine has room for a sweep: asked before anything is built or written."""
+"""Whether a sweep fits this machine's memory and disk, checked before anything is written."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def check_room(cells: Sequence[SweepConfig], backend: Backend, out: Folder) -> None:
-    """Raise ConfigError if what trains at once does not fit the memory, or all of it `out`."""
+    """Raise ConfigError if models in training don't fit the memory, or all results the disk."""
     if isinstance(backend, TrainsInMemory) and (free := free_memory()) is not None:
         for cell in cells:
             _check_memory(cell, backend, free)
@@ -53,14 +53,14 @@ def _check_disk(cells: Sequence[SweepConfig], path: Path) -> None:
 
 
 def _bytes_there(path: Path) -> int:
-    """What a run before this one left needs no more space."""
+    """Bytes that an earlier run wrote: this one replaces them, so they need no further space."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take: by the machine, its limit and its control groups.
+    """Bytes that this process may still take: of the machine, its limit and its control groups.
 
-    None where nothing says it.
+    None if the system does not say.
     """
     return max(0, min(_limits())) if sys.platform == "linux" else _installed()
 
@@ -87,7 +87,7 @@ def _of_control_groups() -> Iterator[int]:
 
 
 def _cached(group: Path) -> int:
-    """Bytes of files that the system gives back when they are needed."""
+    """Bytes of cached files, which the kernel frees when memory is short."""
     stat = (group / "memory.stat").read_text()
     return int(stat.partition("\ninactive_file ")[2].split()[0])
 

@@ -1,4 +1,4 @@
-"""Run a sweep into a results folder: train what is not there yet, write each model as it ends."""
+"""Run a sweep into a results folder: train the models it lacks, write each as it ends."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ from bilinear.training.room import check_room
 
 @dataclass(frozen=True)
 class Resumed:
-    """Models an earlier run of the same sweep left in the folder, as rows of the table.
+    """Rows of the table of models that an earlier run of the same sweep wrote to the folder.
 
-    `mended` says of each file that was not as it was left what is done about it.
+    `mended` has a message for each file that was damaged: what is done about it.
     """
 
     rows: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class Resumed:
 
 
 def fresh_folder(study: Study, parent: Path = Path("runs")) -> Path:
-    """Name a folder that is not there yet, by what is trained and when."""
+    """Name a folder that does not exist yet, by what is trained and the time."""
     what = "study" if len(study) > 1 else f"p{study.cells[0].p}"
     stem = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
     path, n = parent / stem, 1
@@ -77,10 +77,11 @@ def run_sweep(
 ) -> Results:
     """Train every model of `config` that `out` does not hold yet, and finish the folder.
 
-    A run that was killed goes on where it stopped, and the folder ends with the same bits: models
-    that were in training begin again from their seeds, or on a GPU from their last checkpoint.
-    What is there is verified first; what is damaged is set aside and trained again. `then` is
-    called while the folder is still this run's alone.
+    After a kill the same call goes on, and the folder ends with the same bits: models that were in
+    training begin again from their seeds, or on a GPU from their last checkpoint. Files in `out`
+    are verified first; damaged ones are set aside and their models trained again. `then` is called
+    before another process may use the folder.
+
     Raises ConfigError if `out` belongs to another config or backend, or another process is filling
     it, and OSError or ResultsError if it can't be written.
     """
@@ -101,10 +102,10 @@ def run_study(
     on_event: Callable[[int, Resumed | Progress | Finished], None] = lambda index, event: None,
     then: Callable[[StudyResults], None] = lambda results: None,
 ) -> StudyResults:
-    """Train what `out` does not hold yet of every cell, and finish the folder.
+    """Train every model of each cell that `out` does not hold yet, and finish the folder.
 
-    Events come with the index of their cell. Killed and started again it goes on, as `run_sweep`
-    does, and raises what that raises.
+    `on_event` gets the index of the cell first. Otherwise as `run_sweep`: it goes on after a kill,
+    and raises the same errors.
     """
     folder = open_folder(out)
     check_study(folder, study)
@@ -151,7 +152,7 @@ def _run(
                 _settle(writers, holding, index)
                 on_event(index, event)
     except BaseException:
-        # The error that stopped the run is reported, not the one that writing these met as well.
+        # If writing these fails as well, the error that stopped the run is the one to report.
         with suppress(OSError, ResultsError):
             for index in holding:
                 writers[index].settle(now=True)
@@ -159,13 +160,13 @@ def _run(
 
 
 def _parents(there: Results, jobs: Sequence[Job]) -> dict[Job, Parent]:
-    """Of the models that are there, those that narrowed jobs start from."""
+    """Models in the folder from which narrowed jobs start."""
     wider = {Job(d, job.seed) for job in jobs if (d := there.config.parent(job.d_hidden))}
     return {job: there.read_model(job, parent_of) for job in wider.intersection(there.jobs)}
 
 
 def _settle(writers: Sequence[ResultsWriter], holding: set[int], latest: int) -> None:
-    """Have models written that were held long enough, whichever cell the event was of."""
+    """Write models that writers held long enough, of any cell, not only the latest event's."""
     holding.add(latest)
     for index in list(holding):
         writers[index].settle()

@@ -1,4 +1,6 @@
-"""Weights that narrower models start from: a wider one's less units, silenced or drawn anew."""
+"""Weights that narrower models start from: a wider model's without the units that are dropped."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from bilinear.training.drops import (
     ways_to_narrow,
 )
 
-# Units of one frequency that training makes exact; two can be, but need far longer.
+# Three units of one frequency become right on all pairs by training; two can, but need far longer.
 _UNITS_AT_REST = 3
 
 Start = tuple[Weights, Lineage]
@@ -23,7 +25,7 @@ Start = tuple[Weights, Lineage]
 def narrowed(
     config: SweepConfig, job: Job, parent: Parent, losses_without: LossesWithout
 ) -> list[Start]:
-    """The wider model without the units that go, in the ways to be tried."""
+    """Starts for `job` from the wider model, one for each way of `ways_to_narrow`."""
     wider = len(parent.units)
     starts = []
     for way in ways_to_narrow(config, job, parent.weights, losses_without):
@@ -36,7 +38,7 @@ def narrowed(
 
 
 def nothing_goes(parent: Parent, lineage: Lineage) -> bool:
-    """Whether all units that go are without amplitude."""
+    """Whether all units that were dropped had no amplitude."""
     alive = living(parent.weights)
     return not any(alive[parent.units.index(name)] for name in lineage.dropped)
 
@@ -44,7 +46,11 @@ def nothing_goes(parent: Parent, lineage: Lineage) -> bool:
 def redrawn(
     config: SweepConfig, job: Job, weights: Weights, lineage: Lineage, losses: LossesWithout
 ) -> list[Start]:
-    """A model with a unit drawn anew, each time by other numbers, in its weights' units order."""
+    """Starts from the same model with one unit drawn anew, each with other random numbers.
+
+    The order "circuit" first silences all units but those of the strongest circuit; with three or
+    more of them, that model is the only start. There is none if all units are of that circuit.
+    """
     narrow = config.narrow
     assert narrow is not None
     frequency = None
@@ -53,11 +59,11 @@ def redrawn(
     else:
         frequency, units = strongest_circuit(weights)
         weights = _without(weights, [i for i in range(job.d_hidden) if i not in units])
-        if len(units) >= _UNITS_AT_REST:
-            return [] if len(units) == job.d_hidden else [(weights, lineage)]
         if len(units) == job.d_hidden:
             return []
-        unit, size = _silent(weights)[0], weights.of_units(units[:1])
+        if len(units) >= _UNITS_AT_REST:
+            return [(weights, lineage)]
+        unit, size = living(weights).index(False), weights.of_units(units[:1])
     names = list(lineage.units)
     gone, names[unit] = names[unit], max(config.widths) + job.d_hidden
     lineage = lineage._replace(units=tuple(names), redrawn=gone)
@@ -67,19 +73,15 @@ def redrawn(
         one = drawn.of_units([unit])
         if frequency is not None:
             one = _at_frequency(one, frequency, size)
-        copy = Weights(*(w.clone() for w in weights))
-        for old, new in zip(copy.of_rows(), one.of_rows(), strict=True):
+        start = _without(weights, [unit])
+        for old, new in zip(start.of_rows(), one.of_rows(), strict=True):
             old[unit] = new[0]
-        starts.append((copy, lineage))
+        starts.append((start, lineage))
     return starts
 
 
-def _silent(weights: Weights) -> list[int]:
-    return [unit for unit, alive in enumerate(living(weights)) if not alive]
-
-
-def _without(weights: Weights, silenced: list[int] | tuple[int, ...]) -> Weights:
-    """The same units, these with weights of zero, where they stay: their gradient is zero too."""
+def _without(weights: Weights, silenced: Sequence[int]) -> Weights:
+    """A copy with the weights of `silenced` units zero; they stay zero, as their gradient is."""
     copy = Weights(*(w.clone() for w in weights))
     for rows in copy.of_rows():
         rows[list(silenced)] = 0
@@ -87,7 +89,7 @@ def _without(weights: Weights, silenced: list[int] | tuple[int, ...]) -> Weights
 
 
 def _at_frequency(one: Weights, frequency: int, size: Weights) -> Weights:
-    """What a unit (d = 1) has at a frequency, as large as another unit."""
+    """The part of a unit (d = 1) at a frequency, each row scaled to the norm of `size`'s row."""
     p = len(one.w_p)
     rows = [
         torch.cat([_filtered(part, frequency) for part in row[0].split(p)]) for row in one.of_rows()

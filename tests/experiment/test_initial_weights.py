@@ -1,4 +1,4 @@
-"""Initial weights: shapes, bounds, streams of their own."""
+"""Initial weights: shapes, bounds, independence of the three matrices."""
 
 import torch
 

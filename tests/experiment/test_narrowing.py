@@ -1,4 +1,4 @@
-"""The settings of a narrowed sweep, and what they make of a config."""
+"""The settings of a narrowed sweep: a config's steps, its JSON, and errors."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ def test_each_width_starts_from_the_next_wider() -> None:
 
 
 def test_the_most_steps() -> None:
-    # A gentle start of 3 evaluations, 3 tries, and 2 redraws down to 3. 2 may end with the long
-    # phase twice; 1 has 2 ways, and no long phase.
+    # `settling` is 3 evaluations, then come 3 tries and, above width 2, 2 redraws. Width 2 may end
+    # with the last phase twice; width 1 has 2 ways and no last phase.
     assert [CONFIG.most_steps(d) for d in CONFIG.widths] == [40, 280, 280, 320, 130]
 
 

@@ -1,4 +1,4 @@
-"""How success is told from luck."""
+"""When a model has reached its goal, and when it counts as perfect."""
 
 import pytest
 

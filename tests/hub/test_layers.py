@@ -1,4 +1,4 @@
-"""The forwards for Hugging Face's `kernels` equal the modules' own, and `kernelize` maps them."""
+"""The layers for Hugging Face's `kernels`: what they compute, and that `kernelize` maps them."""
 
 import copy
 import os
@@ -52,7 +52,7 @@ def test_a_forward_is_the_modules(name: str, bias: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_a_hook_that_would_be_skipped_is_refused() -> None:
+def test_what_it_would_pass_over_is_refused() -> None:
     module = mlp("silu", False)
     module.forward = MethodType(layers.SwiGLU.forward, module)
     module.up_proj.register_forward_hook(lambda *_: None)
@@ -85,7 +85,7 @@ for a, b in zip(*pairs):
 
 
 def test_kernelize_maps_it(tmp_path: Path) -> None:
-    """In a process where `kernels` is Hugging Face's package, not the folder at the root."""
+    """In a process where `kernels` is that package, not this repository's folder of that name."""
     (tmp_path / "bilinear").symlink_to(ROOT / "bilinear")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
 

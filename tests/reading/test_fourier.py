@@ -108,7 +108,7 @@ def test_projection_of_another_modulus() -> None:
 def test_phase_is_how_far_a_circuit_points_from_the_sum(p: int, k: int, shift: int) -> None:
     w = exact_circuit(p, k, dtype=torch.float64)
     before = serving_units(w).phase
-    w["w_p"] = w["w_p"].roll(shift, dims=0)  # class c now answers for c - shift
+    w["w_p"] = w["w_p"].roll(shift, dims=0)  # class c now has the logit of class c − shift
     turn = torch.polar(
         torch.tensor(1.0, dtype=torch.float64),
         torch.tensor(2 * torch.pi * k * shift / p, dtype=torch.float64),

@@ -42,7 +42,7 @@ def test_rescaled_and_shuffled_units_are_the_same_model() -> None:
 
 
 def test_functional_similarity_is_blind_to_the_gauge() -> None:
-    """A product of two a's is free off the diagonal: l supported at a=0, r at a=1 never meets."""
+    """The added unit multiplies inputs a = 0 and a = 1, of which a pair has at most one."""
     w_l, w_r, w_p = model(3)
     dead_l, dead_r = torch.zeros(1, 10).double(), torch.zeros(1, 10).double()
     dead_l[0, 0], dead_r[0, 1] = 4, 4

@@ -1,4 +1,4 @@
-"""Whatever holds w_l, w_r and w_p is read alike, and what doesn't fit is refused by name."""
+"""Every form of a model gives the same weights, and errors name what does not fit."""
 
 from typing import Any
 

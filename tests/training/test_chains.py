@@ -1,4 +1,4 @@
-"""Narrowing: which units go, which runs wait for which, and bits that depend on nothing else."""
+"""Narrowing: which units are dropped, which runs wait for which, what a model's bits depend on."""
 
 import math
 import random
@@ -101,7 +101,7 @@ def test_several_units_go_one_after_another() -> None:
 
     def losses(config: SweepConfig, seed: int, weights: Weights) -> list[float]:
         asked.append(weights)
-        return weights.w_p[0].tolist()  # the unit of the least first coefficient
+        return weights.w_p[0].tolist()  # so the unit with the least goes first
 
     weights = random_weights(6)
     ((out, silenced),) = ways_to_narrow(CONFIG, Job(3, 0), weights, losses)
@@ -132,7 +132,7 @@ def serving(*units: tuple[int, float, float], p: int = 7) -> Weights:
 
 
 def pretend(run: Run, reaches: bool) -> None:
-    """End a run as a backend does, at the goal or with a loss that depends on its attempt."""
+    """End a run as a backend does: at the goal, or two pairs short of it."""
     pairs = run.config.p**2
     right = pairs if reaches else pairs - 2
     before = run.record.evaluations[-1].step if run.record.evaluations else 0
@@ -144,11 +144,11 @@ def pretend(run: Run, reaches: bool) -> None:
 
 @pytest.mark.parametrize("order_seed", range(8))
 def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> None:
-    """Attempts reach the goal or not as drawn from their names; ends come in a random order."""
+    """Whether a run reaches the goal follows from what it trains; runs end in a random order."""
 
     def reaches(run: Run) -> bool:
-        name = (run.job, run.lineage.units, len(run.record.evaluations), run.weights.w_p.sum())
-        return random.Random(str(name)).random() < 0.3
+        what = (run.job, run.lineage.units, len(run.record.evaluations), run.weights.w_p.sum())
+        return random.Random(str(what)).random() < 0.3
 
     def descend(rng: random.Random) -> list[tuple[Job, list[int], int]]:
         work = Work(CONFIG, list(map(Job._make, CONFIG.jobs)))
@@ -175,7 +175,7 @@ def test_what_is_kept_does_not_depend_on_the_order_of_ends(order_seed: int) -> N
 def test_of_tries_the_first_at_the_goal_is_kept_else_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Width 4 counts as the last, without its last phase, so that each way leaves out another unit.
+    # At width 4, with last_up_to = 4, each way leaves out another unit; there is no last phase.
     monkeypatch.setattr(Narrowing, "last_at", lambda *_: False)
     config = replace(CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, last_up_to=4))
 
@@ -202,7 +202,7 @@ def test_of_tries_the_first_at_the_goal_is_kept_else_the_first(
 
 
 def test_weights_are_drawn_when_a_model_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a million models at once would not fit the memory."""
+    """Initial weights of a million models at once would not fit the memory."""
     drawn: list[tuple[int, ...]] = []
 
     def draw(p: int, d: int, seed: int, *_: object, **__: object) -> Weights:
@@ -231,7 +231,7 @@ def test_bits_for_any_number_of_threads_and_company() -> None:
 
 
 def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
-    """No step moves the weights: every narrower model is a part of the widest one's."""
+    """At a learning rate of 0 every narrower model's weights are part of the widest model's."""
     still = replace(
         CONFIG, lr=STILL, weight_decay=STILL,
         narrow=replace(NARROW, redraws=0, last=Phase(60, STILL, STILL)),
@@ -245,7 +245,7 @@ def test_a_width_starts_from_the_wider_model_less_a_unit() -> None:
 
 
 def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
-    """No step moves the weights, so no way reaches the goal, and the first model is kept."""
+    """Of four runs the last, which is the second with a unit drawn anew, reaches the goal."""
     narrow = replace(NARROW, tries=1)
     still = replace(CONFIG, lr=STILL, weight_decay=STILL, widths=(8, 7), seeds=(0,), narrow=narrow)
     queue = Chains([Work(still, [Job(8, 0), Job(7, 0)])], lambda c, s, w: w.w_p[0].tolist())
@@ -276,7 +276,7 @@ def test_a_unit_drawn_anew_is_the_next_to_go() -> None:
 def test_the_widest_model_alone_trains_to_its_last_step(
     backend: CpuBackend | GpuBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the exact circuit and units of nothing, with steps that move no weight."""
+    """It starts as the exact circuit and two units of weight zero, and the learning rate is 0."""
     config = replace(CONFIG, widths=(4, 3, 2), seeds=(0,), lr=STILL, weight_decay=STILL)
     circuit = exact_circuit(7)
     exact = Weights(circuit["w_l"], circuit["w_r"], circuit["w_p"])
@@ -293,7 +293,7 @@ def test_the_widest_model_alone_trains_to_its_last_step(
 
 
 def test_the_weakest_circuit_goes_first() -> None:
-    """Unit 6 is dead, 4 shares a factor with 8; of 1 and 3, 3 has less amplitude in all."""
+    """Unit 6 has no amplitude; frequency 4 shares a factor with p; 3 has less in all than 1."""
     angle = 2 * torch.pi * torch.arange(8) / 8
     served, size = [3, 1, 4, 1, 3, 3, 1], [1.0, 2.0, 9.0, 1.0, 0.5, 0.7, 0.001]
     wave = torch.stack([torch.cos(k * angle) for k in served])
@@ -305,7 +305,7 @@ def test_the_weakest_circuit_goes_first() -> None:
 
 
 def test_circuits_are_silenced_whole() -> None:
-    """Unit 0 goes, of the weakest circuit; 3 is of it too, 1 alone in the next, 4 is dead."""
+    """Unit 4 has no amplitude; 0 and 3 are the weakest circuit, 1 alone is the next."""
     model = serving((1, 0, 0.5), (2, 0, 1), (3, 0, 2), (1, 1, 0.6), (2, 0, 0), (3, 1, 2))
     config = replace(CONFIG, narrow=replace(NARROW, drop="circuit", tries=9, last_up_to=2))
     ways = ways_to_narrow(config, Job(4, 0), model, lambda *_: pytest.fail("asked"))
@@ -313,7 +313,7 @@ def test_circuits_are_silenced_whole() -> None:
 
 
 def test_units_without_amplitude_go_gently() -> None:
-    """One run as gentle as the recipe ends; if it does not hold the goal, the ways follow."""
+    """First one run at the recipe's last rate; if it misses the goal, the ways to narrow follow."""
     config = replace(
         CONFIG, widths=(5, 4), seeds=(0,), narrow=replace(NARROW, drop="circuit", redraws=0)
     )  # fmt: skip

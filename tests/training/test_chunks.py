@@ -1,4 +1,4 @@
-"""Cutting a study into what a cluster's devices take."""
+"""Cutting a study into chunks for a cluster's devices."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The GPU's training backend: here under Triton's interpreter, and the same bodies on a GPU."""
+"""The GPU's training backend, under Triton's interpreter or, where there is one, on a GPU."""
 
 from dataclasses import replace
 from functools import partial
@@ -158,7 +158,9 @@ def test_a_first_launch_follows_the_cost_of_a_step() -> None:
     assert 2e-5 < seconds(64, 16, 16) < 1e-4
     assert 5e-5 < seconds(64, 64, 32) < 3e-4
     assert seconds(64, 16, 6400) > 50 * seconds(64, 16, 16)
-    assert seconds(256, 256, 1) > 0.25, "twenty steps at once would be long without a sign of life"
+    assert seconds(256, 256, 1) > 0.25, (
+        "a launch of twenty steps would show no progress for too long"
+    )
 
 
 @pytest.mark.gpu

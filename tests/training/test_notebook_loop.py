@@ -1,4 +1,4 @@
-"""The notebook's loop by itself."""
+"""The notebook's training loop."""
 
 from bilinear.reference import ModelConfig
 from bilinear.training.notebook_loop import train_notebook

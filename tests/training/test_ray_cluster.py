@@ -35,8 +35,8 @@ QUICK = ["--fused", "--p", "5", "--widths", "3,2", "--steps", "20"]
 def patiently(start: Callable[..., Any], **settings: Any) -> Any:
     """Start a node, again where it misses Ray's time limit.
 
-    The limit (15 s for a node's agents) is fixed in Ray, and the first start of all, from a cold
-    disk beside other tests, can take longer.
+    The limit (15 s for a node's agents) is fixed in Ray; the first start, from a cold disk beside
+    other tests, can take longer.
     """
     for _ in range(3):
         try:
@@ -82,13 +82,13 @@ def two(nodes: Nodes) -> Nodes:
 
 
 def study(seeds: int) -> Study:
-    """Models of some ten milliseconds."""
+    """Models that train for some ten milliseconds each."""
     settings = {"widths": (8, 6, 4, 3, 2), "seeds": tuple(range(seeds)), "steps": 600}
     return Study(tuple(SweepConfig(p=p, remainders=(0, 2), **settings) for p in (5, 11)))
 
 
 def files(path: Path) -> list[str]:
-    """All but the list of who ran what when."""
+    """All files but sessions.json, which holds the times of the runs."""
     found = (f for f in path.rglob("*") if f.is_file() and f.name != "sessions.json")
     return sorted(str(f.relative_to(path)) for f in found)
 
@@ -115,7 +115,7 @@ def training_processes() -> list[int]:
 
 
 class Trouble:
-    """Kills a worker after 30 models and takes a node away after 100."""
+    """Kills a worker after 30 models and removes a node after 100."""
 
     def __init__(self, nodes: Nodes, log: pytest.LogCaptureFixture) -> None:
         self.nodes, self.log, self.ended = nodes, log, 0
@@ -125,7 +125,7 @@ class Trouble:
         self.ended += isinstance(event, Finished)
         deaths = len(self.log.records)
         if self.ended >= 30 and deaths == 0:
-            # Again if it had just sent its last model: then there is nothing to start again.
+            # Kills another one if the first had just sent its last model: then no death is logged.
             for pid in training_processes()[:1]:
                 os.kill(pid, signal.SIGKILL)
         if self.ended >= 100 and len(self.nodes.some) == 2:
@@ -219,7 +219,7 @@ def test_what_the_nodes_cannot_do_is_said(two: Nodes, capsys: pytest.CaptureFixt
 
 
 def test_the_compiled_layer_in_an_actor(two: Nodes) -> None:
-    """It has a thread there, and the bits it has here on two."""
+    """It runs on one thread there, and gives the bits that it gives on two threads here."""
 
     class Holder:
         def out(self, x: Any, *weights: Any) -> Any:
@@ -303,7 +303,7 @@ def test_ray_that_is_not_installed(
 def test_the_rate_is_measured_on_a_node(
     two: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The cache is the node's, though this machine's is another; two devices are two cores."""
+    """The node's cache is used, not the one of this process; two devices are two cores."""
     cells = study(seeds=1).cells
     backend = choose_engine(cells, engine="ray", fused=True, ray_address=two.address)
     assert backend.at_once == 1

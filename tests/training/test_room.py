@@ -1,4 +1,4 @@
-"""Room is asked for before anything is built: memory for what trains at once, disk for the rest."""
+"""Memory for models in training and disk for all results are checked before anything is written."""
 
 from dataclasses import replace
 from pathlib import Path

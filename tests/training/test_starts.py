@@ -1,4 +1,4 @@
-"""Starts of narrower models: the strongest circuit kept, and a unit drawn at its frequency."""
+"""Starts of narrower models: the strongest circuit is kept, a unit drawn at its frequency."""
 
 import pytest
 import torch

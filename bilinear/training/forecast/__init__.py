@@ -1,1 +1,1 @@
-"""How long training will take, from rates measured on the backend that trains."""
+"""How long training will take, from rates measured with the backend that trains."""

@@ -1,4 +1,4 @@
-"""How fast a backend trains: seconds a step, measured on that very one and kept in a cache."""
+"""How fast a backend trains: seconds a step, measured once and then read from a cache."""
 
 import statistics
 import time
@@ -14,9 +14,9 @@ from bilinear.training.backend import Backend, environment, processor, train
 from bilinear.training.forecast import rate_cache
 from bilinear.training.forecast.rate_cache import Points
 
-# After so long no further width is measured.
+# After this time no further width is measured.
 _BUDGET_SECONDS = 2.0
-# A shorter timing is mostly starting and ending, so more steps are taken.
+# A shorter timing would mostly be the start and the end of training, so it takes more steps.
 _LEAST_SECONDS = 0.02
 _TIMINGS = 3
 # A single step with its evaluation must fit the budget on any machine.
@@ -27,8 +27,8 @@ _LARGEST_STEP_FLOP = 2e9
 class Calibration:
     """How fast models train while their device trains `at_once` of them.
 
-    `points` are (work of a step in FLOP, see `work_of_step`; seconds a step), work rising. The
-    backend has `devices` like the `processor` that was measured.
+    `points` are (FLOP of a step by `work_of_step`, seconds a step), FLOP rising. The backend has
+    `devices` of the kind of `processor`, on which it was measured.
     """
 
     at_once: int
@@ -50,10 +50,10 @@ def calibrate(
 ) -> Calibration | None:
     """Return the rate at which `backend` trains, measured at the largest modulus of these cells.
 
-    Most of the time goes there. The rate comes from the user's cache; what that lacks is measured
-    and added, or None is returned without `measure`. None, too, if a step takes too long.
+    Cells of that modulus take most of the time. A rate missing from the user's cache is measured
+    and added. Returns None if it is missing and `measure` is false, or if a step takes too long.
     """
-    if hasattr(backend, "calibrate"):  # its devices are not this machine's: measured where they are
+    if hasattr(backend, "calibrate"):  # trains on other machines, and measures there
         return backend.calibrate(cells) if measure else None
     cell = max(cells, key=lambda cell: cell.p)
     what = {"p": cell.p, "batch": cell.batch_size, "processor": processor(backend)}
@@ -67,12 +67,12 @@ def calibrate(
 
 
 def _measure(backend: Backend, cell: SweepConfig) -> Points:
-    """Train a few widths up to p, as many models at once as the device takes."""
+    """Train a few widths up to p, each with `backend.at_once` models at a time."""
     deadline = time.monotonic() + _BUDGET_SECONDS
     widths = sorted({1, cell.p // 4, cell.p // 2, cell.p} - {0})
     widths = [d for d in widths if work_of_step(cell, d) <= _LARGEST_STEP_FLOP]
     if widths:
-        _timed(backend, cell, widths[0], 1)  # loads and compiles what the first step needs
+        _timed(backend, cell, widths[0], 1)  # loads and compiles the kernels
     points: list[tuple[float, float]] = []
     for d in widths:
         if not points or time.monotonic() < deadline:
@@ -81,7 +81,7 @@ def _measure(backend: Backend, cell: SweepConfig) -> Points:
 
 
 def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: float) -> float:
-    """Median of three timings, since any may be disturbed; of fewer where steps take long."""
+    """Median of three timings, as other processes may disturb one; of fewer if steps take long."""
     steps, timings = cell.eval_every, list[float]()
     while not timings or (len(timings) < _TIMINGS and time.monotonic() < deadline):
         taken, seconds = _timed(backend, cell, d_hidden, steps)
@@ -93,7 +93,7 @@ def _step_seconds(backend: Backend, cell: SweepConfig, d_hidden: int, deadline: 
 
 
 def _timed(backend: Backend, cell: SweepConfig, d_hidden: int, steps: int) -> tuple[int, float]:
-    """Steps and seconds of as many models as train at once."""
+    """Steps and seconds of training `backend.at_once` models."""
     seeds = tuple(range(backend.at_once))
     # Independent models: the widest of a chain would stop after `widest_steps`.
     config = replace(

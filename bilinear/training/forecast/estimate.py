@@ -1,8 +1,8 @@
-"""How long a queue of models takes, at most and as models of the default recipe were seen to."""
+"""How long a queue of models takes: at most, and if models stop when such models were seen to."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bilinear.experiment.config import SweepConfig
@@ -12,9 +12,9 @@ from bilinear.training.forecast.expected_steps import expected_steps
 
 
 class Course(NamedTuple):
-    """A model's training: the work of a step, and how many steps it takes.
+    """A model's training: the work of a step, its steps at most and its likely steps.
 
-    Work is in seconds where the rate is known, else in FLOP.
+    Work is in seconds if the rate is known, else in FLOP.
     """
 
     step: float
@@ -29,7 +29,7 @@ def course(config: SweepConfig, d_hidden: int, rate: Calibration | None) -> Cour
 
 
 class Times(NamedTuple):
-    """Seconds: `at_most` if no model stops early, `about` None if nothing says that some do."""
+    """Seconds: `at_most` if no model stops early; `about` is None if none is known to."""
 
     about: float | None
     at_most: float
@@ -48,27 +48,27 @@ class Load:
         self.longest = max(self.longest, work)
 
 
+@dataclass
 class Estimate:
-    """Load of models in a queue, if all use all their steps and if they stop as expected."""
+    """Load of models in a queue: if all take all their steps, and if they stop when expected."""
 
-    def __init__(self) -> None:
-        """No models yet."""
-        self.most, self.likely = Load(), Load()
+    most: Load = field(default_factory=Load)
+    likely: Load = field(default_factory=Load)
 
     def add(self, course: Course, models: int = 1, taken: int = 0) -> None:
-        """Add models that have taken so many steps.
+        """Add models that have taken `taken` steps each.
 
-        Those that outlived their likely steps are given half as long again.
+        After its likely steps, a model is expected to take half as many again as it has taken.
         """
         rest = course.most - taken
         self.most.add(course.step * rest, models)
         self.likely.add(course.step * min(rest, max(course.likely - taken, taken / 2)), models)
 
     def times(self, lanes: int, speed: float = 1.0) -> Times:
-        """Return how long so many lanes take, each of which does `speed` work a second.
+        """Return how long `lanes` take, each of which does `speed` work a second.
 
-        At most: in any order, all but the longest model shared out, then that one (R. L. Graham,
-        Bounds for certain multiprocessing anomalies, 1966). About: the longest model starts first.
+        At most, in any order: all other models evenly over the lanes, then the longest (R. L.
+        Graham, Bounds for certain multiprocessing anomalies, 1966). About: the longest first.
         """
         at_most = (self.most.total - self.most.longest) / lanes + self.most.longest
         if self.likely == self.most:
@@ -79,7 +79,7 @@ class Estimate:
 def estimate(
     rate: Calibration, cells: Sequence[SweepConfig], trained: Sequence[Sequence[int]] | None = None
 ) -> Estimate:
-    """Estimate all models of these cells, or those of the widths `trained`, an entry a model."""
+    """Estimate all models of these cells, or those of the widths `trained`, a list per cell."""
     found = Estimate()
     widths_of = trained or [[d for d, _ in cell.jobs] for cell in cells]
     for config, widths in zip(cells, widths_of, strict=True):

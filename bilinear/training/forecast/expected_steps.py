@@ -1,4 +1,4 @@
-"""How many steps a model of the default recipe takes before it stops, by width: what was seen."""
+"""How many steps a model of the default recipe takes before it stops, by width, as measured."""
 
 from dataclasses import fields
 
@@ -7,9 +7,9 @@ import numpy as np
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.narrowing import Narrowing
 
-# (width, mean steps) at 75 % of the pairs, six thousand for a model that never stopped early.
+# (width, mean steps) at 75 % of the pairs; a model that never stopped early counts as 6,000.
 # P = 64: to width 20 from bench/results/frontier-p64.json (48 seeds), the rest from
-# docs/findings/results (4 seeds). Two seeds of P = 62 did alike.
+# docs/findings/results (4 seeds). Two seeds of P = 62 took about as long.
 _EVEN = [
     (6, 6000), (10, 5700), (12, 4470), (13, 2830), (14, 1380), (15, 760), (17, 650), (18, 430),
     (24, 440), (32, 265), (64, 225),
@@ -19,7 +19,7 @@ _EVEN = [
 _ODD = [
     (13, 6000), (15, 4870), (17, 2650), (18, 1310), (20, 1150), (24, 600), (32, 480), (40, 270),
 ]  # fmt: skip
-# Narrowed, P even: steps of a width with those of starts that were not kept; 23 chains (48 at 2) of
+# Narrowed, P even: steps of a width, starts that were not kept included; 23 chains (48 at 2) of
 # python sweep.py --fused --narrow --widths 64..2 --seeds 48 (bench/results/narrowing-p64.json).
 _NARROWED = [
     (1, 12000), (2, 24000), (3, 1400), (4, 550), (5, 4500), (6, 1300), (8, 1200), (9, 3700),
@@ -30,9 +30,9 @@ _MAY_DIFFER = {"p", "widths", "seeds", "train_frac", "remainders", "narrow", "pr
 
 
 def expected_steps(config: SweepConfig, d_hidden: int) -> float:
-    """Mean steps of a model of this width; all that it may take where nothing near was seen."""
+    """Mean steps of a model of this width; its most steps if no similar config was measured."""
     narrowed = config.parent(d_hidden) is not None
-    # The widest of narrowed widths never stops early.
+    # The widest model of a chain never stops early.
     if not _near(config) or (config.narrow is not None and not narrowed):
         return config.most_steps(d_hidden)
     table = _NARROWED if narrowed else _ODD if config.p % 2 else _EVEN
@@ -41,9 +41,9 @@ def expected_steps(config: SweepConfig, d_hidden: int) -> float:
 
 
 def _near(config: SweepConfig) -> bool:
-    """Whether recipe, p and train fraction are near those of the models that were seen.
+    """Whether recipe, p and train fraction are near those of the models that were measured.
 
-    At a fraction of 0.7 models take 1.4 times as long as at 0.75, at 0.8 they take as long.
+    At a fraction of 0.7 models take 1.4 times as long as at 0.75; at 0.8 they take the same time.
     """
     default = SweepConfig()
     recipe = [field.name for field in fields(config) if field.name not in _MAY_DIFFER]

@@ -1,7 +1,7 @@
-"""The user's cache of measured rates: a JSON file a curve, which may be deleted at any time.
+"""The user's cache of measured rates: one JSON file per curve, which may be deleted at any time.
 
-A file that is missing or damaged counts as not there: its curve is measured again, which takes a
-second. Where nothing can be written, every run measures.
+The curve of a missing or damaged file is measured again, which takes a second. If nothing can be
+written, every run measures.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def read(key: dict[str, str]) -> Points | None:
 
 
 def write(key: dict[str, str], points: Points) -> None:
-    """Keep a curve; the key is in the file, too, for whoever looks there."""
+    """Store a curve; its key goes into the file, too, so that a person can tell files apart."""
     with contextlib.suppress(OSError, RuntimeError):
         file = _file(key)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The rate of a backend: its curves, and the cache that keeps them."""
+"""The measured rate of a backend, and the cache that stores it."""
 
 import json
 import math
@@ -28,7 +28,7 @@ SLEEP = 0.02  # seconds a call, whatever the work
 
 
 class Counting:
-    """A backend that sleeps instead of training, and counts the models it was asked for."""
+    """A backend that sleeps instead of training, and counts the models it should train."""
 
     name, reason = "counting", "of the tests"
 
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_used_means_measuring_each_time(
 ) -> None:
     (tmp_path / "a file").touch()
     monkeypatch.setenv("BILINEAR_CACHE", str(tmp_path / place))
-    if place == "unreadable":  # no folder is to the superuser
+    if place == "unreadable":  # the superuser can read every folder
         monkeypatch.setattr(Path, "read_bytes", _refuse)
         monkeypatch.setattr(Path, "mkdir", _refuse)
     for _ in range(2):
@@ -206,7 +206,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Elsewhere(Counting):
-    """Says what it was asked instead of measuring."""
+    """Returns the number of cells as its processor's name, without measuring."""
 
     def calibrate(self, cells: Sequence[SweepConfig]) -> Calibration | None:
         return Calibration(1, f"{len(cells)}", ((1.0, 1.0),), "there", devices=5)
@@ -239,7 +239,7 @@ def test_steps_too_long_to_be_measured() -> None:
 
 
 def test_the_rate_of_a_true_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run takes, give or take what a busy machine makes of it, in one of five tries."""
+    """It predicts a run's time to a factor of 8, in one of five tries: other processes disturb."""
     monkeypatch.setattr(calibration, "_LEAST_SECONDS", 0.02)
     monkeypatch.setattr(calibration, "_TIMINGS", 3)
     config = cell(13, widths=(13,), steps=3000, hold=10**6)

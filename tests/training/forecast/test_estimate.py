@@ -1,4 +1,4 @@
-"""How long training takes, told before it does."""
+"""The estimate of how long training will take."""
 
 import heapq
 
@@ -19,7 +19,7 @@ from bilinear.training.forecast.calibration import Calibration
 from bilinear.training.forecast.estimate import Times, estimate
 from bilinear.training.forecast.expected_steps import expected_steps
 
-RATE = 1e9  # FLOP a second: points on a line through the origin say so everywhere
+RATE = 1e9  # FLOP a second, of any step: the points lie on a line through the origin
 POINTS = ((1e6, 1e6 / RATE), (1e9, 1e9 / RATE))
 
 
