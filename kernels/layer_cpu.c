@@ -164,72 +164,19 @@ static void run(Task *t, void (*work)(void *)) {
         work(t);
 }
 
-/* One copy of the arithmetic for each vector width; the fastest that runs here is called. */
+#define BODY "layer_cpu_body.h"
+#include "isa_cpu.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LAYER_X86 1
+/* What each thread runs, by instruction set. */
+static const struct {
+    void (*forward)(void *), (*backward)(void *);
+} WORK[] = {
+    {forward_baseline, backward_baseline},
+#ifdef IS_X86
+    {forward_avx2, backward_avx2},
+    {forward_avx512, backward_avx512},
 #endif
-
-#ifdef LAYER_X86
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#define LAYER_NAME(x) x##_avx512
-#define LAYER_LANES 16
-#define LAYER_TILE_VECTORS 4
-#include "layer_cpu_body.h"
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#define LAYER_NAME(x) x##_avx2
-#define LAYER_LANES 8
-#define LAYER_TILE_VECTORS 2
-#include "layer_cpu_body.h"
-#pragma GCC pop_options
-
-#endif
-
-#define LAYER_NAME(x) x##_baseline
-#define LAYER_LANES 4
-#define LAYER_TILE_VECTORS 2
-#include "layer_cpu_body.h"
-
-enum Isa { ISA_BASELINE, ISA_AVX2, ISA_AVX512, ISA_COUNT };
-
-/* The widest instruction set that this build was compiled for and this processor has. */
-static int best_isa(void) {
-#ifdef LAYER_X86
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return ISA_BASELINE;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return ISA_AVX512;
-    return ISA_AVX2;
-#else
-    return ISA_BASELINE;
-#endif
-}
-
-typedef void (*Work)(void *);
-
-static Work forward_work(int isa) {
-#ifdef LAYER_X86
-    if (isa == ISA_AVX512) return forward_avx512;
-    if (isa == ISA_AVX2) return forward_avx2;
-#endif
-    (void)isa;
-    return forward_baseline;
-}
-
-static Work backward_work(int isa) {
-#ifdef LAYER_X86
-    if (isa == ISA_AVX512) return backward_avx512;
-    if (isa == ISA_AVX2) return backward_avx2;
-#endif
-    (void)isa;
-    return backward_baseline;
-}
+};
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -476,7 +423,7 @@ static int execute(const Layer *layer, int isa, int is_backward) {
         return 0;
     }
     PyThreadState *state = PyEval_SaveThread();
-    run(&task, is_backward ? backward_work(isa) : forward_work(isa));
+    run(&task, is_backward ? WORK[isa].backward : WORK[isa].forward);
     release(memory, floats);
     PyEval_RestoreThread(state);
     return 1;

@@ -1,15 +1,6 @@
-/* The arithmetic of layer_cpu.c for one vector width. Included once for each instruction set, with
- *   LAYER_NAME(x)        the name of x for this instruction set
- *   LAYER_LANES          floats in a vector: 16, 8 or 4
- *   LAYER_TILE_VECTORS   vectors of a row of a tile held in registers: 4 or 2
- * It has no include guard, because it is included several times. */
+/* The arithmetic of layer_cpu.c; isa_cpu.h includes it once for each instruction set. */
 
-#define N(x) LAYER_NAME(x)
-#define LANES LAYER_LANES
-#define VECTORS LAYER_TILE_VECTORS
 #define TILE_ROWS 6
-
-#include "vector_cpu.h"
 
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
@@ -806,9 +797,6 @@ static void N(backward)(void *task) {
     for (int64_t i; (i = take(&t->add)) <= units;) N(add_unit)(t, i);
 }
 
-#undef N
-#undef LANES
-#undef VECTORS
 #undef TILE_ROWS
 #undef fewer
 #undef Factors
@@ -818,7 +806,3 @@ static void N(backward)(void *task) {
 #undef TILE_OF
 #undef BUFFER
 #undef BUFFER_ROW
-#undef LAYER_NAME
-#undef LAYER_LANES
-#undef LAYER_TILE_VECTORS
-#include "vector_cpu_end.h"
