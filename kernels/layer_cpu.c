@@ -60,6 +60,9 @@ typedef _Float16 float16;
 typedef uint16_t float16; /* a stand-in: the launcher refuses float16 then */
 #endif
 
+static inline __attribute__((always_inline)) int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
 /* How the left factor of C = A B is stored. PANELS: C's rows are the panels' rows, k their columns.
  * TURNED: one transposed panel, k its rows. ROWS: the caller's own rows of float32. */
@@ -81,6 +84,11 @@ typedef struct {
     char *dx, *dweight, *dbias, *dw_p, *db_p;             /* null where not asked for */
 } Layer;
 
+/* The same matrix from row `first` on. */
+static View rows_of(View v, int64_t first, int dtype) {
+    return (View){v.at + first * v.row * (dtype == FLOAT32 ? 4 : 2), v.row, v.column};
+}
+
 /* Whether products read x's rows without a copy: they must be contiguous, and no longer than a page of
  * memory. */
 static int reads_rows(const Layer *l) {
@@ -92,6 +100,22 @@ static int reads_rows(const Layer *l) {
 static int reads_weight(const Layer *l, int64_t columns) {
     return l->dtype == FLOAT32 && l->m <= FEW_ROWS && columns % PANEL == 0 && columns <= MOST_ROW;
 }
+
+/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows, or in rows as outside,
+ * whose panels are 16 floats apart. k goes through `parts` of A and B, `k` long each. */
+typedef struct {
+    const float *a, *b;
+    int64_t a_stride, b_stride; /* from panel to panel; of A in rows, from row to row */
+    int64_t b_row;              /* from row to row of B */
+    int64_t k, parts, a_part, b_part;
+    enum Form form;
+} Factors;
+
+/* A thread's scratch: panels of the block's rows. */
+typedef struct {
+    float *x, *preact, *dout, *h; /* preact: [L, R], then [dL, dR]; each half padded by itself */
+    int64_t stride, first, rows;  /* rows first..first+rows-1 of the call */
+} Block;
 
 /* How many units of work threads have taken. Padded to cache lines of its own, so that threads that
  * write different counters do not wait for each other. */
@@ -178,9 +202,6 @@ static const struct {
 #endif
 };
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* The number of shares. A share's sums are as large as the weights, so shares are few enough that
  * computing one takes longer than writing and adding its sums. */
 static int64_t shares_of(const Task *t) {
@@ -191,13 +212,11 @@ static int64_t shares_of(const Task *t) {
     return least(MOST_SHARES, most(fewest, l->m / rows));
 }
 
-/* Rows of a block: a share is cut into equal blocks that fit the cache. */
-static int64_t block_rows(const Task *t, int is_backward) {
-    const Layer *l = &t->layer;
-    int64_t floats = t->d_in16 + (l->d_out ? t->d16 : 0);
-    if (is_backward) floats += 2 * t->d16 + t->d_out16;
-    int64_t fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, BLOCK_BYTES / (4 * floats)));
-    int64_t rows = most(1, (l->m + t->shares - 1) / t->shares);
+/* Rows of a block, which takes `row_floats` a row: a share is cut into equal blocks that fit the cache. */
+static int64_t block_rows(const Task *t, int64_t row_floats) {
+    int64_t fitting = BLOCK_BYTES / (4 * row_floats);
+    fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, fitting));
+    int64_t rows = most(1, (t->layer.m + t->shares - 1) / t->shares);
     int64_t blocks = (rows + fitting - 1) / fitting;
     return ((rows + blocks - 1) / blocks + 1) / 2 * 2;
 }
@@ -214,7 +233,9 @@ static void plan(Task *t, int threads, int is_backward) {
     t->d16 = PADDED(l->d);
     t->d_out16 = PADDED(l->d_out);
     t->shares = shares_of(t);
-    t->block = block_rows(t, is_backward);
+    int64_t row_floats = t->d_in16 + (l->d_out ? t->d16 : 0);
+    if (is_backward) row_floats += 2 * t->d16 + t->d_out16;
+    t->block = block_rows(t, row_floats);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);
     t->streams = streams(l);
@@ -222,9 +243,7 @@ static void plan(Task *t, int threads, int is_backward) {
     t->w_n_stride = PANEL_FLOATS(2 * t->d16);
     t->w_p_t_stride = PANEL_FLOATS(l->d);
     t->w_p_n_stride = PANEL_FLOATS(l->d_out);
-    int64_t panels = t->d_in16 + (l->d_out ? t->d16 : 0);
-    if (is_backward) panels += 2 * t->d16 + t->d_out16;
-    t->thread_floats = panels / PANEL * t->block_stride + 64;
+    t->thread_floats = row_floats / PANEL * t->block_stride + 64;
     t->sums_dw_p = l->dweight ? 2 * t->d16 * t->d_in16 : 0;
     t->sums_dbias = t->sums_dw_p + (l->dw_p ? t->d_out16 * t->d16 : 0);
     t->sums_db_p = t->sums_dbias + 2 * t->d16;

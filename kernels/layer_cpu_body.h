@@ -226,17 +226,6 @@ INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
 
 /* --- Products of panels. --- */
 
-/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows, or in rows as outside,
- * whose panels are 16 floats apart. k goes through `parts` of A and B, `k` long each. */
-typedef struct {
-    const float *a, *b;
-    int64_t a_stride, b_stride; /* from panel to panel; of A in rows, from row to row */
-    int64_t b_row;              /* from row to row of B */
-    int64_t k, parts, a_part, b_part;
-    enum Form form;
-} N(Factors);
-#define Factors N(Factors)
-
 /* acc (MR, NV) += a[m, k] b[k, v]; ROW and STEP floats of A to the next row and the next k. */
 #define MULTIPLY_ADD(K_END, ROW, STEP)                                       \
     for (int64_t k = 0; k < (K_END); k++) {                                  \
@@ -337,17 +326,7 @@ INLINE const float *N(column_of_b)(const Factors *f, int64_t vector) {
     return f->b + column / PANEL * f->b_stride + column % PANEL;
 }
 
-INLINE int64_t N(fewer)(int64_t a, int64_t b) { return a < b ? a : b; }
-#define fewer N(fewer)
-
 /* --- Blocks of rows. --- */
-
-/* A thread's scratch: panels of the block's rows. */
-typedef struct {
-    float *x, *preact, *dout, *h; /* preact: [L, R], then [dL, dR]; each half padded by itself */
-    int64_t stride, first, rows;  /* rows first..first+rows-1 of the call */
-} N(Block);
-#define Block N(Block)
 
 static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
     Block b;
@@ -357,17 +336,13 @@ static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
     b.preact = b.h + (t->layer.d_out ? t->d16 / PANEL * b.stride : 0);
     b.dout = b.preact + 2 * t->d16 / PANEL * b.stride;
     b.first = index * t->block;
-    b.rows = fewer(t->block, t->layer.m - b.first);
+    b.rows = least(t->block, t->layer.m - b.first);
     return b;
-}
-
-static View N(rows_of)(View v, int64_t first, int dtype) {
-    return (View){v.at + first * v.row * (dtype == FLOAT32 ? 4 : 2), v.row, v.column};
 }
 
 static void N(pack_rows)(const Task *t, const Block *b, float *to, View from, int64_t columns) {
     int dtype = t->layer.dtype;
-    N(pack)(to, b->stride, N(rows_of)(from, b->first, dtype), b->rows, columns, dtype);
+    N(pack)(to, b->stride, rows_of(from, b->first, dtype), b->rows, columns, dtype);
 }
 
 /* A panel's column of LANES at row r. */
@@ -448,13 +423,13 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
     BUFFER;
     Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, PANEL, t->layer.d_in, 1, 0, 0, PANELS};
     if (reads_rows(&t->layer)) {
-        f.a = (const float *)N(rows_of)(t->layer.x, b->first, FLOAT32).at;
+        f.a = (const float *)rows_of(t->layer.x, b->first, FLOAT32).at;
         f.a_stride = t->layer.x.row;
         f.form = ROWS;
     }
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS / 2) {
-        int64_t n = fewer(vectors - j, VECTORS / 2);
+        int64_t n = least(vectors - j, VECTORS / 2);
         const float *columns[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < 2 * n; v++) {
             int64_t column = (v < n ? j + v : vectors + j + v - n);
@@ -462,7 +437,7 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
             start[v] = t->bias + column * LANES;
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            int64_t rows = least(b->rows - i, TILE_ROWS);
             if (is_forward) N(fetch_outputs)(t, b, i, rows, j * LANES, n * LANES);
             N(multiply)(&f, rows, 2 * n, N(row_of_a)(&f, i), columns, start, 1, c, BUFFER_ROW);
             for (int64_t v = 0; v < n; v++) {
@@ -480,7 +455,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
     BUFFER;
     int64_t vectors = (width + LANES - 1) / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = fewer(vectors - j, VECTORS);
+        int64_t n = least(vectors - j, VECTORS);
         int in_place = t->layer.dtype == FLOAT32 && (j + n) * LANES <= width;
         const float *at[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < n; v++) {
@@ -488,7 +463,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
             start[v] = first + (j + v) * LANES;
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS), index = (b->first + i) * width + j * LANES;
+            int64_t rows = least(b->rows - i, TILE_ROWS), index = (b->first + i) * width + j * LANES;
             if (in_place) N(fetch)(to, index, width, rows, n * LANES);
             N(multiply)(f, rows, n, N(row_of_a)(f, i), at, first ? start : 0, 1,
                         in_place ? (float *)to + index : c, in_place ? width : BUFFER_ROW);
@@ -532,7 +507,7 @@ static void N(pack_w_t)(const Task *t, int64_t panel) {
     const Layer *l = &t->layer;
     int64_t half = panel >= t->d16 / PANEL, column = panel * PANEL - half * t->d16;
     N(pack_transposed)(t->w_t + panel * t->w_t_stride, l->weight, half * l->d + column,
-                       fewer(PANEL, l->d - column), l->d_in, l->dtype);
+                       least(PANEL, l->d - column), l->d_in, l->dtype);
 }
 
 /* A bias to float32, zeros where there is none. */
@@ -540,7 +515,7 @@ static void N(pack_bias)(float *to, const char *from, int64_t first, int64_t n, 
                          int dtype) {
     if (!from) memset(to, 0, (size_t)padded * 4);
     for (int64_t i = 0; from && i < padded; i += PANEL)
-        N(read16)(to + i, from, first + i, 1, fewer(PANEL, n - i), dtype);
+        N(read16)(to + i, from, first + i, 1, least(PANEL, n - i), dtype);
 }
 
 static void N(pack_biases)(const Task *t) {
@@ -562,7 +537,7 @@ static void N(forward)(void *task) {
         else if (i < halves) N(pack_w_t)(t, i);
         else
             N(pack_transposed)(t->w_p_t + out * t->w_p_t_stride, l->w_p, out * PANEL,
-                               fewer(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
+                               least(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
     }
     wait_for_all(t);
     for (int64_t i; (i = take_unit(t, thread, t->blocks)) >= 0;) {
@@ -582,11 +557,11 @@ static void N(add_products)(const Block *b, const float *a, int64_t a_columns, c
     int64_t vectors = (b_columns + LANES - 1) / LANES;
     Factors f = {0, from, 0, b_stride, b_row, b->rows, 1, 0, 0, TURNED};
     for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = fewer(vectors - j, VECTORS);
+        int64_t n = least(vectors - j, VECTORS);
         const float *at[VECTORS];
         for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
         for (int64_t i = 0, rows; i < a_columns; i += rows) {
-            rows = fewer(fewer(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
+            rows = least(least(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
             N(multiply)(&f, rows, n, a + i / PANEL * b->stride + i % PANEL, at, 0, is_first,
                         sums + i * sums_row + j * LANES, sums_row);
         }
@@ -600,7 +575,7 @@ static void N(add_columns)(const Block *b, const float *panels, int64_t columns,
         const float *at = panels + c / PANEL * b->stride + c % PANEL;
         vf total = splat(0.0f);
         for (int64_t first = 0; first < b->rows; first += 16) {
-            int64_t end = fewer(first + 16, b->rows);
+            int64_t end = least(first + 16, b->rows);
             vf some = load(at + first * PANEL);
             for (int64_t r = first + 1; r < end; r++) some += load(at + r * PANEL);
             total += some;
@@ -612,12 +587,12 @@ static void N(add_columns)(const Block *b, const float *panels, int64_t columns,
 /* dh = dout where there is no projection. */
 static void N(take_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
-    View from = N(rows_of)(l->dout, b->first, l->dtype);
+    View from = rows_of(l->dout, b->first, l->dtype);
     float dh[PANEL] __attribute__((aligned(64)));
     for (int64_t r = 0; r < b->rows; r++)
         for (int64_t c = 0; c < l->d; c += PANEL) {
             int64_t index = r * from.row + c * from.column;
-            N(read16)(dh, from.at, index, from.column, fewer(PANEL, l->d - c), l->dtype);
+            N(read16)(dh, from.at, index, from.column, least(PANEL, l->d - c), l->dtype);
             UNROLL for (int i = 0; i < PANEL; i += LANES)
                 N(take_dh)(t, b, dh + i, 0, r, 1, c + i);
         }
@@ -626,7 +601,7 @@ static void N(take_dout)(const Task *t, const Block *b) {
 /* The same for [L, R] that forward saved, where whole vectors of it can be read in place. */
 static void N(take_saved_and_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
-    const float *dh = (const float *)N(rows_of)(l->dout, b->first, FLOAT32).at;
+    const float *dh = (const float *)rows_of(l->dout, b->first, FLOAT32).at;
     const float *saved = (const float *)l->saved_preact + b->first * 2 * l->d;
     float *to = b->preact, *to_right = to + l->d / PANEL * b->stride;
     for (int64_t r = 0; r < b->rows; r++, dh += l->dout.row, saved += 2 * l->d)
@@ -646,11 +621,11 @@ static void N(form_dh)(const Task *t, const Block *b) {
     if (reads_weight(l, l->d)) f.b = (const float *)l->w_p, f.b_stride = PANEL, f.b_row = l->d;
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = fewer(vectors - j, VECTORS);
+        int64_t n = least(vectors - j, VECTORS);
         const float *at[VECTORS];
         for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            int64_t rows = least(b->rows - i, TILE_ROWS);
             N(multiply)(&f, rows, n, N(row_of_a)(&f, i), at, 0, 1, c, BUFFER_ROW);
             for (int64_t v = 0; v < n; v++)
                 N(take_dh)(t, b, c + v * LANES, BUFFER_ROW, i, rows, (j + v) * LANES);
@@ -695,7 +670,7 @@ static void N(backward_block)(const Task *t, const Block *b, float *sums, int is
     const Layer *l = &t->layer;
     int64_t half = t->d16 / PANEL * b->stride;
     int x_stays = reads_rows(l) && reads_weight(l, l->d_in);
-    const float *x = x_stays ? (const float *)N(rows_of)(l->x, b->first, FLOAT32).at : b->x;
+    const float *x = x_stays ? (const float *)rows_of(l->x, b->first, FLOAT32).at : b->x;
     int64_t x_stride = x_stays ? PANEL : b->stride, x_row = x_stays ? l->x.row : PANEL;
     if ((l->dweight && !x_stays) || (!l->saved_preact && !reads_rows(l)))
         N(pack_rows)(t, b, b->x, l->x, l->d_in);
@@ -740,11 +715,11 @@ static void N(add_unit)(const Task *t, int64_t unit) {
     int64_t w_units = 2 * t->d16 / PANEL, w_p_units = t->d_out16 / PANEL;
     if (unit < w_units) {
         int64_t half = unit * PANEL >= t->d16, first = unit * PANEL - half * t->d16;
-        for (int64_t r = first; l->dweight && r < fewer(first + PANEL, l->d); r++)
+        for (int64_t r = first; l->dweight && r < least(first + PANEL, l->d); r++)
             N(add_row)(t, (half * t->d16 + r) * t->d_in16, l->dweight, half * l->d + r, l->d_in);
     } else if (unit < w_units + w_p_units) {
         int64_t first = (unit - w_units) * PANEL;
-        for (int64_t r = first; l->dw_p && r < fewer(first + PANEL, l->d_out); r++)
+        for (int64_t r = first; l->dw_p && r < least(first + PANEL, l->d_out); r++)
             N(add_row)(t, t->sums_dw_p + r * t->d16, l->dw_p, r, l->d);
     } else {
         for (int64_t half = 0; l->dbias && half < 2; half++)
@@ -764,7 +739,7 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
     }
     unit -= halves;
     if (unit < t->d_in16 / PANEL) {
-        int64_t column = unit * PANEL, columns = fewer(PANEL, l->d_in - column);
+        int64_t column = unit * PANEL, columns = least(PANEL, l->d_in - column);
         float *to = t->w_n + unit * t->w_n_stride;
         for (int64_t half = 0; l->dx && !reads_weight(l, l->d_in) && half < 2; half++) {
             View from = {l->weight + (half * l->d * l->d_in + column) * element, l->d_in, 1};
@@ -775,7 +750,7 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
     int64_t panel = unit - t->d_in16 / PANEL, column = panel * PANEL;
     if (reads_weight(l, l->d)) return;
     View from = {l->w_p + column * element, l->d, 1};
-    N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, fewer(PANEL, l->d - column),
+    N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, least(PANEL, l->d - column),
             l->dtype);
 }
 
@@ -798,9 +773,6 @@ static void N(backward)(void *task) {
 }
 
 #undef TILE_ROWS
-#undef fewer
-#undef Factors
-#undef Block
 #undef MULTIPLY_ADD
 #undef TILE
 #undef TILE_OF
