@@ -170,7 +170,7 @@ void grid_evaluate(int isa, GridModel *m, GridMetrics *out) {
     restore_subnormals(old);
 }
 
-#ifndef WITHOUT_PYTHON /* as the sanitizers run it */
+#ifndef WITHOUT_PYTHON /* the sanitizers' tests define it */
 
 /* Python calls the functions above through ctypes; the module that it imports is empty. */
 #include <Python.h>

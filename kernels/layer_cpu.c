@@ -45,10 +45,10 @@
 #define MOST_THREADS 64
 #define SHARE_ROWS 256
 #define LARGE_SUMS (INT64_C(1) << 17)   /* floats */
-#define LARGE_OUTPUT (INT64_C(1) << 23) /* floats: a last-level cache */
+#define LARGE_OUTPUT (INT64_C(1) << 23) /* floats; about the size of a last-level cache */
 /* In multiplications. With less work for each thread, another one costs more time than it saves. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
-#ifndef KEPT_FLOATS /* of scratch, from call to call; the sanitizers keep none */
+#ifndef KEPT_FLOATS /* of scratch that is kept between calls; the sanitizers' tests keep none */
 #define KEPT_FLOATS (INT64_C(1) << 19)
 #endif
 
@@ -144,8 +144,8 @@ static int64_t take(Counter *counter) {
     return __atomic_fetch_add(&counter->taken, 1, __ATOMIC_RELAXED);
 }
 
-/* The next block or share for a thread, -1 if none is left. First come the thread's own, the same at
- * every call of these sizes, so that its caches may still hold their memory; then the others'. */
+/* The next block or share for a thread, -1 if none is left. A thread takes its own first, the same at
+ * every call of these sizes, because its caches may still hold their memory; then those of others. */
 static int64_t take_unit(Task *t, int64_t thread, int64_t units) {
     for (int64_t i = 0; i < t->threads; i++) {
         int64_t whose = (thread + i) % t->threads, first = whose * units / t->threads;
@@ -256,8 +256,8 @@ static void plan(Task *t, int threads, int is_backward) {
     if (t->threads < 1 || !can_share_work()) t->threads = 1;
 }
 
-/* Scratch of small calls is kept for the next one, whose caches it is still in: malloc would hand out other
- * memory, or give it back to the system and take it anew, page by page. */
+/* Scratch of small calls is kept for the next call, because it is still in the caches: malloc might return
+ * other memory, or memory that the system must map again page by page. */
 static void *kept = NULL;
 
 static void *scratch_memory(int64_t floats) {
@@ -272,7 +272,7 @@ static void release(void *memory, int64_t floats) {
     free(floats > KEPT_FLOATS ? memory : __atomic_exchange_n(&kept, memory, __ATOMIC_RELEASE));
 }
 
-/* Cut one allocation into the task's parts; gives its floats, 0 if there is no memory. */
+/* Cuts one allocation into the task's parts. Returns its size in floats, 0 if there is no memory. */
 static int64_t allocate(Task *t, int is_backward, void **memory) {
     const Layer *l = &t->layer;
     int64_t halves = 2 * t->d16 / PANEL;
@@ -294,14 +294,14 @@ static int64_t allocate(Task *t, int is_backward, void **memory) {
     return floats;
 }
 
-#ifndef WITHOUT_PYTHON /* as the sanitizers run it */
+#ifndef WITHOUT_PYTHON /* the sanitizers' tests define it */
 
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-/* The module takes tensors and makes those it returns: a call of few rows takes microseconds, and each
- * attribute of a tensor that Python reads takes a part of one. A tensor's memory, sizes and strides come
- * by one call of the table of functions that torch.Tensor carries as DLPack defines it. */
+/* The module reads tensors and makes those it returns in C: a call of few rows takes microseconds, and
+ * Python would take a part of one for each attribute of a tensor. One call of a function in the DLPack
+ * table of torch.Tensor gives a tensor's memory, sizes and strides. */
 
 typedef struct { /* DLTensor */
     char *data;
@@ -344,7 +344,7 @@ static int is_dense(const Seen *s) {
     return 1;
 }
 
-/* Puts what a method makes of an operand in its place. */
+/* Replaces an operand by the tensor that its method returns. */
 static int become(Operands *o, enum Operand which, PyObject *method) {
     PyObject *made = PyObject_CallMethodObjArgs(o->held[which], method, NULL);
     if (!made) return 0;
@@ -380,7 +380,7 @@ static int dtype_of(const Seen *s) {
     return s->kind == BFLOATS && s->bits == 16 ? BFLOAT16 : -1;
 }
 
-/* What both ways have: `isa, gate, x, weight, bias, w_p`. */
+/* The arguments that forward and backward share: `isa, gate, x, weight, bias, w_p`. */
 static int read_layer(PyObject *const *args, Operands *o, Layer *l, int *isa) {
     Seen x, weight, w_p = {0};
     *isa = (int)PyLong_AsLong(args[0]);
@@ -408,7 +408,7 @@ static int read_layer(PyObject *const *args, Operands *o, Layer *l, int *isa) {
     return 1;
 }
 
-/* `made`, a new tensor, and its memory; null for null. */
+/* Returns the new tensor `made` and sets `at` to its memory; null for null. */
 static PyObject *new_at(PyObject *made, char **at) {
     Seen s = {0};
     if (made && exchange->see(made, &s)) Py_CLEAR(made);
@@ -468,7 +468,8 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t n)
     return both;
 }
 
-/* The gradients that are needed, of x, weight, bias, w_p, b_p, and None for the others; null if one fails. */
+/* Memory for the gradients of x, weight, bias, w_p and b_p; None for those that `needs` leaves out.
+ * Null if an allocation fails. */
 static PyObject *new_gradients(PyObject *needs, const Operands *o, Layer *l) {
     PyObject *found = PyTuple_New(5);
     for (int i = 0; found && i < 5; i++) {
@@ -537,7 +538,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_layer_cpu", NULL, -1, methods,
                                     NULL, NULL, NULL, NULL};
 
-/* What is used of torch; false with an error set. */
+/* Finds the functions of torch that are called here; false, with an error set, if one is missing. */
 static int find_torch(void) {
     static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
     PyObject *torch = PyImport_ImportModule("torch");

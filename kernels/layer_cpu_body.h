@@ -167,7 +167,7 @@ INLINE vf N(normal_cdf)(vf x) {
     return N(pick)(x < 0.0f, below, above);
 }
 
-/* g(x), and g′(x) but for the places where `is_cut` says that it is 0. */
+/* g(x), and in `slope` g′(x), which is wrong where `is_cut` says that it is 0. */
 static vf N(gated)(vf x, int gate, vf *slope) {
     vf s, ds;
     switch (gate) {
@@ -212,7 +212,7 @@ INLINE vf N(product)(vf left, vf right, int gate) {
     return gate == IDENTITY ? left * right : N(gated)(left, gate, &slope) * right;
 }
 
-/* [L, R] to [dL, dR] for dh; gives h. */
+/* Replaces [L, R] by [dL, dR], given dh; returns h. */
 INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
     vf l = *left, r = *right, slope, g = l, dg = dh * r;
     if (gate != IDENTITY) {
@@ -350,7 +350,7 @@ INLINE float *N(in_panels)(float *panels, int64_t stride, int64_t row, int64_t c
     return panels + column / PANEL * stride + row * PANEL + column % PANEL;
 }
 
-/* A tile of C in a buffer, from where it is written on in another form. */
+/* A tile of C, before it is written to memory in another dtype or layout. */
 #define BUFFER_ROW (VECTORS * LANES)
 #define BUFFER __attribute__((aligned(64))) float c[TILE_ROWS * BUFFER_ROW]
 
@@ -476,7 +476,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
     }
 }
 
-/* dh of one vector of rows, `dh_row` apart: [L, R] becomes [dL, dR]. */
+/* Replaces [L, R] by [dL, dR] in one vector of each of `rows` rows; rows of dh are `dh_row` apart. */
 INLINE void N(take_dh)(const Task *t, const Block *b, const float *dh, int64_t dh_row, int64_t row,
                        int64_t rows, int64_t column) {
     float *left = N(in_panels)(b->preact, b->stride, row, column);
@@ -545,7 +545,7 @@ static void N(forward)(void *task) {
         N(forward_block)(t, &b);
     }
 #if LANES == 16 && !defined(__clang__)
-    __builtin_ia32_sfence(); /* other threads see what was streamed once this one ends */
+    __builtin_ia32_sfence(); /* so that streamed writes are visible to others once this thread ends */
 #endif
 }
 
@@ -728,7 +728,7 @@ static void N(add_unit)(const Task *t, int64_t unit) {
     }
 }
 
-/* One panel of what backward's products read: Wᵀ unless [L, R] was saved, W, W_p. */
+/* Packs one panel that backward's products read: of Wᵀ (unless [L, R] was saved), of W, or of W_p. */
 static void N(pack_for_backward)(const Task *t, int64_t unit) {
     const Layer *l = &t->layer;
     int64_t halves = l->saved_preact ? 0 : 2 * t->d16 / PANEL;
