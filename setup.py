@@ -3,7 +3,7 @@
 from setuptools import Extension, find_packages, setup
 
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
-VECTORS = ["kernels/vector_cpu.h", "kernels/vector_cpu_end.h"]
+HEADERS = [f"kernels/{name}.h" for name in ("isa_cpu", "vector_cpu", "vector_cpu_end")]
 SWEEP = ["pandas", "pyarrow", "fsspec", "matplotlib", "rich"]
 
 # `kernels/` is a top-level folder of the repository but never a top-level package of an
@@ -26,7 +26,7 @@ setup(
         Extension(
             "bilinear.kernels._grid_cpu",
             sources=["kernels/grid_cpu.c"],
-            depends=["kernels/grid_cpu_body.h", *VECTORS],
+            depends=["kernels/grid_cpu_body.h", *HEADERS],
             # Of Python's interface it takes what every version from 3.11 on keeps: one wheel each
             # platform.
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
@@ -39,7 +39,7 @@ setup(
         Extension(
             "bilinear.kernels._layer_cpu",
             sources=["kernels/layer_cpu.c"],
-            depends=["kernels/layer_cpu_body.h", *VECTORS],
+            depends=["kernels/layer_cpu_body.h", *HEADERS],
             extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno"],
             py_limited_api=True,
             # Without it the layer runs on PyTorch's matmuls, as `bilinear.explain` says.

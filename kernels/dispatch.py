@@ -1,8 +1,8 @@
-"""Which kernel and which tile a call takes, read from one committed table; never from a search.
+"""Which kernel and which tile a call takes, from one committed table, without a search at run time.
 
 `table.json` holds, per class of device and per arithmetic, the tile of every kernel and the sizes
 at which one kernel takes over from another. `python -m bilinear.kernels.tune` writes it anew on a
-GPU; its "source" says what its figures rest on.
+GPU; its "source" says how its figures were found.
 """
 
 import functools

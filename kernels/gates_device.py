@@ -2,8 +2,8 @@
 
     h = g(L) ∘ R     dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)
 
-Formed in float32 (float64 for float64). The identity's tiles stay as they come, so that a kernel
-compiled for it is the one without gates.
+Formed in float32 (float64 for float64). The identity converts nothing, so that a kernel
+compiled for it has the machine code of a kernel without gates.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
@@ -11,7 +11,7 @@ compiled for it is the one without gates.
 import triton
 import triton.language as tl
 
-# Those that `gated` and `gated_backward` tell apart.
+# The gates that `gated` and `gated_backward` implement.
 GATES = ("identity", "silu", "gelu", "gelu_tanh", "relu", "sigmoid", "relu2")
 _SQRT_HALF = tl.constexpr(0.5**0.5)
 _INV_SQRT_TAU = tl.constexpr(0.3989422804014327)
@@ -21,7 +21,7 @@ _TANH_CUBE = tl.constexpr(0.044715)
 
 @triton.jit
 def left_gradient(dh, left, right, GATE: tl.constexpr):
-    """dL of tiles dh, L, R of one dtype, which it has, too."""
+    """dL from tiles dh, L, R of one dtype, in that dtype."""
     if GATE == "identity":
         return dh * right
     else:
@@ -30,7 +30,7 @@ def left_gradient(dh, left, right, GATE: tl.constexpr):
 
 @triton.jit
 def right_gradient(dh, left, GATE: tl.constexpr):
-    """dR of tiles dh, L of one dtype, which it has, too."""
+    """dR from tiles dh, L of one dtype, in that dtype."""
     if GATE == "identity":
         return dh * left
     else:

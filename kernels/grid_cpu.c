@@ -118,58 +118,27 @@ uint32_t grid_shuffled(uint32_t index, uint32_t n, uint64_t key, uint64_t epoch)
     return index;
 }
 
-/* One copy of the arithmetic for each vector width; the fastest that runs here is called. */
+#define BODY "grid_cpu_body.h"
+#include "isa_cpu.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define GRID_X86 1
+/* A training step and an evaluation, by instruction set. */
+static const struct {
+    void (*step)(GridModel *, int64_t t, double lr, double weight_decay);
+    void (*evaluate)(GridModel *, GridMetrics *);
+} WORK[] = {
+    {step_baseline, evaluate_baseline},
+#ifdef IS_X86
+    {step_avx2, evaluate_avx2},
+    {step_avx512, evaluate_avx512},
 #endif
+};
 
-#ifdef GRID_X86
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
-#define GRID_NAME(x) x##_avx512
-#define GRID_LANES 16
-#define GRID_TILE_ROWS 6
-#define GRID_TILE_VECTORS 4
-#include "grid_cpu_body.h"
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#define GRID_NAME(x) x##_avx2
-#define GRID_LANES 8
-#define GRID_TILE_ROWS 6
-#define GRID_TILE_VECTORS 2
-#include "grid_cpu_body.h"
-#pragma GCC pop_options
-
-#endif
-
-#define GRID_NAME(x) x##_baseline
-#define GRID_LANES 4
-#define GRID_TILE_ROWS 4
-#define GRID_TILE_VECTORS 2
-#include "grid_cpu_body.h"
-
-enum { ISA_BASELINE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2 };
-
-/* The widest instruction set that this build was compiled for and this processor has. */
-int grid_best_isa(void) {
-#ifdef GRID_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return ISA_AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ISA_AVX2;
-#endif
-    return ISA_BASELINE;
-}
+int grid_best_isa(void) { return best_isa(); }
 
 /* Treats subnormal numbers as 0. The moments of a converged model decay to subnormals, and the
  * processor takes about a hundred times longer to compute with those. */
 static unsigned flush_subnormals(void) {
-#ifdef GRID_X86
+#ifdef IS_X86
     unsigned old = __builtin_ia32_stmxcsr();
     __builtin_ia32_ldmxcsr(old | 0x8040);
     return old;
@@ -179,7 +148,7 @@ static unsigned flush_subnormals(void) {
 }
 
 static void restore_subnormals(unsigned old) {
-#ifdef GRID_X86
+#ifdef IS_X86
     __builtin_ia32_ldmxcsr(old);
 #else
     (void)old;
@@ -190,30 +159,18 @@ static void restore_subnormals(unsigned old) {
 void grid_steps(int isa, GridModel *m, int64_t first, int64_t n, const double *lr,
                 const double *weight_decay) {
     unsigned old = flush_subnormals();
-    for (int64_t t = first; t < first + n; t++, lr++, weight_decay++) {
-#ifdef GRID_X86
-        if (isa == ISA_AVX512) step_avx512(m, t, *lr, *weight_decay);
-        else if (isa == ISA_AVX2) step_avx2(m, t, *lr, *weight_decay);
-        else
-#endif
-            step_baseline(m, t, *lr, *weight_decay);
-    }
+    for (int64_t i = 0; i < n; i++) WORK[isa].step(m, first + i, lr[i], weight_decay[i]);
     restore_subnormals(old);
 }
 
 /* Loss, correct answers and smallest margin of the weights as they stand, over all pairs. */
 void grid_evaluate(int isa, GridModel *m, GridMetrics *out) {
     unsigned old = flush_subnormals();
-#ifdef GRID_X86
-    if (isa == ISA_AVX512) evaluate_avx512(m, out);
-    else if (isa == ISA_AVX2) evaluate_avx2(m, out);
-    else
-#endif
-        evaluate_baseline(m, out);
+    WORK[isa].evaluate(m, out);
     restore_subnormals(old);
 }
 
-#ifndef WITHOUT_PYTHON /* as the sanitizers run it */
+#ifndef WITHOUT_PYTHON /* the sanitizers' tests define it */
 
 /* Python calls the functions above through ctypes; the module that it imports is empty. */
 #include <Python.h>

@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -130,43 +129,24 @@ class CpuGridModel:
         dropped.
         `isa` is one of `ISAS`; None takes the widest.
         """
-        d, two_p = w_l.shape
-        p = two_p // 2
-        self._p, self._d = p, d
+        p, d = self._p, self._d = w_p.shape
         self._isa = ISAS.index(isa or best_isa())
         self._pairs = pairs.to(torch.int32).contiguous()
-        self._weights = _pack(w_l, w_r, w_p)
+        self._weights = torch.zeros(4 * p * _padded(d) + d * _padded(p))
+        for packed, given in zip(self._packed(), (w_l, w_r, w_p), strict=True):
+            packed[:] = given.T
         self._moment1 = torch.zeros_like(self._weights)
         self._moment2 = torch.zeros_like(self._weights)
         self._gradient = torch.empty_like(self._weights)
         self._scratch = torch.zeros(_library().grid_scratch_floats(p, d))
-        self._model = _Model(
-            p,
-            d,
-            n_train,
-            len(pairs),
-            *(t.data_ptr() for t in self._buffers()),
-            *betas,
-            eps,
-            batch,
-            shuffle_key,
-        )
+        floats = (
+            self._weights, self._moment1, self._moment2, self._gradient, self._scratch,
+        )  # fmt: skip
+        if any(tensor.data_ptr() % 64 for tensor in floats):  # as the kernel's vector loads need
+            raise RuntimeError("PyTorch's CPU allocator gave memory not aligned to 64 bytes")
+        pointers = (tensor.data_ptr() for tensor in (self._pairs, *floats))
+        self._model = _Model(p, d, n_train, len(pairs), *pointers, *betas, eps, batch, shuffle_key)
         self.steps_done = 0
-
-    def _buffers(self) -> Sequence[Tensor]:
-        """Pointers handed to C, in its order; vector loads need them aligned to 64 bytes."""
-        buffers = (
-            self._pairs,
-            self._weights,
-            self._moment1,
-            self._moment2,
-            self._gradient,
-            self._scratch,
-        )
-        for tensor in buffers[1:]:
-            if tensor.data_ptr() % 64:
-                raise RuntimeError("PyTorch's CPU allocator gave memory not aligned to 64 bytes")
-        return buffers
 
     def steps(self, lr: Tensor, weight_decay: Tensor) -> None:
         """Take len(lr) AdamW steps, one value of `lr` and `weight_decay` (float64) for each."""
@@ -189,20 +169,18 @@ class CpuGridModel:
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Copy the weights out: w_l (d, 2p), w_r (d, 2p), w_p (p, d)."""
+        w_l, w_r, w_p = (
+            packed.T.clone(memory_format=torch.contiguous_format) for packed in self._packed()
+        )
+        return w_l, w_r, w_p
+
+    def _packed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the weights as C holds them, without padding: L, R (2p, d) and W (d, p)."""
         p, d = self._p, self._d
         rows = 2 * p * _padded(d)
         left, right, projection = self._weights.split([rows, rows, d * _padded(p)])
-        w_l, w_r = (half.view(2 * p, _padded(d))[:, :d].T.clone() for half in (left, right))
-        return w_l.contiguous(), w_r.contiguous(), projection.view(d, -1)[:, :p].T.contiguous()
-
-
-def _pack(w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:
-    d, two_p = w_l.shape
-    p = two_p // 2
-    packed = torch.zeros(2 * two_p * _padded(d) + d * _padded(p))
-    rows = two_p * _padded(d)
-    left, right, projection = packed.split([rows, rows, d * _padded(p)])
-    left.view(two_p, -1)[:, :d] = w_l.T
-    right.view(two_p, -1)[:, :d] = w_r.T
-    projection.view(d, -1)[:, :p] = w_p.T
-    return packed
+        return (
+            left.view(2 * p, -1)[:, :d],
+            right.view(2 * p, -1)[:, :d],
+            projection.view(d, -1)[:, :p],
+        )

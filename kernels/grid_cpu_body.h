@@ -1,14 +1,7 @@
-/* The arithmetic of grid_cpu.c for one vector width. Included once for each instruction set, with
- *   GRID_NAME(x)        the name of x for this instruction set
- *   GRID_LANES          floats in a vector: 16, 8 or 4
- *   GRID_TILE_ROWS, GRID_TILE_VECTORS   the tile of a matrix product held in registers
- * It has no include guard, because it is included several times. */
+/* The arithmetic of grid_cpu.c; isa_cpu.h includes it once for each instruction set. */
 
-#define N(x) GRID_NAME(x)
-#define LANES GRID_LANES
-#define PARTS (16 / GRID_LANES) /* vectors to 16 floats, the unit of padding and of every sum */
-
-#include "vector_cpu.h"
+#define PARTS (16 / LANES) /* vectors to 16 floats, the unit of padding and of every sum */
+#define TILE_ROWS (LANES == 4 ? 4 : 6) /* of a matrix product's tile held in registers */
 
 INLINE vf N(max)(vf x, vf y) { return (vf)(((vi)x & (x > y)) | ((vi)y & ~(x > y))); }
 
@@ -49,12 +42,12 @@ INLINE float N(row_max)(const float *x, int64_t n) {
 INLINE void N(tile)(const int MR, const int NV, int64_t k_end, const float *a, int64_t a_row,
                     int64_t a_col, const float *b, int64_t ldb, float *c, int64_t ldc,
                     const float *start) {
-    vf acc[GRID_TILE_ROWS][GRID_TILE_VECTORS];
+    vf acc[TILE_ROWS][VECTORS];
     UNROLL for (int m = 0; m < MR; m++)
         UNROLL for (int v = 0; v < NV; v++)
             acc[m][v] = load((start ? start : c + m * ldc) + v * LANES);
     for (int64_t k = 0; k < k_end; k++) {
-        vf row[GRID_TILE_VECTORS];
+        vf row[VECTORS];
         UNROLL for (int v = 0; v < NV; v++) row[v] = load(b + k * ldb + v * LANES);
         UNROLL for (int m = 0; m < MR; m++) {
             float x = a[m * a_row + k * a_col];
@@ -72,7 +65,7 @@ INLINE void N(tile_rows)(int64_t rows, const int NV, int64_t k, const float *a, 
                          int64_t a_col, const float *b, int64_t ldb, float *c, int64_t ldc,
                          const float *start) {
     switch (rows) {
-#if GRID_TILE_ROWS == 6
+#if LANES > 4
         TILE_OF_ROWS(6)
         TILE_OF_ROWS(5)
 #endif
@@ -89,14 +82,14 @@ static void N(matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a
                       const float *start) {
     for (int64_t j = 0; j < n;) {
         int64_t left = (n - j) / LANES;
-        int64_t vectors = left < GRID_TILE_VECTORS ? left : GRID_TILE_VECTORS;
+        int64_t vectors = left < VECTORS ? left : VECTORS;
         const float *first = start ? start + j : 0;
-        for (int64_t i = 0; i < m; i += GRID_TILE_ROWS) {
-            int64_t rows = m - i < GRID_TILE_ROWS ? m - i : GRID_TILE_ROWS;
+        for (int64_t i = 0; i < m; i += TILE_ROWS) {
+            int64_t rows = m - i < TILE_ROWS ? m - i : TILE_ROWS;
             const float *ai = a + i * a_row, *bj = b + j;
             float *cij = c + i * ldc + j;
             switch (vectors) {
-#if GRID_TILE_VECTORS == 4
+#if VECTORS == 4
                 case 4: N(tile_rows)(rows, 4, k, ai, a_row, a_col, bj, ldb, cij, ldc, first); break;
                 case 3: N(tile_rows)(rows, 3, k, ai, a_row, a_col, bj, ldb, cij, ldc, first); break;
 #endif
@@ -300,12 +293,6 @@ static void N(evaluate)(GridModel *m, GridMetrics *out) {
                          min_margin};
 }
 
-#undef N
-#undef LANES
 #undef PARTS
+#undef TILE_ROWS
 #undef TILE_OF_ROWS
-#undef GRID_NAME
-#undef GRID_LANES
-#undef GRID_TILE_ROWS
-#undef GRID_TILE_VECTORS
-#include "vector_cpu_end.h"

@@ -43,7 +43,8 @@ from .split_products import (
 # Columns of an evaluation: losses over training and validation pairs, counts of right answers
 # likewise, smallest margin.
 METRICS = tl.constexpr(5)
-# Numbers of a recipe: a kernel compiled anew for each that divides by 16 would gain nothing.
+# Numbers of a recipe. Triton would compile a kernel again where one of them divides by 16, without
+# a gain.
 _PLAIN = (
     "n_train", "batch", "half_bits", "quantum", "steps", "eval_every", "hold", "goal_is_val",
 )  # fmt: skip
@@ -89,10 +90,10 @@ def _label(a, b, p):
 
 @triton.jit
 def _apart(logits, classes, label, p, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Take the label out of a tile of logits (n, C).
+    """Separate the label from the other classes in a tile of logits (n, C).
 
-    Returns its logit (n,), 0 if it is none of these classes; the others' logits, −∞ for it and for
-    padding; the largest of those (n,), or −1e30 where there is none.
+    Returns the label's logit (n,), 0 if the tile does not hold it; the others' logits, −∞ at the
+    label and at padding; the largest of these (n,), or −1e30 where there is none.
     """
     is_label = classes[None, :] == label[:, None]
     is_out = is_label
@@ -263,7 +264,7 @@ def _tile_gradient(
             d_r_a += tl.load(a_at + p * D, mask=again, other=0.0)
         tl.store(a_at, d_l_a, mask=inside[:, None])
         tl.store(a_at + p * D, d_r_a, mask=inside[:, None])
-        tl.debug_barrier()  # what comes next adds to what is stored
+        tl.debug_barrier()  # later iterations add to what is stored here
     w_p_at = gradient_ptr + (2 * p + classes)[:, None] * D + units[None, :]
     tl.store(w_p_at, d_w_p, mask=is_class[:, None])
 
@@ -372,9 +373,9 @@ def _add_rows(
     gradient_ptr, token, d_rows, again, p, D, units,
     C: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Sum rows (n, U) by token (n,) into (p, D), onto what is there if `again`.
+    """Sum rows (n, U) by token (n,) into (p, D), added to the stored sums if `again`.
 
-    By products with the one-hot matrix of the tokens, whose order of summing is fixed.
+    As products with the one-hot matrix of the tokens, which have a fixed order of summation.
     """
     for first in range(0, p, C):
         tokens = first + tl.arange(0, C)
@@ -415,7 +416,7 @@ def _batch_tile(
     weights_ptr, gradient_ptr, g, classes, a, b, classes_again, tokens_again, p, D,
     C: tl.constexpr, U: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gradient that a tile of g (n, C) of pairs gives, onto what is there if `…_again`."""
+    """Gradient from a tile of g (n, C) of pairs, added to the stored one where `…_again`."""
     is_class = (classes < p)[:, None]
     for first in range(0, D, U):
         units = first + tl.arange(0, U)
@@ -479,7 +480,7 @@ def batch_gradient(
                 weights_ptr, gradient_ptr, g, classes, a, b, start > 0, (start > 0) | (tile > 0),
                 p, D, C, U, PRECISION, ACC,
             )  # fmt: skip
-            tl.debug_barrier()  # what comes next adds to what is stored
+            tl.debug_barrier()  # later iterations add to what is stored here
 
 
 @triton.jit
@@ -530,11 +531,9 @@ def is_evaluated(t, steps, eval_every):
 
 
 @triton.jit
-def record(
-    history_ptr, t, eval_every, p, n_train, goal_is_val,
-    train_loss, val_loss, train_right, val_right, min_margin, streak,
-):  # fmt: skip
+def record(history_ptr, t, eval_every, p, n_train, goal_is_val, metrics, streak):
     """Write one evaluation, its losses as means; returns evaluations in a row at the goal."""
+    train_loss, val_loss, train_right, val_right, min_margin = metrics
     at = history_ptr + (tl.cdiv(t, eval_every) - 1) * METRICS
     n_val = p * p - n_train
     tl.store(at, train_loss / n_train)
@@ -581,13 +580,8 @@ def grid_run_kernel(
     running = 1 - done
     while running != 0:
         if is_evaluated(t, steps, eval_every):
-            train_loss, val_loss, train_right, val_right, min_margin = grid_metrics(
-                weights, trained, p, D, 0, p, C, BA, U, PRECISION, ACC
-            )
-            streak = record(
-                history, t, eval_every, p, n_train, goal_is_val,
-                train_loss, val_loss, train_right, val_right, min_margin, streak,
-            )  # fmt: skip
+            metrics = grid_metrics(weights, trained, p, D, 0, p, C, BA, U, PRECISION, ACC)
+            streak = record(history, t, eval_every, p, n_train, goal_is_val, metrics, streak)
             done = ((streak >= hold) | (t == steps)).to(tl.int32)
         if done != 0:
             running = 0
@@ -643,15 +637,10 @@ def grid_step_kernel(
         weights = weights_ptr + at
         trained = trained_ptr + split * p * p
         if is_evaluated(t, steps, eval_every):
-            train_loss, val_loss, train_right, val_right, min_margin = grid_metrics(
-                weights, trained, p, D, first, end, C, BA, U, PRECISION, ACC
-            )
+            metrics = grid_metrics(weights, trained, p, D, first, end, C, BA, U, PRECISION, ACC)
             sums = sums_ptr + (model * CHUNKS + chunk) * METRICS
-            tl.store(sums, train_loss)
-            tl.store(sums + 1, val_loss)
-            tl.store(sums + 2, train_right)
-            tl.store(sums + 3, val_right)
-            tl.store(sums + 4, min_margin)
+            for i in tl.static_range(METRICS):
+                tl.store(sums + i, metrics[i])
         one = tl.full((), 1.0, ACC)
         grid_gradient(
             weights, gradient_ptr + at * CHUNKS + chunk * (5 * p * D), trained,
@@ -689,10 +678,8 @@ def grid_update_kernel(
                 margin = tl.load(part + 4)
                 min_margin = tl.minimum(min_margin, margin, tl.PropagateNan.ALL)
             history = history_ptr + model * tl.cdiv(steps, eval_every) * METRICS
-            streak = record(
-                history, t, eval_every, p, n_train, goal_is_val,
-                train_loss, val_loss, train_right, val_right, min_margin, streak,
-            )  # fmt: skip
+            metrics = (train_loss, val_loss, train_right, val_right, min_margin)
+            streak = record(history, t, eval_every, p, n_train, goal_is_val, metrics, streak)
             done = ((streak >= hold) | (t == steps)).to(tl.int32)
         if done == 0:
             adamw(

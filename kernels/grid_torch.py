@@ -1,7 +1,8 @@
 """One-hot-pair training in plain PyTorch ops with hand-derived gradients, in any float dtype.
 
-What the CPU runs where the compiled kernel is not built, and, in float64, what the fused kernels
-are tested against. Algebra as in `grid_cpu.c`; blocks of pairs keep the activations in cache.
+The CPU runs it where the compiled kernel is not built; in float64 it is the reference that the
+fused kernels are tested against. Algebra as in `grid_cpu.c`; blocks of pairs keep the activations
+in cache.
 """
 
 import torch

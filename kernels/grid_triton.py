@@ -17,15 +17,16 @@ from .grid_device import grid_run_kernel, grid_step_kernel, grid_update_kernel
 from .launch import Start, launch
 from .tiles import Tile, blocks
 
-# What each precision makes of a product of float32 matrices on tensor cores: sums of products of
-# bfloat16 parts (six of three parts each keep 24 bits, three of two parts 16), or tf32's 11 bits.
+# How each precision forms a product of float32 matrices on tensor cores: as a sum of products of
+# bfloat16 parts (six of three parts each keep 24 bits, three of two keep 16), or in tf32 (11 bits).
 PRECISIONS = {"highest": "bf16x6", "high": "bf16x3", "tf32": "tf32"}
 METRICS = 5
 # Units held at a time where registers and shared memory suffice: a model no wider makes its logits
 # once. By count; docs/decisions.md.
 _UNITS = (16, 32, 64)
 TILE = Tile(block_m=64, block_d=_UNITS[0], block_n=64, num_warps=4, num_stages=1)
-# Programs that share the b's of a step. By p alone: what trains beside a model changes no bit.
+# Programs that share the b's of a step. It depends on p alone, so that no bit of a model depends on
+# the models trained beside it.
 _CHUNKS = 4
 _LEAST_P_FOR_CHUNKS = 32
 # Cycles a b, and a further block of units, modelled on Hopper (docs/decisions.md), for a first
@@ -82,7 +83,7 @@ def tile_of(
 
 
 def _is_large(device: torch.device) -> bool:
-    """Whether 64 units' operands fit the shared memory; the interpreter is as Hopper."""
+    """Whether 64 units' operands fit the shared memory; the interpreter is treated as Hopper."""
     if device.type != "cuda":
         return True
     return device_class(torch.cuda.get_device_capability(device)) == "sm_90"
@@ -163,14 +164,14 @@ class TritonGrid:
         self._split_of = torch.tensor(split_of, dtype=torch.int32, device=device)
         signed = [key - 2**64 if key >= 2**63 else key for key in shuffle_keys]
         self._keys = torch.tensor(signed, dtype=torch.int64, device=device)
-        # In the weights' dtype: an int8 load among a float64 product's operands has Triton 3.6 lay
-        # them out for wider products than float64 has ("fp64 don't support largeK MMA").
+        # In the weights' dtype: with an int8 load among the operands of a float64 product, Triton
+        # 3.6 chooses a layout that float64 products lack ("fp64 don't support largeK MMA").
         trained = torch.stack([_trained(p, s, recipe.n_train) for s in splits])
         self._trained = trained.to(device, dtype)
         self._pairs = torch.stack([s[: recipe.n_train] for s in splits]).int().to(device)
         self._schedule = _schedule(recipe).to(dtype).to(device)
         self._hyper = torch.tensor([*recipe.betas, recipe.eps], dtype=dtype, device=device)
-        # The interpreter multiplies in the operands' dtype and knows no other precision.
+        # The interpreter multiplies in the operands' dtype; it has no other precision.
         exact = dtype == torch.float64 or device.type == "cpu"
         self._precision = "ieee" if exact else PRECISIONS[recipe.precision]
         self._acc = tl.float64 if dtype == torch.float64 else tl.float32
@@ -216,16 +217,16 @@ class TritonGrid:
         launch(grid_update_kernel, Start((n,), _UPDATE, more, sizes), update)
 
     def keep_for(self, stream: torch.cuda.Stream) -> None:
-        """Give no tensor's memory to others before what is enqueued on `stream` by then has ended.
+        """Keep each tensor's memory until what `stream` was given before it is freed has ended.
 
-        A lane is dropped once its models are done, while its last launch may still wait to run.
+        A grid is dropped once its models are done, while its last launch may still wait to run.
         """
         for tensor in vars(self).values():
             if isinstance(tensor, Tensor):
                 tensor.record_stream(stream)
 
     def stop(self, models: Sequence[int]) -> None:
-        """Train these no further; on a GPU nothing is waited for."""
+        """Mark these models as done, without waiting for the GPU."""
         on_gpu = self.device.type == "cuda"
         flags = torch.zeros(len(self.widths), dtype=torch.int32, pin_memory=on_gpu)
         flags[list(models)] = 1
@@ -233,7 +234,7 @@ class TritonGrid:
         self.counters[:, 2].bitwise_or_(flags.to(self.device, non_blocking=True))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a run goes on from, with a row a model: copies on the host."""
+        """Everything that a run needs to continue, one row for each model: copies on the host."""
         return {name: tensor.cpu() for name, tensor in self._state().items()}
 
     def restore(self, model: int, state: Mapping[str, Tensor]) -> None:

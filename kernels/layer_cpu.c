@@ -45,10 +45,10 @@
 #define MOST_THREADS 64
 #define SHARE_ROWS 256
 #define LARGE_SUMS (INT64_C(1) << 17)   /* floats */
-#define LARGE_OUTPUT (INT64_C(1) << 23) /* floats: a last-level cache */
+#define LARGE_OUTPUT (INT64_C(1) << 23) /* floats; about the size of a last-level cache */
 /* In multiplications. With less work for each thread, another one costs more time than it saves. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
-#ifndef KEPT_FLOATS /* of scratch, from call to call; the sanitizers keep none */
+#ifndef KEPT_FLOATS /* of scratch that is kept between calls; the sanitizers' tests keep none */
 #define KEPT_FLOATS (INT64_C(1) << 19)
 #endif
 
@@ -59,6 +59,9 @@ typedef _Float16 float16;
 #define HAS_FLOAT16 0
 typedef uint16_t float16; /* a stand-in: the launcher refuses float16 then */
 #endif
+
+static inline __attribute__((always_inline)) int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
 /* How the left factor of C = A B is stored. PANELS: C's rows are the panels' rows, k their columns.
@@ -81,6 +84,11 @@ typedef struct {
     char *dx, *dweight, *dbias, *dw_p, *db_p;             /* null where not asked for */
 } Layer;
 
+/* The same matrix from row `first` on. */
+static View rows_of(View v, int64_t first, int dtype) {
+    return (View){v.at + first * v.row * (dtype == FLOAT32 ? 4 : 2), v.row, v.column};
+}
+
 /* Whether products read x's rows without a copy: they must be contiguous, and no longer than a page of
  * memory. */
 static int reads_rows(const Layer *l) {
@@ -92,6 +100,22 @@ static int reads_rows(const Layer *l) {
 static int reads_weight(const Layer *l, int64_t columns) {
     return l->dtype == FLOAT32 && l->m <= FEW_ROWS && columns % PANEL == 0 && columns <= MOST_ROW;
 }
+
+/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows, or in rows as outside,
+ * whose panels are 16 floats apart. k goes through `parts` of A and B, `k` long each. */
+typedef struct {
+    const float *a, *b;
+    int64_t a_stride, b_stride; /* from panel to panel; of A in rows, from row to row */
+    int64_t b_row;              /* from row to row of B */
+    int64_t k, parts, a_part, b_part;
+    enum Form form;
+} Factors;
+
+/* A thread's scratch: panels of the block's rows. */
+typedef struct {
+    float *x, *preact, *dout, *h; /* preact: [L, R], then [dL, dR]; each half padded by itself */
+    int64_t stride, first, rows;  /* rows first..first+rows-1 of the call */
+} Block;
 
 /* How many units of work threads have taken. Padded to cache lines of its own, so that threads that
  * write different counters do not wait for each other. */
@@ -120,8 +144,8 @@ static int64_t take(Counter *counter) {
     return __atomic_fetch_add(&counter->taken, 1, __ATOMIC_RELAXED);
 }
 
-/* The next block or share for a thread, -1 if none is left. First come the thread's own, the same at
- * every call of these sizes, so that its caches may still hold their memory; then the others'. */
+/* The next block or share for a thread, -1 if none is left. A thread takes its own first, the same at
+ * every call of these sizes, because its caches may still hold their memory; then those of others. */
 static int64_t take_unit(Task *t, int64_t thread, int64_t units) {
     for (int64_t i = 0; i < t->threads; i++) {
         int64_t whose = (thread + i) % t->threads, first = whose * units / t->threads;
@@ -164,75 +188,19 @@ static void run(Task *t, void (*work)(void *)) {
         work(t);
 }
 
-/* One copy of the arithmetic for each vector width; the fastest that runs here is called. */
+#define BODY "layer_cpu_body.h"
+#include "isa_cpu.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define LAYER_X86 1
+/* What each thread runs, by instruction set. */
+static const struct {
+    void (*forward)(void *), (*backward)(void *);
+} WORK[] = {
+    {forward_baseline, backward_baseline},
+#ifdef IS_X86
+    {forward_avx2, backward_avx2},
+    {forward_avx512, backward_avx512},
 #endif
-
-#ifdef LAYER_X86
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#define LAYER_NAME(x) x##_avx512
-#define LAYER_LANES 16
-#define LAYER_TILE_VECTORS 4
-#include "layer_cpu_body.h"
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#define LAYER_NAME(x) x##_avx2
-#define LAYER_LANES 8
-#define LAYER_TILE_VECTORS 2
-#include "layer_cpu_body.h"
-#pragma GCC pop_options
-
-#endif
-
-#define LAYER_NAME(x) x##_baseline
-#define LAYER_LANES 4
-#define LAYER_TILE_VECTORS 2
-#include "layer_cpu_body.h"
-
-enum Isa { ISA_BASELINE, ISA_AVX2, ISA_AVX512, ISA_COUNT };
-
-/* The widest instruction set that this build was compiled for and this processor has. */
-static int best_isa(void) {
-#ifdef LAYER_X86
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return ISA_BASELINE;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return ISA_AVX512;
-    return ISA_AVX2;
-#else
-    return ISA_BASELINE;
-#endif
-}
-
-typedef void (*Work)(void *);
-
-static Work forward_work(int isa) {
-#ifdef LAYER_X86
-    if (isa == ISA_AVX512) return forward_avx512;
-    if (isa == ISA_AVX2) return forward_avx2;
-#endif
-    (void)isa;
-    return forward_baseline;
-}
-
-static Work backward_work(int isa) {
-#ifdef LAYER_X86
-    if (isa == ISA_AVX512) return backward_avx512;
-    if (isa == ISA_AVX2) return backward_avx2;
-#endif
-    (void)isa;
-    return backward_baseline;
-}
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+};
 
 /* The number of shares. A share's sums are as large as the weights, so shares are few enough that
  * computing one takes longer than writing and adding its sums. */
@@ -244,13 +212,11 @@ static int64_t shares_of(const Task *t) {
     return least(MOST_SHARES, most(fewest, l->m / rows));
 }
 
-/* Rows of a block: a share is cut into equal blocks that fit the cache. */
-static int64_t block_rows(const Task *t, int is_backward) {
-    const Layer *l = &t->layer;
-    int64_t floats = t->d_in16 + (l->d_out ? t->d16 : 0);
-    if (is_backward) floats += 2 * t->d16 + t->d_out16;
-    int64_t fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, BLOCK_BYTES / (4 * floats)));
-    int64_t rows = most(1, (l->m + t->shares - 1) / t->shares);
+/* Rows of a block, which takes `row_floats` a row: a share is cut into equal blocks that fit the cache. */
+static int64_t block_rows(const Task *t, int64_t row_floats) {
+    int64_t fitting = BLOCK_BYTES / (4 * row_floats);
+    fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, fitting));
+    int64_t rows = most(1, (t->layer.m + t->shares - 1) / t->shares);
     int64_t blocks = (rows + fitting - 1) / fitting;
     return ((rows + blocks - 1) / blocks + 1) / 2 * 2;
 }
@@ -267,7 +233,9 @@ static void plan(Task *t, int threads, int is_backward) {
     t->d16 = PADDED(l->d);
     t->d_out16 = PADDED(l->d_out);
     t->shares = shares_of(t);
-    t->block = block_rows(t, is_backward);
+    int64_t row_floats = t->d_in16 + (l->d_out ? t->d16 : 0);
+    if (is_backward) row_floats += 2 * t->d16 + t->d_out16;
+    t->block = block_rows(t, row_floats);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);
     t->streams = streams(l);
@@ -275,9 +243,7 @@ static void plan(Task *t, int threads, int is_backward) {
     t->w_n_stride = PANEL_FLOATS(2 * t->d16);
     t->w_p_t_stride = PANEL_FLOATS(l->d);
     t->w_p_n_stride = PANEL_FLOATS(l->d_out);
-    int64_t panels = t->d_in16 + (l->d_out ? t->d16 : 0);
-    if (is_backward) panels += 2 * t->d16 + t->d_out16;
-    t->thread_floats = panels / PANEL * t->block_stride + 64;
+    t->thread_floats = row_floats / PANEL * t->block_stride + 64;
     t->sums_dw_p = l->dweight ? 2 * t->d16 * t->d_in16 : 0;
     t->sums_dbias = t->sums_dw_p + (l->dw_p ? t->d_out16 * t->d16 : 0);
     t->sums_db_p = t->sums_dbias + 2 * t->d16;
@@ -290,8 +256,8 @@ static void plan(Task *t, int threads, int is_backward) {
     if (t->threads < 1 || !can_share_work()) t->threads = 1;
 }
 
-/* Scratch of small calls is kept for the next one, whose caches it is still in: malloc would hand out other
- * memory, or give it back to the system and take it anew, page by page. */
+/* Scratch of small calls is kept for the next call, because it is still in the caches: malloc might return
+ * other memory, or memory that the system must map again page by page. */
 static void *kept = NULL;
 
 static void *scratch_memory(int64_t floats) {
@@ -306,7 +272,7 @@ static void release(void *memory, int64_t floats) {
     free(floats > KEPT_FLOATS ? memory : __atomic_exchange_n(&kept, memory, __ATOMIC_RELEASE));
 }
 
-/* Cut one allocation into the task's parts; gives its floats, 0 if there is no memory. */
+/* Cuts one allocation into the task's parts. Returns its size in floats, 0 if there is no memory. */
 static int64_t allocate(Task *t, int is_backward, void **memory) {
     const Layer *l = &t->layer;
     int64_t halves = 2 * t->d16 / PANEL;
@@ -328,14 +294,14 @@ static int64_t allocate(Task *t, int is_backward, void **memory) {
     return floats;
 }
 
-#ifndef WITHOUT_PYTHON /* as the sanitizers run it */
+#ifndef WITHOUT_PYTHON /* the sanitizers' tests define it */
 
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-/* The module takes tensors and makes those it returns: a call of few rows takes microseconds, and each
- * attribute of a tensor that Python reads takes a part of one. A tensor's memory, sizes and strides come
- * by one call of the table of functions that torch.Tensor carries as DLPack defines it. */
+/* The module reads tensors and makes those it returns in C: a call of few rows takes microseconds, and
+ * Python would take a part of one for each attribute of a tensor. One call of a function in the DLPack
+ * table of torch.Tensor gives a tensor's memory, sizes and strides. */
 
 typedef struct { /* DLTensor */
     char *data;
@@ -378,7 +344,7 @@ static int is_dense(const Seen *s) {
     return 1;
 }
 
-/* Puts what a method makes of an operand in its place. */
+/* Replaces an operand by the tensor that its method returns. */
 static int become(Operands *o, enum Operand which, PyObject *method) {
     PyObject *made = PyObject_CallMethodObjArgs(o->held[which], method, NULL);
     if (!made) return 0;
@@ -414,7 +380,7 @@ static int dtype_of(const Seen *s) {
     return s->kind == BFLOATS && s->bits == 16 ? BFLOAT16 : -1;
 }
 
-/* What both ways have: `isa, gate, x, weight, bias, w_p`. */
+/* The arguments that forward and backward share: `isa, gate, x, weight, bias, w_p`. */
 static int read_layer(PyObject *const *args, Operands *o, Layer *l, int *isa) {
     Seen x, weight, w_p = {0};
     *isa = (int)PyLong_AsLong(args[0]);
@@ -442,7 +408,7 @@ static int read_layer(PyObject *const *args, Operands *o, Layer *l, int *isa) {
     return 1;
 }
 
-/* `made`, a new tensor, and its memory; null for null. */
+/* Returns the new tensor `made` and sets `at` to its memory; null for null. */
 static PyObject *new_at(PyObject *made, char **at) {
     Seen s = {0};
     if (made && exchange->see(made, &s)) Py_CLEAR(made);
@@ -476,7 +442,7 @@ static int execute(const Layer *layer, int isa, int is_backward) {
         return 0;
     }
     PyThreadState *state = PyEval_SaveThread();
-    run(&task, is_backward ? backward_work(isa) : forward_work(isa));
+    run(&task, is_backward ? WORK[isa].backward : WORK[isa].forward);
     release(memory, floats);
     PyEval_RestoreThread(state);
     return 1;
@@ -502,7 +468,8 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t n)
     return both;
 }
 
-/* The gradients that are needed, of x, weight, bias, w_p, b_p, and None for the others; null if one fails. */
+/* Memory for the gradients of x, weight, bias, w_p and b_p; None for those that `needs` leaves out.
+ * Null if an allocation fails. */
 static PyObject *new_gradients(PyObject *needs, const Operands *o, Layer *l) {
     PyObject *found = PyTuple_New(5);
     for (int i = 0; found && i < 5; i++) {
@@ -571,7 +538,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_layer_cpu", NULL, -1, methods,
                                     NULL, NULL, NULL, NULL};
 
-/* What is used of torch; false with an error set. */
+/* Finds the functions of torch that are called here; false, with an error set, if one is missing. */
 static int find_torch(void) {
     static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
     PyObject *torch = PyImport_ImportModule("torch");

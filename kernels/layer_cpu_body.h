@@ -1,15 +1,6 @@
-/* The arithmetic of layer_cpu.c for one vector width. Included once for each instruction set, with
- *   LAYER_NAME(x)        the name of x for this instruction set
- *   LAYER_LANES          floats in a vector: 16, 8 or 4
- *   LAYER_TILE_VECTORS   vectors of a row of a tile held in registers: 4 or 2
- * It has no include guard, because it is included several times. */
+/* The arithmetic of layer_cpu.c; isa_cpu.h includes it once for each instruction set. */
 
-#define N(x) LAYER_NAME(x)
-#define LANES LAYER_LANES
-#define VECTORS LAYER_TILE_VECTORS
 #define TILE_ROWS 6
-
-#include "vector_cpu.h"
 
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
@@ -176,7 +167,7 @@ INLINE vf N(normal_cdf)(vf x) {
     return N(pick)(x < 0.0f, below, above);
 }
 
-/* g(x), and g′(x) but for the places where `is_cut` says that it is 0. */
+/* g(x), and in `slope` g′(x), which is wrong where `is_cut` says that it is 0. */
 static vf N(gated)(vf x, int gate, vf *slope) {
     vf s, ds;
     switch (gate) {
@@ -221,7 +212,7 @@ INLINE vf N(product)(vf left, vf right, int gate) {
     return gate == IDENTITY ? left * right : N(gated)(left, gate, &slope) * right;
 }
 
-/* [L, R] to [dL, dR] for dh; gives h. */
+/* Replaces [L, R] by [dL, dR], given dh; returns h. */
 INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
     vf l = *left, r = *right, slope, g = l, dg = dh * r;
     if (gate != IDENTITY) {
@@ -234,17 +225,6 @@ INLINE vf N(product_backward)(vf *left, vf *right, vf dh, int gate) {
 }
 
 /* --- Products of panels. --- */
-
-/* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows, or in rows as outside,
- * whose panels are 16 floats apart. k goes through `parts` of A and B, `k` long each. */
-typedef struct {
-    const float *a, *b;
-    int64_t a_stride, b_stride; /* from panel to panel; of A in rows, from row to row */
-    int64_t b_row;              /* from row to row of B */
-    int64_t k, parts, a_part, b_part;
-    enum Form form;
-} N(Factors);
-#define Factors N(Factors)
 
 /* acc (MR, NV) += a[m, k] b[k, v]; ROW and STEP floats of A to the next row and the next k. */
 #define MULTIPLY_ADD(K_END, ROW, STEP)                                       \
@@ -346,17 +326,7 @@ INLINE const float *N(column_of_b)(const Factors *f, int64_t vector) {
     return f->b + column / PANEL * f->b_stride + column % PANEL;
 }
 
-INLINE int64_t N(fewer)(int64_t a, int64_t b) { return a < b ? a : b; }
-#define fewer N(fewer)
-
 /* --- Blocks of rows. --- */
-
-/* A thread's scratch: panels of the block's rows. */
-typedef struct {
-    float *x, *preact, *dout, *h; /* preact: [L, R], then [dL, dR]; each half padded by itself */
-    int64_t stride, first, rows;  /* rows first..first+rows-1 of the call */
-} N(Block);
-#define Block N(Block)
 
 static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
     Block b;
@@ -366,17 +336,13 @@ static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
     b.preact = b.h + (t->layer.d_out ? t->d16 / PANEL * b.stride : 0);
     b.dout = b.preact + 2 * t->d16 / PANEL * b.stride;
     b.first = index * t->block;
-    b.rows = fewer(t->block, t->layer.m - b.first);
+    b.rows = least(t->block, t->layer.m - b.first);
     return b;
-}
-
-static View N(rows_of)(View v, int64_t first, int dtype) {
-    return (View){v.at + first * v.row * (dtype == FLOAT32 ? 4 : 2), v.row, v.column};
 }
 
 static void N(pack_rows)(const Task *t, const Block *b, float *to, View from, int64_t columns) {
     int dtype = t->layer.dtype;
-    N(pack)(to, b->stride, N(rows_of)(from, b->first, dtype), b->rows, columns, dtype);
+    N(pack)(to, b->stride, rows_of(from, b->first, dtype), b->rows, columns, dtype);
 }
 
 /* A panel's column of LANES at row r. */
@@ -384,7 +350,7 @@ INLINE float *N(in_panels)(float *panels, int64_t stride, int64_t row, int64_t c
     return panels + column / PANEL * stride + row * PANEL + column % PANEL;
 }
 
-/* A tile of C in a buffer, from where it is written on in another form. */
+/* A tile of C, before it is written to memory in another dtype or layout. */
 #define BUFFER_ROW (VECTORS * LANES)
 #define BUFFER __attribute__((aligned(64))) float c[TILE_ROWS * BUFFER_ROW]
 
@@ -457,13 +423,13 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
     BUFFER;
     Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, PANEL, t->layer.d_in, 1, 0, 0, PANELS};
     if (reads_rows(&t->layer)) {
-        f.a = (const float *)N(rows_of)(t->layer.x, b->first, FLOAT32).at;
+        f.a = (const float *)rows_of(t->layer.x, b->first, FLOAT32).at;
         f.a_stride = t->layer.x.row;
         f.form = ROWS;
     }
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS / 2) {
-        int64_t n = fewer(vectors - j, VECTORS / 2);
+        int64_t n = least(vectors - j, VECTORS / 2);
         const float *columns[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < 2 * n; v++) {
             int64_t column = (v < n ? j + v : vectors + j + v - n);
@@ -471,7 +437,7 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
             start[v] = t->bias + column * LANES;
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            int64_t rows = least(b->rows - i, TILE_ROWS);
             if (is_forward) N(fetch_outputs)(t, b, i, rows, j * LANES, n * LANES);
             N(multiply)(&f, rows, 2 * n, N(row_of_a)(&f, i), columns, start, 1, c, BUFFER_ROW);
             for (int64_t v = 0; v < n; v++) {
@@ -489,7 +455,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
     BUFFER;
     int64_t vectors = (width + LANES - 1) / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = fewer(vectors - j, VECTORS);
+        int64_t n = least(vectors - j, VECTORS);
         int in_place = t->layer.dtype == FLOAT32 && (j + n) * LANES <= width;
         const float *at[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < n; v++) {
@@ -497,7 +463,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
             start[v] = first + (j + v) * LANES;
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS), index = (b->first + i) * width + j * LANES;
+            int64_t rows = least(b->rows - i, TILE_ROWS), index = (b->first + i) * width + j * LANES;
             if (in_place) N(fetch)(to, index, width, rows, n * LANES);
             N(multiply)(f, rows, n, N(row_of_a)(f, i), at, first ? start : 0, 1,
                         in_place ? (float *)to + index : c, in_place ? width : BUFFER_ROW);
@@ -510,7 +476,7 @@ static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f
     }
 }
 
-/* dh of one vector of rows, `dh_row` apart: [L, R] becomes [dL, dR]. */
+/* Replaces [L, R] by [dL, dR] in one vector of each of `rows` rows; rows of dh are `dh_row` apart. */
 INLINE void N(take_dh)(const Task *t, const Block *b, const float *dh, int64_t dh_row, int64_t row,
                        int64_t rows, int64_t column) {
     float *left = N(in_panels)(b->preact, b->stride, row, column);
@@ -541,7 +507,7 @@ static void N(pack_w_t)(const Task *t, int64_t panel) {
     const Layer *l = &t->layer;
     int64_t half = panel >= t->d16 / PANEL, column = panel * PANEL - half * t->d16;
     N(pack_transposed)(t->w_t + panel * t->w_t_stride, l->weight, half * l->d + column,
-                       fewer(PANEL, l->d - column), l->d_in, l->dtype);
+                       least(PANEL, l->d - column), l->d_in, l->dtype);
 }
 
 /* A bias to float32, zeros where there is none. */
@@ -549,7 +515,7 @@ static void N(pack_bias)(float *to, const char *from, int64_t first, int64_t n, 
                          int dtype) {
     if (!from) memset(to, 0, (size_t)padded * 4);
     for (int64_t i = 0; from && i < padded; i += PANEL)
-        N(read16)(to + i, from, first + i, 1, fewer(PANEL, n - i), dtype);
+        N(read16)(to + i, from, first + i, 1, least(PANEL, n - i), dtype);
 }
 
 static void N(pack_biases)(const Task *t) {
@@ -571,7 +537,7 @@ static void N(forward)(void *task) {
         else if (i < halves) N(pack_w_t)(t, i);
         else
             N(pack_transposed)(t->w_p_t + out * t->w_p_t_stride, l->w_p, out * PANEL,
-                               fewer(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
+                               least(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
     }
     wait_for_all(t);
     for (int64_t i; (i = take_unit(t, thread, t->blocks)) >= 0;) {
@@ -579,7 +545,7 @@ static void N(forward)(void *task) {
         N(forward_block)(t, &b);
     }
 #if LANES == 16 && !defined(__clang__)
-    __builtin_ia32_sfence(); /* other threads see what was streamed once this one ends */
+    __builtin_ia32_sfence(); /* so that streamed writes are visible to others once this thread ends */
 #endif
 }
 
@@ -591,11 +557,11 @@ static void N(add_products)(const Block *b, const float *a, int64_t a_columns, c
     int64_t vectors = (b_columns + LANES - 1) / LANES;
     Factors f = {0, from, 0, b_stride, b_row, b->rows, 1, 0, 0, TURNED};
     for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = fewer(vectors - j, VECTORS);
+        int64_t n = least(vectors - j, VECTORS);
         const float *at[VECTORS];
         for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
         for (int64_t i = 0, rows; i < a_columns; i += rows) {
-            rows = fewer(fewer(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
+            rows = least(least(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
             N(multiply)(&f, rows, n, a + i / PANEL * b->stride + i % PANEL, at, 0, is_first,
                         sums + i * sums_row + j * LANES, sums_row);
         }
@@ -609,7 +575,7 @@ static void N(add_columns)(const Block *b, const float *panels, int64_t columns,
         const float *at = panels + c / PANEL * b->stride + c % PANEL;
         vf total = splat(0.0f);
         for (int64_t first = 0; first < b->rows; first += 16) {
-            int64_t end = fewer(first + 16, b->rows);
+            int64_t end = least(first + 16, b->rows);
             vf some = load(at + first * PANEL);
             for (int64_t r = first + 1; r < end; r++) some += load(at + r * PANEL);
             total += some;
@@ -621,12 +587,12 @@ static void N(add_columns)(const Block *b, const float *panels, int64_t columns,
 /* dh = dout where there is no projection. */
 static void N(take_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
-    View from = N(rows_of)(l->dout, b->first, l->dtype);
+    View from = rows_of(l->dout, b->first, l->dtype);
     float dh[PANEL] __attribute__((aligned(64)));
     for (int64_t r = 0; r < b->rows; r++)
         for (int64_t c = 0; c < l->d; c += PANEL) {
             int64_t index = r * from.row + c * from.column;
-            N(read16)(dh, from.at, index, from.column, fewer(PANEL, l->d - c), l->dtype);
+            N(read16)(dh, from.at, index, from.column, least(PANEL, l->d - c), l->dtype);
             UNROLL for (int i = 0; i < PANEL; i += LANES)
                 N(take_dh)(t, b, dh + i, 0, r, 1, c + i);
         }
@@ -635,7 +601,7 @@ static void N(take_dout)(const Task *t, const Block *b) {
 /* The same for [L, R] that forward saved, where whole vectors of it can be read in place. */
 static void N(take_saved_and_dout)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
-    const float *dh = (const float *)N(rows_of)(l->dout, b->first, FLOAT32).at;
+    const float *dh = (const float *)rows_of(l->dout, b->first, FLOAT32).at;
     const float *saved = (const float *)l->saved_preact + b->first * 2 * l->d;
     float *to = b->preact, *to_right = to + l->d / PANEL * b->stride;
     for (int64_t r = 0; r < b->rows; r++, dh += l->dout.row, saved += 2 * l->d)
@@ -655,11 +621,11 @@ static void N(form_dh)(const Task *t, const Block *b) {
     if (reads_weight(l, l->d)) f.b = (const float *)l->w_p, f.b_stride = PANEL, f.b_row = l->d;
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = fewer(vectors - j, VECTORS);
+        int64_t n = least(vectors - j, VECTORS);
         const float *at[VECTORS];
         for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
-            int64_t rows = fewer(b->rows - i, TILE_ROWS);
+            int64_t rows = least(b->rows - i, TILE_ROWS);
             N(multiply)(&f, rows, n, N(row_of_a)(&f, i), at, 0, 1, c, BUFFER_ROW);
             for (int64_t v = 0; v < n; v++)
                 N(take_dh)(t, b, c + v * LANES, BUFFER_ROW, i, rows, (j + v) * LANES);
@@ -704,7 +670,7 @@ static void N(backward_block)(const Task *t, const Block *b, float *sums, int is
     const Layer *l = &t->layer;
     int64_t half = t->d16 / PANEL * b->stride;
     int x_stays = reads_rows(l) && reads_weight(l, l->d_in);
-    const float *x = x_stays ? (const float *)N(rows_of)(l->x, b->first, FLOAT32).at : b->x;
+    const float *x = x_stays ? (const float *)rows_of(l->x, b->first, FLOAT32).at : b->x;
     int64_t x_stride = x_stays ? PANEL : b->stride, x_row = x_stays ? l->x.row : PANEL;
     if ((l->dweight && !x_stays) || (!l->saved_preact && !reads_rows(l)))
         N(pack_rows)(t, b, b->x, l->x, l->d_in);
@@ -749,11 +715,11 @@ static void N(add_unit)(const Task *t, int64_t unit) {
     int64_t w_units = 2 * t->d16 / PANEL, w_p_units = t->d_out16 / PANEL;
     if (unit < w_units) {
         int64_t half = unit * PANEL >= t->d16, first = unit * PANEL - half * t->d16;
-        for (int64_t r = first; l->dweight && r < fewer(first + PANEL, l->d); r++)
+        for (int64_t r = first; l->dweight && r < least(first + PANEL, l->d); r++)
             N(add_row)(t, (half * t->d16 + r) * t->d_in16, l->dweight, half * l->d + r, l->d_in);
     } else if (unit < w_units + w_p_units) {
         int64_t first = (unit - w_units) * PANEL;
-        for (int64_t r = first; l->dw_p && r < fewer(first + PANEL, l->d_out); r++)
+        for (int64_t r = first; l->dw_p && r < least(first + PANEL, l->d_out); r++)
             N(add_row)(t, t->sums_dw_p + r * t->d16, l->dw_p, r, l->d);
     } else {
         for (int64_t half = 0; l->dbias && half < 2; half++)
@@ -762,7 +728,7 @@ static void N(add_unit)(const Task *t, int64_t unit) {
     }
 }
 
-/* One panel of what backward's products read: Wᵀ unless [L, R] was saved, W, W_p. */
+/* Packs one panel that backward's products read: of Wᵀ (unless [L, R] was saved), of W, or of W_p. */
 static void N(pack_for_backward)(const Task *t, int64_t unit) {
     const Layer *l = &t->layer;
     int64_t halves = l->saved_preact ? 0 : 2 * t->d16 / PANEL;
@@ -773,7 +739,7 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
     }
     unit -= halves;
     if (unit < t->d_in16 / PANEL) {
-        int64_t column = unit * PANEL, columns = fewer(PANEL, l->d_in - column);
+        int64_t column = unit * PANEL, columns = least(PANEL, l->d_in - column);
         float *to = t->w_n + unit * t->w_n_stride;
         for (int64_t half = 0; l->dx && !reads_weight(l, l->d_in) && half < 2; half++) {
             View from = {l->weight + (half * l->d * l->d_in + column) * element, l->d_in, 1};
@@ -784,7 +750,7 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
     int64_t panel = unit - t->d_in16 / PANEL, column = panel * PANEL;
     if (reads_weight(l, l->d)) return;
     View from = {l->w_p + column * element, l->d, 1};
-    N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, fewer(PANEL, l->d - column),
+    N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, least(PANEL, l->d - column),
             l->dtype);
 }
 
@@ -806,19 +772,9 @@ static void N(backward)(void *task) {
     for (int64_t i; (i = take(&t->add)) <= units;) N(add_unit)(t, i);
 }
 
-#undef N
-#undef LANES
-#undef VECTORS
 #undef TILE_ROWS
-#undef fewer
-#undef Factors
-#undef Block
 #undef MULTIPLY_ADD
 #undef TILE
 #undef TILE_OF
 #undef BUFFER
 #undef BUFFER_ROW
-#undef LAYER_NAME
-#undef LAYER_LANES
-#undef LAYER_TILE_VECTORS
-#include "vector_cpu_end.h"

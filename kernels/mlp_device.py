@@ -320,7 +320,7 @@ def mlp_backward_kernel(
 
     BD, BK, BN cover all of d, d_in and d_out. One program walks `chunk` rows, keeps the weights
     and the sums of dW_l, dW_r (BD, BK) and dW_pᵀ (BD, BN) on the chip, and writes dx and its
-    shares of the sums. A null pointer is a gradient nobody asked for.
+    shares of the sums. A null pointer is a gradient that is not needed.
     """
     wn, wk = widen(stride_wn, WIDE), widen(stride_wk, WIDE)
     pn, pd = widen(stride_pn, WIDE), widen(stride_pd, WIDE)

@@ -15,8 +15,8 @@ from torch import Tensor
 from .launch import Start, accumulator, launch
 from .tiles import Tile, blocks
 
-# Programs worth having in flight at once, about one a multiprocessor: more would only be more
-# shares to write and to read. A constant, not the device's count: the split decides the order of
+# Programs to run at once, about one a multiprocessor: more would only add shares to write and
+# to read. A constant, not the device's count: the split decides the order of
 # the sum, hence the bits.
 _PROGRAMS = 132
 # Elements of shares a program reads at a time: a few shares of many sums, or many of a few sums, so
@@ -35,7 +35,7 @@ def split_rows(m: int, programs: int, block_m: int) -> tuple[int, int]:
 
 
 def shares(splits: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for `splits` shares of a gradient of `shape`; a lone share is the gradient itself."""
+    """Memory for `splits` shares of a gradient of `shape`; a lone share is the gradient itself."""
     dtype = like.dtype if splits == 1 else accumulator(like.dtype)
     return like.new_empty((splits, *shape), dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""The elementwise kernels that stand beside a library matmul over the packed weight.
+"""The elementwise kernels that follow or precede a library matmul with the packed weight.
 
     h = g(L) ∘ R     dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)
 

@@ -1,8 +1,8 @@
 """Shuffling without memory: a keyed permutation of 0…n−1, computed an index at a time.
 
-A Feistel network over the smallest even number of bits that holds n, walked until it lands below n.
-Counter-based: any position of any epoch is known without the ones before, so that every backend,
-in any order of work, trains on the same batches. The same function is in `grid_cpu.c`.
+A Feistel network over the smallest even number of bits that holds n, repeated until the index is
+below n. Any position of any epoch is computed without the ones before it, so that every backend
+trains on the same batches, whatever its order of work. The same function is in `grid_cpu.c`.
 """
 
 import numpy as np

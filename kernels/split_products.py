@@ -3,8 +3,9 @@
     x = x₀ + x₁ + x₂, bfloat16 parts of 8 bits each, by rounding and subtracting: exact for float32
     x·y ≈ Σ xᵢ·yⱼ over i + j < 3 ("bf16x6"), or over i + j < 2 of two parts ("bf16x3")
 
-An operand is split once for all products that share it, two elements an instruction. The partial
-products are summed from zero, the smallest first, so that a long sum is rounded once a product.
+An operand is split once for all products that share it, two elements in each instruction. The
+partial products are summed from zero, the smallest first, so that a long sum is rounded once a
+product.
 "tf32" and "ieee" multiply x itself; float64 takes "ieee", and so does Triton's interpreter, whose
 bfloat16 product is wrong.
 """

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Tile:
-    """Block sizes of one program, and how it is run. A size a kernel has no use for is 0.
+    """Block sizes of one program, and how it is run. A size that a kernel does not use is 0.
 
     block_m: rows of x; block_d: hidden units; block_n: columns of what is written;
     block_k: depth of one step of the reduction over d_in or d_out.
@@ -22,8 +22,8 @@ class Tile:
     def fit(self, **extents: int) -> "Tile":
         """Shrink the blocks named (m, d, n, k) to the power of two, at least 16, that just covers.
 
-        Kernels of the layer keep block_m whatever their rows: a user of varying M would meet the
-        compiler at each power of two, and rows past M are only masked.
+        Kernels of the layer keep block_m whatever their rows: otherwise a user of varying M would
+        wait for a compilation at each power of two. Rows past M are only masked.
         """
         return _fitted(self, tuple(extents.items()))
 

@@ -1,4 +1,4 @@
-"""Measure tiles and crossovers on the GPU at hand and write the dispatch table anew.
+"""Measure tiles on the GPU of this machine and write the dispatch table again.
 
     python -m bilinear.kernels.tune [--dry-run] [--kind half tf32 ...] [--seconds N] [--output FILE]
 
@@ -28,7 +28,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
 KINDS = ("half", "tf32", "tf32x3", "ieee")
-# Kernels in the order of the time that users spend in them, those of the whole MLP first.
+# Kernels in the order in which they are tuned: those where users spend most time come first.
 _BY_WORTH = (
     "mlp_forward", "mlp_backward", "dual_forward", "dual_backward_input", "dual_backward_weight",
     "dual_backward", "mlp_backward_input", "mlp_backward_weight", "mlp_backward_projection",
@@ -79,7 +79,7 @@ class Entry:
 
 
 def entries(kinds: Iterable[str] = KINDS) -> list[Entry]:
-    """What there is to tune, in order of worth: many rows before few, 16 bits before float32."""
+    """Every tile to tune, in order of worth: many rows before few, then by kind as given."""
     kinds = list(kinds)
     return [
         Entry(kernel, kind, rows)
@@ -93,7 +93,7 @@ def candidates(kernel: str, around: Tile, kind: str = "half", device: str = "sm_
     """The table's tile, then up to five similar ones that fit the registers and the shared memory.
 
     More or fewer stages, the other number of warps, a block halved or doubled. The one-pass
-    backward keeps its d, d_in and d_out blocks: they are what it can hold.
+    backward keeps its d, d_in and d_out blocks: they are the largest layer that it can run.
     """
     near = [
         replace(around, num_stages=around.num_stages + 1),

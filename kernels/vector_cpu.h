@@ -1,6 +1,5 @@
-/* Vectors of floats and what both CPU kernels do with them, for one vector width. Their bodies include it
- * first, with N(x), the name of x for an instruction set, and LANES (16, 8 or 4 floats) defined.
- * It has no include guard, because it is included several times; vector_cpu_end.h undefines its macros. */
+/* Vectors of floats and what both CPU kernels do with them. isa_cpu.h includes it before each copy of a
+ * kernel's body, so it has no include guard; vector_cpu_end.h undefines its macros. */
 
 typedef float N(vf) __attribute__((vector_size(4 * LANES)));
 typedef int32_t N(vi) __attribute__((vector_size(4 * LANES)));

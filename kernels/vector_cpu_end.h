@@ -1,5 +1,8 @@
-/* Undefines the macros of vector_cpu.h, so that it can be included for the next vector width. */
+/* Undefines what isa_cpu.h and vector_cpu.h define for one instruction set, before the next one. */
 
+#undef N
+#undef LANES
+#undef VECTORS
 #undef vf
 #undef vi
 #undef vu

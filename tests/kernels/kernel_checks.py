@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bilinear.kernels.tiles import Tile
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# Everywhere: float32 and float64. The interpreter's bfloat16 dot is wrong: a device's only.
+# float32 and float64 run everywhere; 16 bits on a device only: the interpreter's bfloat16 dot is
+# wrong.
 DTYPES = [
     torch.float32,
     torch.float64,
@@ -20,12 +23,21 @@ DTYPES = [
 SIZES = [(1, 1, 1, 1), (3, 17, 65, 5), (63, 64, 17, 65), (65, 129, 3, 63), (129, 3, 63, 1)]
 LAYOUTS = ["contiguous", "transposed", "gapped"]
 # (size, layout of x and of incoming gradients, with biases): every size, layout and bias, not
-# every combination; the interpreter takes its time.
+# every combination, because the interpreter is slow.
 CASES = [(size, LAYOUTS[i % 3], i % 2 == 1) for i, size in enumerate(SIZES)] + [
     ((3, 17, 65, 5), "contiguous", False),
     ((17, 63, 3, 17), "transposed", True),
     ((64, 5, 17, 3), "gapped", True),
 ]
+
+TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
+# Of the whole MLP's backward: its one pass fits nothing, so that each gradient has a kernel.
+BY_GRADIENT = {
+    "mlp_backward": Tile(block_m=0, num_warps=4, num_stages=1),
+    "mlp_backward_input": TILE,
+    "mlp_backward_weight": TILE,
+    "mlp_backward_projection": TILE,
+}
 
 # Relative to the tensor's norm, what passes whatever eager's error: half a unit in the last place
 # with some room, since a sum of one or two terms may come out of eager exact. The interpreter's

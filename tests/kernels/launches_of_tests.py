@@ -39,7 +39,7 @@ def _note(start: launch.Launch) -> None:
 
 
 def _nothing(*given: object, **more: object) -> None:
-    """In place of an assertion on values."""
+    """Replaces an assertion on values."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,7 +65,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     try:
         with launch.recording(_note):
             return (yield)
-    except Exception:  # it asked for a value
+    except Exception:  # the test needed a value, which meta tensors do not have
         return True
 
 
@@ -78,7 +78,7 @@ def _kind(seen: Specialisation) -> tuple[object, ...]:
 
 
 def _compiled(index: int) -> str:
-    """Empty, or what the compiler said."""
+    """The compiler's error, or an empty string."""
     try:
         compile_launch(list(_found.values())[index], 90)
     except Exception as error:  # compilers raise many kinds

@@ -1,4 +1,4 @@
-"""Counts what a user of varying M has the compiler make: one line of JSON.
+"""Counts the kernels that are compiled for a user of varying M: one line of JSON.
 
 By layout of x ("rows" or "columns" contiguous) and arithmetic, how many of each kernel. In a
 process of its own: Triton must not interpret the kernels here.
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def main() -> None:
-    """Forward and backward by every kernel, at sizes the table has several tiles for."""
+    """Forward and backward by every kernel, at sizes for which the table has several tiles."""
     rows = {*range(1, 40), *(random.randrange(1, 30_000) for _ in range(200)), 64, 65, 4096, 16384}
     counts = {}
     for layout in ("rows", "columns"):

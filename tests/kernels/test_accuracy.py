@@ -9,19 +9,11 @@ from collections import Counter
 
 import pytest
 import torch
-from kernel_checks import DTYPES, Eager, draw
+from kernel_checks import BY_GRADIENT, DTYPES, TILE, Eager, draw
 
 from bilinear.kernels.dual import dual_backward, dual_forward
 from bilinear.kernels.mlp import mlp_backward, mlp_forward
-from bilinear.kernels.tiles import Tile
 
-TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
-BACKWARD = {
-    "mlp_backward": Tile(block_m=0, num_warps=4, num_stages=1),
-    "mlp_backward_input": TILE,
-    "mlp_backward_weight": TILE,
-    "mlp_backward_projection": TILE,
-}
 DRAWS = 6
 
 
@@ -42,7 +34,7 @@ def test_error_is_within_a_tenth_of_eagers(size, bias, dtype):
         h, preact = dual_forward(*inputs, precision="ieee", config=TILE, save_preact=True)
         dpreact, _ = dual_backward(case.dh, *inputs, precision="ieee", config=TILE)
         out = mlp_forward(*inputs, case.w_p, case.b_p, precision="ieee", config=TILE)
-        found = mlp_backward(case.dout, *inputs, case.w_p, precision="ieee", config=BACKWARD)
+        found = mlp_backward(case.dout, *inputs, case.w_p, precision="ieee", config=BY_GRADIENT)
         count("h", h, eager.h, exact.h)
         count("preact", preact, eager.preact, exact.preact)
         count("dpreact", dpreact, eager.dpreact(case.dh), exact.dpreact(case.dh.double()))

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-# What most calls run; without arguments the report covers the rest.
+# The targets that most calls run; the report without arguments covers all.
 TARGETS = ["90:half", "90:tf32", "90:ieee", "90:bf16x6", "80:half", "80:bf16x6", "89:half"]
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448}
 
@@ -24,7 +24,7 @@ def report(*arguments):
 
 
 def in_a_process_of_its_own(*arguments):
-    """What a script prints as JSON: these kernels are compiled, not interpreted."""
+    """The JSON that a script prints; its kernels are compiled, not interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, *arguments]

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_checks import CASES, DEVICE, DTYPES, Eager, absolute_error, assert_close, draw
+from kernel_checks import CASES, DEVICE, DTYPES, TILE, Eager, absolute_error, assert_close, draw
 
 from bilinear.kernels import dual, launch
 from bilinear.kernels.dual import (
@@ -11,9 +11,6 @@ from bilinear.kernels.dual import (
     dual_backward_weight,
     dual_forward,
 )
-from bilinear.kernels.tiles import Tile
-
-TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import DEVICE, Case, absolute_error, draw
+from kernel_checks import BY_GRADIENT, DEVICE, DTYPES, TILE, Case, absolute_error, draw
 from torch import Tensor
 
 from bilinear.kernels import dual, mlp, pointwise
@@ -24,20 +24,7 @@ G = {
     "sigmoid": torch.sigmoid,
     "relu2": lambda x: F.relu(x).square(),
 }
-TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 WHOLE = Tile(block_m=32, block_d=128, block_n=128, block_k=128, num_warps=4, num_stages=1)
-BY_GRADIENT = {
-    "mlp_backward": Tile(block_m=0, num_warps=4, num_stages=1),
-    "mlp_backward_input": TILE,
-    "mlp_backward_weight": TILE,
-    "mlp_backward_projection": TILE,
-}
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
-    pytest.param(torch.float16, marks=pytest.mark.gpu),
-]
 
 
 class Eager:

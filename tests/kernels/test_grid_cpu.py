@@ -53,7 +53,7 @@ class Autograd:
 
 
 def poison(model: CpuGridModel | TorchGridModel) -> None:
-    """What a step may not read before it writes: gradients of the step before."""
+    """Fills the gradients of the step before with NaN: a step must not read them."""
     if isinstance(model, CpuGridModel):
         model._gradient.fill_(float("nan"))
 

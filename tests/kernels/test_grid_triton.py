@@ -91,7 +91,7 @@ def test_a_run_follows_the_oracle(p: int, widths: list[int]) -> None:
 
 @pytest.mark.parametrize(("p", "batch"), [(19, 0), (35, 0), (35, 20)])
 def test_several_tiles_of_classes(p: int, batch: int) -> None:
-    """As p from 65 up has them; small ones here, since the interpreter takes its time."""
+    """As every p above 64 has; the tiles are small here because the interpreter is slow."""
     small = Tile(block_m=16, block_d=16, block_n=16, num_warps=4, num_stages=1)
     steps = 1 if p > 32 and not batch else 2
     case = Case(recipe(p, steps=steps, batch=batch), [3, 18][: 2 if p < 32 else 1], tile=small)

@@ -1,4 +1,4 @@
-"""What a device would have the compiler make, read from launches on meta tensors."""
+"""Which kernels would be compiled on a device, read from launches on meta tensors."""
 
 import json
 import os

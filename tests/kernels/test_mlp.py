@@ -1,22 +1,15 @@
 import pytest
 import torch
-from kernel_checks import CASES, DEVICE, DTYPES, Eager, assert_close, draw
+from kernel_checks import BY_GRADIENT, CASES, DEVICE, DTYPES, TILE, Eager, assert_close, draw
 
 from bilinear.experiment.task import modular_addition
 from bilinear.kernels.mlp import GRADIENTS, mlp_backward, mlp_forward
 from bilinear.kernels.tiles import Tile
 from bilinear.reading.exact_circuit import exact_circuit
 
-TILE = Tile(block_m=64, block_d=32, block_n=32, block_k=32, num_warps=4, num_stages=2)
 # One pass needs a tile that covers every size.
 WHOLE = Tile(block_m=32, block_d=128, block_n=128, block_k=256, num_warps=4, num_stages=1)
-SPLIT = {
-    "mlp_backward": Tile(block_m=0, num_warps=4, num_stages=1),
-    "mlp_backward_input": TILE,
-    "mlp_backward_weight": TILE,
-    "mlp_backward_projection": TILE,
-}
-CONFIGS = {"one pass": {"mlp_backward": WHOLE}, "by gradient": SPLIT}
+CONFIGS = {"one pass": {"mlp_backward": WHOLE}, "by gradient": BY_GRADIENT}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -123,7 +116,7 @@ def test_a_unit_that_overflows_is_infinite_as_in_eager(dtype, large, d):
     assert not out.isnan().any()
     grads = mlp_backward(
         case.dout, case.x, case.weight, case.bias, case.w_p, precision="ieee", needs=("w_p",),
-        config=SPLIT,
+        config=BY_GRADIENT,
     )  # fmt: skip
     assert (grads["w_p"].isinf() == (case.dout.T @ h).isinf()).all()
     assert not grads["w_p"].isnan().any()

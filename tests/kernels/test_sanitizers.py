@@ -9,8 +9,8 @@ import pytest
 KERNELS = Path(__file__).parents[2] / "kernels"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-std=gnu11"]
 
-# Every buffer is as long as what it holds and comes from malloc, so that a step past its end is
-# seen.
+# Every buffer is as long as what it holds and comes from malloc, so that an access past its
+# end is found.
 LAYER = """
 #define KEPT_FLOATS 0
 #include "layer_cpu.c"
@@ -33,7 +33,7 @@ static void run_task(Layer layer, int isa, int is_backward) {
     void *memory;
     plan(&task, 1, is_backward);
     if (!allocate(&task, is_backward, &memory)) abort();
-    run(&task, is_backward ? backward_work(isa) : forward_work(isa));
+    run(&task, is_backward ? WORK[isa].backward : WORK[isa].forward);
     free(memory);
 }
 

@@ -1,6 +1,6 @@
-"""The parts of a float32, by running here, in numpy, the instructions the GPU is given.
+"""The parts of a float32, by running in numpy the PTX instructions that the GPU runs.
 
-Products by parts are emulated in bench/studies/precision.py; the interpreter knows neither.
+bench/studies/precision.py emulates products by parts; Triton's interpreter supports neither.
 """
 
 import re
@@ -24,7 +24,7 @@ def widened(bits: np.ndarray) -> np.ndarray:
 
 
 def run(assembly: str, registers: Registers) -> Registers:
-    """What little PTX the kernels hold."""
+    """Interprets the few PTX instructions that the kernels use."""
     for text in assembly.strip("{} \n").split(";"):
         words = re.findall(r"[\w.$]+", text)
         if not words or words[0] == ".reg":
