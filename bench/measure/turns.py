@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from bench.measure import roofs
@@ -51,6 +51,11 @@ def take_turns(
         enough = rounds >= least_rounds and time.perf_counter() > end
         if enough or rounds == most_rounds:
             return durations
+
+
+def ratios(longer: list[float], shorter: list[float]) -> list[float]:
+    """Quartiles of how many times longer the first takes than the second, round by round."""
+    return quantiles([a / b for a, b in zip(longer, shorter, strict=True)], n=4)
 
 
 @cache
