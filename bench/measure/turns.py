@@ -1,12 +1,12 @@
 """Several ways to do one thing, timed in turns, shown in pytest-benchmark's own table.
 
 A machine's speed drifts while benchmarks run, so contestants that are to be compared take turns:
-round by round, each once. pytest-benchmark times one test after another; what it gets here are the
-rounds already measured, so its table and its JSON show medians that can be divided by each other.
+round by round, each once. pytest-benchmark itself times one test after another; here it is given
+rounds that were measured in turns, so the medians in its table and JSON can be divided.
 
-On the CPU every contest has processes of its own, in which malloc keeps what is freed. Otherwise
-whatever ran earlier, or mere chance, would decide whether a tensor comes to lie on old pages or on
-new ones, which the system clears one by one: a factor of two.
+On the CPU every contest runs in processes of its own, in which malloc keeps freed memory. Otherwise
+earlier tests, or chance, decide whether a tensor gets pages in use before or new ones, which the
+system clears one by one: times then differ by a factor of two.
 """
 
 import itertools
