@@ -1,7 +1,7 @@
-"""What this machine can do at best: the bytes a copy moves, the FLOP/s of a matmul.
+"""The highest rates of this machine: bytes a second of a copy, FLOP/s of a matmul.
 
-Both are measured in the run whose results are held against them. A roof is the rate of the
-quickest round, for no result should lie above it. A copy counts what it reads and what it writes.
+Both are measured in the same run as the results that are compared with them. A roof is the rate of
+the quickest round, as no result should lie above it. A copy counts the bytes it reads and writes.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What a part of a visit is made of: items in order of worth, each saved as soon as it is done."""
+"""Items, of which a part of a visit consists: most valuable first, each saved when it is done."""
 
 import json
 import os
