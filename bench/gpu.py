@@ -22,12 +22,9 @@ its figures mean nothing, and it writes nowhere in the repository.
 """
 
 import argparse
-import contextlib
 import importlib.util
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +36,7 @@ import torch
 from bench.measure.environment import RESULTS
 from bench.visit import parcel, tiles
 from bench.visit.commands import ROOT
+from bench.visit.commands import end as end_processes
 from bench.visit.items import read, write
 from bench.visit.parts import PARTS, file_of
 
@@ -86,7 +84,7 @@ def run_part(name: str, folder: Path, end: float, *, quick: bool) -> None:
         except subprocess.TimeoutExpired:
             code = None
         if code != 0:
-            _end(worker)
+            end_processes(worker)
         if not _ended_in(path, code, out_of_time=time.time() > end - 3):
             return
 
@@ -108,12 +106,6 @@ def _ended_in(path: Path, code: int | None, *, out_of_time: bool) -> bool:
         write(path, content)
         print(f"  {key}: {how}", flush=True)
     return key is not None or (code != 0 and "items" in content)
-
-
-def _end(worker: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
 
 
 def summary(names: list[str], folder: Path) -> tuple[str, int]:
@@ -183,9 +175,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _adopt(folder: Path) -> None:
     """Let the kernels run on the table an earlier call measured, or this one."""
-    path = file_of("tiles", folder)
-    if path.exists():
-        tiles.adopt(json.loads(path.read_text()))
+    tiles.adopt(read(file_of("tiles", folder)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,15 +72,8 @@ def verdicts(found: list[Contest], path: Path) -> None:
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set_xlabel("times faster than the best peer (how much, and its name, at the right)")
     ax.grid(axis="x", alpha=0.3)
-    marks = [
-        Line2D([], [], color=colour, marker="o", lw=2, label=name)
-        for name, colour in VERDICTS.items()
-    ]
-    marks.append(
-        Line2D(
-            [], [], color="black", marker="|", ms=11, mew=1.5, lw=0, label="at the roof: the floor"
-        )
-    )
+    marks = [_mark(name, color=colour, marker="o", lw=2) for name, colour in VERDICTS.items()]
+    marks.append(_mark("at the roof: the floor", color="black", marker="|", ms=11, mew=1.5, lw=0))
     figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle("The default way against the best peer; bars: quartiles")
     _save(figure, path)
@@ -133,8 +127,8 @@ def shapes(found: list[Contest], path: Path) -> None:
     figure.supylabel("times as fast as eager")
     drawn = {_shown(n) for by_shape in panels.values() for c in by_shape.values() for n in c.ways}
     marks = [
-        Line2D(
-            [], [], lw=0, marker=marker, label=name,
+        _mark(
+            name, lw=0, marker=marker,
             color=BLUE if name in ("ours, default", "recompute") else ORANGE,
             mfc=BLUE if name == "ours, default" else "white",
         )
@@ -174,8 +168,7 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
         ax.plot(x, ours, "o", color=colour, ms=7, zorder=3)
         width = re.search(r"steps of .*, (d=\d+)", contest.group)
         if width:  # every width has the same FLOP a byte
-            rate = flop / contest.ours.median / 1e9
-            ax.text(at[contest.group] / 1.05, rate, width[1], ha="right", va="center", fontsize=8)
+            ax.text(x / 1.05, ours, width[1], ha="right", va="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(left, right)
@@ -184,15 +177,13 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
     ax.set_ylabel("FLOP of the algebra a second (GFLOP/s)")
     ax.grid(alpha=0.3)
     marks = [
-        Line2D([], [], marker="o", lw=0, color=colour, label=family)
+        _mark(family, marker="o", lw=0, color=colour)
         for family, colour in FAMILIES.items()
         if family in {_family(contest.group) for contest in counted}
     ]
     marks += [
-        Line2D([], [], marker="o", lw=0, color="black", label="ours"),
-        Line2D(
-            [], [], marker="s", lw=0, color="black", mfc="white", label="the best of the others"
-        ),
+        _mark("ours", marker="o", lw=0, color="black"),
+        _mark("the best of the others", marker="s", lw=0, color="black", mfc="white"),
     ]
     figure.legend(handles=marks, loc="outside right upper", fontsize=9, frameon=False)
     ax.set_title("Under the roofs measured in the same run; a line joins ours and the best peer")
@@ -203,8 +194,8 @@ def scaling(found: list[Contest], path: Path) -> None:
     """Time against M, d, the number of models and P, with the time at the roofs below."""
     panels: defaultdict[str, list[tuple[int, Contest]]] = defaultdict(list)
     for contest in found:
-        if "axis" in contest.ours.notes:
-            notes = contest.ours.notes
+        notes = contest.ours.notes
+        if "axis" in notes:
             panels[notes["axis"]].append((notes["at"], contest))
     about = {
         "M": "layer forward and backward, d_in = 128, d = 64",
@@ -234,11 +225,11 @@ def scaling(found: list[Contest], path: Path) -> None:
         ax.set_ylabel("milliseconds")
         ax.grid(alpha=0.3)
     marks = [
-        Line2D([], [], color=colour, ls=style, marker="o", ms=4, label=name)
+        _mark(name, color=colour, ls=style, marker="o", ms=4)
         for name, (colour, style) in LINES.items()
         if name in drawn
     ]
-    marks.append(Line2D([], [], color="black", ls=":", label="at the roof: the floor"))
+    marks.append(_mark("at the roof: the floor", color="black", ls=":"))
     figure.legend(handles=marks, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     figure.suptitle("Scaling; bars: quartiles")
     _save(figure, path)
@@ -263,18 +254,20 @@ def _shown(way: str) -> str:
 
 
 def _family(group: str) -> str:
-    for family in ("layer forward and backward", "layer forward", "mlp forward and backward"):
-        if group.startswith(family):
-            return family
-    if group.startswith("mlp forward"):
-        return "mlp forward"
-    return "training steps" if re.search(r"\d+ steps of", group) else "sweep"
+    if re.search(r"\d+ steps of", group):
+        return "training steps"
+    return next((family for family in FAMILIES if group.startswith(family)), "sweep")
 
 
 def _intensity(contest: Contest) -> float:
     notes = contest.ours.notes
     intensity: float = notes["flop"] / notes["bytes"]
     return intensity
+
+
+def _mark(label: str, **style: Any) -> Line2D:
+    """A line of a legend."""
+    return Line2D([], [], label=label, **style)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -158,12 +158,12 @@ def _gpu(results: Path, found: list[Contest]) -> list[str]:
             "elsewhere (Liger-Kernel, quack; `pip install '.[peers]'`) have adapters "
             "that were tried against stand-ins of their packages only."
         ]
-    lines = ["| part | GPU | seconds | file |", "|---|---|---|---|"]
+    lines = ["| part | GPU | seconds | file |", "|---|---|---|---|"] if files else []
     for file in files:
         content = json.loads(file.read_text())
         gpu = content["environment"].get("gpu", "none")
         lines.append(f"| {file.stem[4:]} | {gpu} | {content['seconds']:.0f} | {file.name} |")
-    return [*(lines if files else []), "", *(_contest_table(found) if found else [])]
+    return [*lines, "", *(_contest_table(found) if found else [])]
 
 
 def _sweep(content: dict[str, Any]) -> list[str]:

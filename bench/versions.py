@@ -101,17 +101,11 @@ def main() -> int:
     earlier = json.loads(before.read_text()) if before.exists() else {}
     others = {name: earlier[name] for name in SETS if name in earlier and name not in found}
     print(f"wrote {write_result('versions', others | found)}")
-    return (
-        1
-        if any(
-            one["failed"]
-            or one["error"]
-            or not one["passed"]
-            or " 0 files are not" not in one["sweep"]
-            for one in found.values()
-        )
-        else 0
+    right = (
+        one["passed"] and not one["failed"] + one["error"] and " 0 files are not" in one["sweep"]
+        for one in found.values()
     )
+    return 0 if all(right) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m bench.campaign`: attack, print what went wrong, write the figures."""
+"""`python -m bench.campaign`: run every part, print what went wrong, write the figures."""
 
 import argparse
 import json
@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.campaign.calls import calls
 from bench.campaign.commands import commands
@@ -21,57 +21,49 @@ from bench.campaign.kills import kills
 from bench.campaign.pairs import pairs
 from bench.campaign.processes import warm_up
 from bench.campaign.store import bucket
-from bench.campaign.sweeps import Folders, sweeps
+from bench.campaign.sweeps import Folders
 from bench.measure.environment import RESULTS, write_result
 
-_UNITS = {
-    "kills": "kills",
-    "pairs": "pairs",
-    "damages": "damages",
-    "flips": "flips",
-    "commands": "command lines",
-    "calls": "calls",
+
+class Part(NamedTuple):
+    """One kind of attack, how many cases it has by default, and the key of their number."""
+
+    run: Callable[[random.Random, Folders, int], dict[str, Any]]
+    cases: int
+    unit: str
+
+
+PARTS = {
+    "kills": Part(kills, 500, "kills"),
+    "pairs": Part(pairs, 200, "pairs"),
+    "damages": Part(damages, 500, "damages"),
+    "flips": Part(flips, 5000, "flips"),
+    "commands": Part(commands, 500, "command lines"),
+    "calls": Part(calls, 800, "calls"),
 }
-DEFAULTS = {
-    "kills": 500, "pairs": 200, "damages": 500, "flips": 5000, "commands": 500, "calls": 800,
-}  # fmt: skip
 
 
 def campaign(seed: int, counts: dict[str, int], scratch: Path, store: bool) -> dict[str, Any]:
     """Run every part; the same seed draws the same cases, if not the same moments."""
     warm_up()
     os.environ["BILINEAR_CACHE"] = str(scratch / "cache")
-    with bucket(scratch) if store else _none() as name:
+    with bucket(scratch) if store else nullcontext() as name:
         folders = Folders(scratch, name)
-        kinds = sweeps(name)
-        parts = {
-            "kills": lambda draw, n: kills(draw, folders, kinds, n),
-            "pairs": lambda draw, n: pairs(draw, folders, kinds, n),
-            "damages": lambda draw, n: damages(draw, folders, kinds, n),
-            "flips": lambda draw, n: flips(draw, folders, kinds, n),
-            "commands": lambda draw, n: commands(draw, folders, n),
-            "calls": lambda draw, n: calls(draw, folders, n),
-        }
         found: dict[str, Any] = {"seed": seed}
-        for part, run in parts.items():
+        for part in PARTS:
             if not counts[part]:
                 continue
             began = time.monotonic()
-            found[part] = run(random.Random(f"{seed} {part}"), counts[part])
+            found[part] = PARTS[part].run(random.Random(f"{seed} {part}"), folders, counts[part])
             found[part]["seconds"] = round(time.monotonic() - began, 1)
             print(f"{part}: {found[part]}", flush=True)
     return found
 
 
-@contextmanager
-def _none() -> Iterator[None]:
-    yield None
-
-
 def totals(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Add up the cases of every part over several runs, and those that went wrong."""
     found: dict[str, dict[str, int]] = {}
-    for part, unit in _UNITS.items():
+    for part, (_, _, unit) in PARTS.items():
         done = [run[part] for run in runs if part in run]
         cases = sum(one[unit] for one in done)
         found[part] = {unit: cases, "wrong": sum(len(one["wrong"]) for one in done)}
@@ -87,15 +79,15 @@ def _earlier() -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    for part, n in DEFAULTS.items():
-        parser.add_argument(f"--{part}", type=int, default=n, metavar="N")
+    for name, part in PARTS.items():
+        parser.add_argument(f"--{name}", type=int, default=part.cases, metavar="N")
     parser.add_argument("--no-store", action="store_true", help="leave out the S3 server")
     parser.add_argument("--add", action="store_true", help="to the figures there are")
     parser.add_argument("--no-result", action="store_true", help="print the figures alone")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
-    counts = {part: getattr(args, part) for part in DEFAULTS}
+    counts = {part: getattr(args, part) for part in PARTS}
     try:
         found = campaign(args.seed, counts, scratch, not args.no_store)
     finally:

@@ -1,6 +1,7 @@
 """Malformed command lines: one line on stderr, exit code 2, nothing written, within 5 s."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def commands(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     slowest = 0.0
     for _ in range(n):
         line = malformed(draw)
-        process = folders.process(lambda a=line: _run(a))  # type: ignore[misc]
+        process = folders.process(partial(_run, line))
         ended = process.end(at_most=20.0)
         slowest = max(slowest, ended.seconds)
         reason = ""

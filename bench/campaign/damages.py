@@ -1,13 +1,14 @@
 """One damage to one file of a results folder, finished or killed: read, checked, and run again.
 
-Reading gives what was there or one line; `check` tells it; the same command ends with the folder
-as it was. The pictures, `sessions.json` and what says nothing of a model are told by nobody.
+Reading must return what was there or raise an error of one line; `check` must report the damage;
+the same command, run again, must restore the folder. `check` need not report damage to `_UNTOLD`.
 """
 
 import random
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bench.campaign.processes import PATIENCE, Ended
 from bench.campaign.sweeps import Folders, Sweep, files
 from bilinear.results.folder import final_name
 
-_LOCK = "owner.lock"  # it is gone where a run has ended, and is made anew: its content is harmed
+_LOCK = "owner.lock"  # a run that ended has removed it, so only its content is damaged
 _UNTOLD = {"sessions.json", _LOCK}
 Harm = Callable[[random.Random, Path, Path], str]
 
@@ -90,15 +91,14 @@ HARMS: list[Harm] = [
 ]  # fmt: skip
 
 
-def damages(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
+def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     """Do n damages, every third to a folder whose run was killed."""
-    local = [sweep for sweep in sweeps if sweep.place == "path"]
     wrong: list[str] = []
     kinds: dict[str, int] = {}
     by_file: dict[str, int] = {}
     slowest, unfinished = 0.0, 0
     while sum(kinds.values()) < n:
-        sweep = draw.choice(local)
+        sweep = draw.choice(folders.at_paths)
         whole, seconds = folders.whole(sweep)
         copy = folders.fresh("damaged")
         if killed := draw.random() < 1 / 3:
@@ -117,9 +117,9 @@ def damages(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) 
         kinds[kind.split(" ")[0]] = kinds.get(kind.split(" ")[0], 0) + 1
         what = Path(name).name.lstrip("d0123456789-s") or Path(name).name
         by_file[what] = by_file.get(what, 0) + 1
-        read = folders.process(lambda c=copy, w=whole: _read(c, w)).end()  # type: ignore[misc]
-        checked = folders.process(lambda c=copy, s=sweep: _check(c, s)).end()  # type: ignore[misc]
-        again = folders.process(lambda c=copy, s=sweep: s.run(str(c))).end()  # type: ignore[misc]
+        read = folders.process(partial(_read, copy, whole)).end()
+        checked = folders.process(partial(sweep.command, "check", str(copy))).end()
+        again = folders.process(partial(sweep.run, str(copy))).end()
         slowest = max(slowest, read.seconds, checked.seconds)
         reasons = [*_read_wrong(read), *_checked_wrong(checked, name, kind, killed)]
         if again.code != 0 or "Traceback" in again.error:
@@ -139,7 +139,7 @@ def damages(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) 
 
 
 def _killed(folders: Folders, sweep: Sweep, out: Path, moment: float) -> None:
-    process = folders.process(lambda: sweep.run(str(out)))
+    process = folders.process(partial(sweep.run, str(out)))
     time.sleep(moment)
     process.kill()
     process.end()
@@ -175,15 +175,11 @@ def _read(copy: Path, whole: Path) -> int:
         print(error, file=sys.stderr)
         return 2
     right = everything(bilinear.load_results(whole))
-    # Of an incomplete folder, what is there must be right.
-    complete, ours = got.pop("complete"), got
-    if complete:
-        return 0 if ours == right | {"complete": None} or ours == _less(right) else 3
-    return 0 if all(right.get(key) == value for key, value in ours.items() if key != "table") else 3
-
-
-def _less(right: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in right.items() if key != "complete"}
+    if got["complete"]:
+        return 0 if got == right else 3
+    # In an incomplete folder, each setting and model that is there must be right.
+    there = (item for item in got.items() if item[0] not in ("complete", "table"))
+    return 0 if all(right.get(key) == value for key, value in there) else 3
 
 
 def everything(results: Any) -> dict[str, Any]:
@@ -196,15 +192,6 @@ def everything(results: Any) -> dict[str, Any]:
             state = {name: tensor.tolist() for name, tensor in sweep.models[job].items()}
             found[f"{where} {job}"] = (state, sweep.histories[job].to_csv())
     return found
-
-
-def _check(copy: Path, sweep: Sweep) -> int:
-    from bilinear.cli.commands import main
-    from bilinear.results import packs
-
-    if sweep.packed:
-        packs.LOOSE_MODELS, packs.PACK_MODELS = 5, 5
-    return main(["check", str(copy)])
 
 
 def _read_wrong(ended: Ended) -> list[str]:

@@ -12,17 +12,16 @@ from typing import Any
 
 from bench.campaign.damages import everything
 from bench.campaign.processes import PATIENCE
-from bench.campaign.sweeps import Folders, Sweep
+from bench.campaign.sweeps import Folders
 
 _A_PROCESS = 250  # flips
 
 
-def flips(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
+def flips(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     """Read n folders with flipped bytes in one of their files."""
-    local = [sweep for sweep in sweeps if sweep.place == "path"]
     found: dict[str, Any] = {"flips": n, "right": 0, "one line": 0, "slowest [s]": 0.0, "wrong": []}
     for start in range(0, n, _A_PROCESS):
-        whole, _ = folders.whole(draw.choice(local))
+        whole, _ = folders.whole(draw.choice(folders.at_paths))
         copy, said = folders.fresh("flipped"), folders.fresh("flips.json")
         shutil.copytree(whole, copy)
         seed, count = draw.random(), min(_A_PROCESS, n - start)

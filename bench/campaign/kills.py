@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,23 @@ from bench.campaign.memory import KILL
 from bench.campaign.sweeps import Folders, Sweep, in_store
 
 
-def kills(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
-    """Kill n processes, every second folder's more than once; a run that had ended counts not."""
+def kills(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
+    """Kill n processes, every second folder's more than once; a run that had ended is left out."""
     killed = cases = voids = often = 0
     by_sweep: dict[str, int] = {}
     wrong: list[str] = []
     models_kept = 0
     while killed < n:
-        sweep = draw.choice(sweeps)
+        sweep = draw.choice(folders.sweeps)
         whole, seconds = folders.whole(sweep)
         out = folders.out(sweep)
         times = 1 if 2 * often > cases else draw.randint(2, 4)
         did = 0
-        for _ in range(times):
-            moment = draw.uniform(0, seconds)
-            if _killed_at(folders, sweep, out, moment):
-                did += 1
-            else:
-                voids += 1
-                break
+        while did < times and _killed_at(folders, sweep, out, draw.uniform(0, seconds)):
+            did += 1
+        voids += did < times
         there = _models(out)
-        ended = folders.process(lambda s=sweep, o=out: s.run(o)).end()  # type: ignore[misc]
+        ended = folders.process(partial(sweep.run, out)).end()
         reason = _wrong(ended, folders.different(out, whole) if ended.code == 0 else "")
         if not reason and _models(out) is not None and there is not None:
             models_kept += len(there)
@@ -54,7 +51,7 @@ def kills(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) ->
 
 def _killed_at(folders: Folders, sweep: Sweep, out: str, moment: float) -> bool:
     """Start, kill after so many seconds; False if it had ended by then."""
-    process = folders.process(lambda: sweep.run(out))
+    process = folders.process(partial(sweep.run, out))
     time.sleep(moment)
     working = process.running()
     process.kill(KILL if sweep.place == "memory" else signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""fsspec's `memory://` over processes that follow one another: what one leaves the next has."""
+"""fsspec's `memory://` for several processes in a row: each starts with what the last one left."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 SCHEME = "memory://"
-# A process that is sent this writes down what the store holds at that moment, and is gone.
+# On this signal a process saves what the store holds at that moment, and kills itself.
 KILL = signal.SIGUSR1
 
 

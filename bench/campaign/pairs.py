@@ -2,17 +2,20 @@
 
 import random
 import time
+from functools import partial
 from typing import Any
 
 from bench.campaign.processes import PATIENCE, Ended
-from bench.campaign.sweeps import Folders, Sweep
+from bench.campaign.sweeps import Folders
 
 _OTHER = ("--weight-decay", "0.3")
 
 
-def pairs(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) -> dict[str, Any]:
+def pairs(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     """Let n pairs run; each folder must end as one of the two alone leaves it."""
-    sweeps = [sweep for sweep in sweeps if sweep.place != "memory"]  # no two processes share it
+    sweeps = [
+        sweep for sweep in folders.sweeps if sweep.place != "memory"
+    ]  # no two processes share it
     wrong: list[str] = []
     refused = other = 0
     for _ in range(n):
@@ -20,9 +23,9 @@ def pairs(draw: random.Random, folders: Folders, sweeps: list[Sweep], n: int) ->
         more = draw.choice([(), _OTHER])
         other += more == _OTHER
         out, delay = folders.out(sweep), draw.choice([0.0, draw.uniform(0, 0.3)])
-        first = folders.process(lambda s=sweep, o=out: s.run(o))  # type: ignore[misc]
+        first = folders.process(partial(sweep.run, out))
         time.sleep(delay)
-        second = folders.process(lambda s=sweep, o=out, m=more: s.run(o, *m))  # type: ignore[misc]
+        second = folders.process(partial(sweep.run, out, *more))
         ended = [first.end(), second.end()]
         settings = [(), more]
         done = [s for e, s in zip(ended, settings, strict=True) if e.code == 0]

@@ -1,6 +1,6 @@
-"""Processes that are forked warm: what takes a second to import is there when their work begins.
+"""Processes forked after the slow imports, so that their work begins at once.
 
-The parent never touches an object store: a fork would share its client's thread.
+The parent never uses an object store: a forked child would inherit its client without its thread.
 """
 
 import os
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-# What takes longer is a hang to whoever waits for it.
+# Seconds; a read or a refusal that takes longer counts as a hang.
 PATIENCE = 5.0
-# A longer time between two looks at a process is the machine's: this program was stopped as well.
+# Seconds between two looks at a process; anything longer means that this program was stopped too.
 _LONGEST_LOOK = 0.25
 
 

@@ -1,9 +1,8 @@
-"""The sweeps that are attacked, what a run of each ends with, and whether a folder is that."""
+"""The sweeps that are attacked, the folder an undisturbed run leaves, and how another differs."""
 
 import filecmp
-import os
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -28,37 +27,36 @@ class Sweep:
 
     def run(self, out: str, *more: str) -> int:
         """Run it in this process; returns the exit code."""
-        from bilinear.cli.commands import main
-        from bilinear.results import packs
-
-        if self.packed:
-            packs.LOOSE_MODELS, packs.PACK_MODELS = 5, 5
-        with suppress(AttributeError):
-            os.sched_setaffinity(0, os.sched_getaffinity(0))
         # Drawing takes as long as all else together, and writes through the same folder.
         with (
             mock.patch("bilinear.plots.save_summary"),
             mock.patch("bilinear.plots.save_study"),
             carried(out) if self.place == "memory" else nullcontext(),
         ):
-            return main(["--fused", *self.options, *more, "--out", out])
+            return self.command("--fused", *self.options, *more, "--out", out)
+
+    def command(self, *line: str) -> int:
+        """Run a command line with this sweep's size of packs; returns the exit code."""
+        from bilinear.cli.commands import main
+        from bilinear.results import packs
+
+        if self.packed:
+            packs.LOOSE_MODELS, packs.PACK_MODELS = 5, 5
+        return main(list(line))
 
 
-def sweeps(url: str | None) -> list[Sweep]:
-    """Every kind of sweep there is, at paths and, where a store answers at `url`, there."""
-    from bilinear.cli.commands import build_parser
-
+def _sweeps(bucket: str | None) -> list[Sweep]:
+    """Every kind of sweep there is, at paths and, if there is a bucket, in a store."""
     found = [
         Sweep("single", tuple(_SHORT)),
         Sweep("packed", tuple(_SHORT), packed=True),
         Sweep("file URL", tuple(_SHORT), place="file"),
         Sweep("memory URL", tuple(_SHORT), place="memory"),
         Sweep("study", tuple(_STUDY)),
+        Sweep("narrowed", (*_NARROW, "--narrow", "--tries", "2")),
     ]
-    if "--narrow" in build_parser().format_help():
-        found.append(Sweep("narrowed", (*_NARROW, "--narrow", "--tries", "2")))
     found *= 4  # a store on loopback takes five times as long: it is drawn less often
-    if url is not None:
+    if bucket is not None:
         found += [
             Sweep("S3", tuple(_SHORT), place="s3"),
             Sweep("S3, packed", tuple(_SHORT), packed=True, place="s3"),
@@ -73,6 +71,8 @@ class Folders:
     def __init__(self, scratch: Path, bucket: str | None) -> None:
         """Use a folder of this machine's, and a bucket of a store if there is one."""
         self.scratch, self._bucket, self._n = scratch, bucket, 0
+        self.sweeps = _sweeps(bucket)
+        self.at_paths = [sweep for sweep in self.sweeps if sweep.place == "path"]
         self._whole: dict[tuple[Sweep, tuple[str, ...]], tuple[Path, float]] = {}
 
     def fresh(self, what: str) -> Path:

@@ -1,4 +1,4 @@
-"""Kernels compiled for a device that is not here: what a launch would have the compiler make.
+"""Compiles kernels for a device that this machine does not have, as a launch there would.
 
 Needs no GPU and no driver. Launchers run on meta tensors under `kernels.launch.recording`; each
 start it notes becomes a cubin, with the types, constants and divisibilities Triton would see.
@@ -93,7 +93,7 @@ def compile_launch(start: Launch, capability: int) -> Compiled:
 
 
 def serialised(ptx: str) -> bool:
-    """Whether ptxas has Hopper's matrix products wait for each other (its remark C7515)."""
+    """Whether ptxas makes Hopper's matrix products wait for each other (its remark C7515)."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -103,7 +103,7 @@ def serialised(ptx: str) -> bool:
 
 
 def cuobjdump(cubin: bytes, *options: str) -> str:
-    """What the disassembler that Triton ships says of a cubin."""
+    """Output of the disassembler that Triton ships for a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -120,7 +120,7 @@ def _type_of(value: object) -> str:
 
 
 def _divides_by_16(value: Any) -> bool:
-    """Of a pointer: allocations are aligned, so a tensor is where it begins at 16 bytes in one."""
+    """For a tensor: allocations are aligned, so its offset in its storage decides."""
     if isinstance(value, Tensor):
         return value.storage_offset() * value.itemsize % 16 == 0
     return value % 16 == 0

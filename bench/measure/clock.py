@@ -1,5 +1,7 @@
 """Seconds of one call: the host's clock, or a GPU's own events."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -14,6 +16,19 @@ def call_seconds(run: Run) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def thread_seconds(run: Run) -> float:
+    """CPU time of the calling thread in a call: what other programs take is not counted."""
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def sweep_seconds(*options: str) -> float:
+    """Seconds of the whole command `python sweep.py --fused`, run in the repository's root."""
+    command = [sys.executable, "sweep.py", "--fused", *options]
+    return call_seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
 
 
 def host_seconds(run: Run) -> float:

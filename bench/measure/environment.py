@@ -1,4 +1,4 @@
-"""Where and with what a result was measured, to be stored beside it."""
+"""The machine, versions and commit a result was measured with, and the file both are stored in."""
 
 import json
 import os

@@ -82,7 +82,7 @@ def absent(name: str, op: str, device: torch.device, dtype: torch.dtype = torch.
 
 
 def make(name: str, op: str, device: torch.device) -> Layer:
-    """The peer as a function; what `absent` said no reason against."""
+    """The peer as a function; `absent` must have returned no reason against it."""
     if name == "eager":
         return EAGER[op]
     if name in ("compile", "max-autotune"):

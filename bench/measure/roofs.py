@@ -1,7 +1,7 @@
-"""What this machine can do at best: the bytes a copy moves, the FLOP/s of a matmul.
+"""The highest rates of this machine: bytes a second of a copy, FLOP/s of a matmul.
 
-Both are measured in the run whose results are held against them. A roof is the rate of the
-quickest round, for no result should lie above it. A copy counts what it reads and what it writes.
+Both are measured in the same run as the results that are compared with them. A roof is the rate of
+the quickest round, as no result should lie above it. A copy counts the bytes it reads and writes.
 """
 
 import time
@@ -17,13 +17,11 @@ from bench.measure.clock import stopwatch
 # Out of any cache: 256 MB a tensor on a CPU, 4 GB on a GPU.
 _COPY = {"cpu": 2**26, "cuda": 2**30}
 _MATMUL = {"cpu": 2048, "cuda": 8192}
-_KINDS = {
-    "cpu": [("fp32", torch.float32, "highest")],
-    "cuda": [
-        ("bf16", torch.bfloat16, "highest"),
-        ("tf32", torch.float32, "high"),
-        ("fp32", torch.float32, "highest"),
-    ],
+# The arithmetics measured on a GPU (on a CPU fp32 alone): a dtype, and torch's float32 precision.
+KINDS = {
+    "bf16": (torch.bfloat16, "highest"),
+    "tf32": (torch.float32, "high"),
+    "fp32": (torch.float32, "highest"),
 }
 _ROUNDS, _SECONDS = 5, 1.0
 
@@ -78,7 +76,8 @@ def measure(device: torch.device | str, *, tiny: bool = False) -> Roofs:
     copy = _roof(lambda: target.copy_(source), copied, device, seconds)
     matmul = {}
     before = torch.get_float32_matmul_precision()
-    for kind, dtype, precision in _KINDS["cuda" if tiny else device.type]:
+    for kind in KINDS if tiny or device.type == "cuda" else ("fp32",):
+        dtype, precision = KINDS[kind]
         torch.set_float32_matmul_precision(precision)
         a, b, c = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
         flop = 2 * size**3

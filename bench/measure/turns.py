@@ -1,12 +1,12 @@
 """Several ways to do one thing, timed in turns, shown in pytest-benchmark's own table.
 
 A machine's speed drifts while benchmarks run, so contestants that are to be compared take turns:
-round by round, each once. pytest-benchmark times one test after another; what it gets here are the
-rounds already measured, so its table and its JSON show medians that can be divided by each other.
+round by round, each once. pytest-benchmark itself times one test after another; here it is given
+rounds that were measured in turns, so the medians in its table and JSON can be divided.
 
-On the CPU every contest has processes of its own, in which malloc keeps what is freed. Otherwise
-whatever ran earlier, or mere chance, would decide whether a tensor comes to lie on old pages or on
-new ones, which the system clears one by one: a factor of two.
+On the CPU every contest runs in processes of its own, in which malloc keeps freed memory. Otherwise
+earlier tests, or chance, decide whether a tensor gets pages in use before or new ones, which the
+system clears one by one: times then differ by a factor of two.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from bench.measure import roofs
@@ -51,6 +51,11 @@ def take_turns(
         enough = rounds >= least_rounds and time.perf_counter() > end
         if enough or rounds == most_rounds:
             return durations
+
+
+def ratios(longer: list[float], shorter: list[float]) -> list[float]:
+    """Quartiles of how many times longer the first takes than the second, round by round."""
+    return quantiles([a / b for a, b in zip(longer, shorter, strict=True)], n=4)
 
 
 @cache

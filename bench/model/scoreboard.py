@@ -97,8 +97,7 @@ class _Scheduler:
             (warp.turns[-1] - warp.turns[_COUNTED_FROM - 1]) / (_TURNS - _COUNTED_FROM)
             for warp in self._warps
         ]
-        every = len(self._warps) * _TURNS
-        share = len(self._warps) / every
+        share = 1 / _TURNS
         return Modelled(
             max(per),
             self._tensor * share,

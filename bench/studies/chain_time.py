@@ -1,17 +1,16 @@
 """How long does a chain take? `python -m bench.studies.chain_time [ROUNDS]`.
 
 Whole commands as a user runs them, cold start to finished folder, in turns: one narrowed seed from
-64 units to 2, and the default sweep of independent widths, by each seed of a few. A chain's time
-depends on its seed, for ways that fail come at the price of those that do not.
+64 units to 2, and the default sweep of independent widths, for each of a few seeds. A chain's time
+depends on its seed: a unit that could not be dropped is tried again, and failed tries take time.
 """
 
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
+from bench.measure.clock import sweep_seconds
 from bench.measure.environment import write_result
 
 CHAIN, INDEPENDENT = ("--narrow", "--widths", "64..2"), ()
@@ -20,11 +19,8 @@ CHAIN, INDEPENDENT = ("--narrow", "--widths", "64..2"), ()
 def seconds(options: tuple[str, ...], seed: int) -> float:
     """Of the whole command for one seed."""
     with tempfile.TemporaryDirectory() as folder:
-        out = ["--seeds", f"{seed}..{seed}", "--out", str(Path(folder) / "run")]
-        start = time.perf_counter()
-        command = [sys.executable, "sweep.py", "--fused", *options, *out]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+        out = str(Path(folder) / "run")
+        return sweep_seconds(*options, "--seeds", f"{seed}..{seed}", "--out", out)
 
 
 def main() -> None:

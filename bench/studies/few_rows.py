@@ -11,7 +11,6 @@ go to bench/results/few_rows.json.
 """
 
 import copy
-import statistics
 import time
 import timeit
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.environment import write_result
-from bench.measure.turns import process_of_its_own
+from bench.measure.turns import process_of_its_own, ratios
 from bilinear import fuse
 from bilinear.layer.guard import guard
 
@@ -76,8 +75,7 @@ def contest(rows: int, d_in: int, d: int, trains: bool) -> dict[str, Any]:
             taken[name].append(seconds(runs[name], calls))
     found: dict[str, Any] = {"rows": rows, "d_in": d_in, "d": d, "trains": trains}
     for name in ("ours", "a copy"):
-        ratios = [a / b for a, b in zip(taken["eager"], taken[name], strict=True)]
-        low, middle, high = (round(q, 3) for q in statistics.quantiles(ratios, n=4))
+        low, middle, high = (round(q, 3) for q in ratios(taken["eager"], taken[name]))
         found[f"eager over {name}"] = {"median": middle, "quartiles": [low, high]}
     return found
 

@@ -11,7 +11,7 @@ import math
 import re
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -163,18 +163,14 @@ def chains() -> str:
         "| --- | ---: |" + " ---: |" * len(widths),
     ]
     files = FIGURES.glob("narrowing-p*.json")
-    for content in sorted(map(json.loads, map(Path.read_text, files)), key=_modulus):
+    contents = [json.loads(file.read_text()) for file in files]
+    for content in sorted(contents, key=lambda content: content["recipe"]["p"]):
         for drop, found in content["drop"].items():
             perfect = {width["d_hidden"]: width["perfect"] for width in found["widths"]}
             cells = " | ".join(str(perfect[d]) for d in widths)
             n = found["widths"][0]["models"]
-            lines.append(f"| {_modulus(content)}, {drop} | {n} | {cells} |")
+            lines.append(f"| {content['recipe']['p']}, {drop} | {n} | {cells} |")
     return "\n".join(lines)
-
-
-def _modulus(content: dict[str, Any]) -> int:
-    p: int = content["recipe"]["p"]
-    return p
 
 
 def tables(results: Results) -> dict[str, str]:

@@ -16,14 +16,14 @@ from bilinear.results.frontier import frontier
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
 
-_OWN = ("widths", "seeds", "remainders")  # settings in which the folders may differ
 
-
-def check_same_recipe(results: list[Results]) -> None:
-    """Raise ConfigError if two folders trained their models differently."""
-    first = results[0].config
-    for other in results[1:]:
-        different = [d for d in first.differences(other.config) if d.split(":")[0] not in _OWN]
+def check_same_recipe(results: list[Results], may_differ: tuple[str, ...]) -> None:
+    """Raise ConfigError if two folders differ in a setting other than those that may."""
+    first, *others = results
+    for other in others:
+        different = [
+            d for d in first.config.differences(other.config) if d.split(":")[0] not in may_differ
+        ]
         if different:
             raise ConfigError(f"{other.path}: another recipe ({'; '.join(different)})")
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+")
     results = [load_results(folder) for folder in parser.parse_args().folders]
-    check_same_recipe(results)
+    check_same_recipe(results, ("widths", "seeds", "remainders"))
     table = pd.concat([r.table for r in results]).drop_duplicates(["d_hidden", "seed"])
     found, p = frontier(table), results[0].config.p
     path = write_result(

@@ -13,19 +13,18 @@ bench/results/gates.json, those of gates not asked for stay.
 import argparse
 import copy
 import json
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.measure.clock import Run, host_seconds
+from bench.measure.clock import host_seconds, thread_seconds
 from bench.measure.environment import RESULTS, write_result
 from bench.measure.layer_ways import FUSED, inputs
-from bench.measure.turns import Contestants, process_of_its_own, take_turns
+from bench.measure.turns import Contestants, process_of_its_own, ratios, take_turns
 from bench.studies.few_rows import Gated
 from bench.suites.bench_layer import saved_bytes
 from bilinear import fuse
@@ -90,25 +89,17 @@ def contest(
     found = []
     for direction, call in (("forward", forward), ("forward and backward", both)):
         runs: Contestants = {way: partial(call, f) for way, f in functions.items()}
-        rounds = take_turns(runs, seconds, once=own_seconds if cpu_time else host_seconds)
+        rounds = take_turns(runs, seconds, once=thread_seconds if cpu_time else host_seconds)
         rival = min(("eager", "compile"), key=lambda way: median(rounds[way]))
-        ratios = [b / a for a, b in zip(rounds["ours"], rounds[rival], strict=True)]
-        low, middle, high = (round(q, 3) for q in quantiles(ratios, n=4))
+        low, middle, high = (round(q, 3) for q in ratios(rounds[rival], rounds["ours"]))
         found.append(
             {"form": form, "gate": gate, "shape": shape, "direction": direction}
             | {"rival": rival, "times_faster": middle, "quartiles": [low, high]}
             | {f"{way}_ms": round(1e3 * median(taken), 3) for way, taken in rounds.items()}
-            | {"rounds": len(ratios)}
+            | {"rounds": len(rounds["ours"])}
         )
     found[-1]["saved_of_eagers"] = round(saved[0] / saved[1], 3)
     return found
-
-
-def own_seconds(run: Run) -> float:
-    """CPU time of the calling thread."""
-    start = time.thread_time()
-    run()
-    return time.thread_time() - start
 
 
 def main() -> None:

@@ -1,25 +1,23 @@
 """The CPU layer on one thread and on two, in turns; and by bytes a core on paper.
 
-    python -m bench.studies.layer_threads [--out bench/results/layer_threads.json]
+    python -m bench.studies.layer_threads
 
 Forward and backward, float32. Two cores must be idle. "On paper" is modelled: cores at the rate
 that one thread reached, all busy as long as there are shares of the rows, and the bytes a second
 that they would then ask memory for: inputs, outputs, and [L, R] written once and read once.
 """
 
-import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 
 from bench.measure import least_work
-from bench.measure.environment import environment
+from bench.measure.environment import write_result
 from bench.measure.layer_ways import Shape, contestants
-from bench.measure.turns import take_turns
+from bench.measure.turns import ratios, take_turns
 from bench.suites.bench_layer import SHAPES, d_out_of
 
 WAYS = ("fused", "eager")
@@ -46,8 +44,7 @@ def contest(op: str, shape: Shape) -> dict[str, Any]:
     found: dict[str, Any] = {"op": op, "shape": shape}
     for way in WAYS:
         one, two = seconds[f"{way} 1"], seconds[f"{way} 2"]
-        ratios = quantiles([a / b for a, b in zip(one, two, strict=True)], n=4)
-        found[way] = {"seconds": [median(one), median(two)], "times faster": ratios}
+        found[way] = {"seconds": [median(one), median(two)], "times faster": ratios(one, two)}
     return found
 
 
@@ -61,9 +58,6 @@ def on_paper(op: str, shape: Shape, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Time the suite's shapes and write what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/layer_threads.json"))
-    out = parser.parse_args().out
     found = []
     for op in ("layer", "mlp"):
         for shape in SHAPES:
@@ -71,8 +65,8 @@ def main() -> None:
             one["GB/s on paper, by cores"] = on_paper(op, shape, one["fused"]["seconds"][0])
             found.append(one)
             print(json.dumps(one), flush=True)
-    result = {"command": "python -m bench.studies.layer_threads", "environment": environment()}
-    out.write_text(json.dumps({**result, "contests": found}, indent=1) + "\n")
+    command = "python -m bench.studies.layer_threads"
+    write_result("layer_threads", {"command": command, "contests": found})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.measure.environment import RESULTS, write_result
+from bench.studies.frontier_study import check_same_recipe
 from bilinear.errors import ConfigError
 from bilinear.experiment.narrowing import Narrowing
 from bilinear.experiment.record import Weights
@@ -33,8 +34,6 @@ from bilinear.results.frontier import frontier
 from bilinear.results.open import load_results
 from bilinear.results.sweep_results import Results
 from bilinear.training.drops import living
-
-_OWN = ("seeds", "remainders")  # settings in which folders that are put together may differ
 
 
 def margins(weights: dict[str, np.ndarray], dtype: type) -> np.ndarray:
@@ -130,6 +129,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
     }
     colours = {"circuit": "#C85200", "loss": "#FF800E", "random": "#5F9ED1", "norm": "#006BA4"}
     lines += [(names[kind], kinds[kind]["widths"], colours[kind], "o") for kind in kinds]
+    ticks = [2, 3, 4, 5, 6, 8, 12, 16, 24, 32]
     for label, widths, colour, marker in lines:
         shown = [w for w in widths if w["d_hidden"] <= 40]
         d, share, low, high = (
@@ -139,7 +139,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
         ax.fill_between(d, low, high, color=colour, alpha=0.18, lw=0)
         ax.plot(d, share, color=colour, marker=marker, ms=4, label=label)
         if label == names["circuit"]:
-            # Above, decay leaves units without amplitude, which says nothing of what is needed.
+            # In wider models weight decay leaves units without amplitude, needed or not.
             few = [w for w in shown if w["d_hidden"] <= 16]
             working = [w["perfect_with_every_unit_working"] / w["models"] for w in few]
             at = [w["d_hidden"] for w in few]
@@ -155,9 +155,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
             textcoords="offset points",
         )
     ax.set_xscale("log", base=2)
-    ax.set_xticks(
-        [2, 3, 4, 5, 6, 8, 12, 16, 24, 32], list(map(str, [2, 3, 4, 5, 6, 8, 12, 16, 24, 32]))
-    )
+    ax.set_xticks(ticks, list(map(str, ticks)))
     ax.minorticks_off()
     ax.set_xlabel("hidden width")
     ax.set_ylabel(f"share of models right on all {p * p:,} pairs")
@@ -177,24 +175,19 @@ def main() -> None:
         if not isinstance(results, Results) or results.config.narrow is None:
             raise ConfigError(f"{folder}: expected a narrowed sweep")
         groups[results.config.narrow.drop].append(results)
-    for first, *others in groups.values():
-        for other in others:
-            different = [
-                d for d in first.config.differences(other.config) if d.split(":")[0] not in _OWN
-            ]
-            if different:
-                raise ConfigError(f"{other.path}: another recipe ({'; '.join(different)})")
+    for found in groups.values():
+        check_same_recipe(found, ("seeds", "remainders"))
     some = next(iter(groups.values()))[0].config
-    tables = {drop: [judged(r) for r in found] for drop, found in groups.items()}
-    kinds = {drop: gathered(found) for drop, found in tables.items()}
+    tables = {drop: [judged(r) for r in folders] for drop, folders in groups.items()}
+    kinds = {drop: gathered(of_drop) for drop, of_drop in tables.items()}
     path = write_result(
         f"narrowing-p{some.p}",
         {
             "recipe": json.loads(replace(some, seeds=(0,)).to_json()),
             "commands": [
                 command(results, table.seed.nunique())
-                for drop, found in groups.items()
-                for results, table in zip(found, tables[drop], strict=True)
+                for drop, folders in groups.items()
+                for results, table in zip(folders, tables[drop], strict=True)
             ],
             "drop": kinds,
         },

@@ -10,11 +10,12 @@ must be otherwise idle.
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Callable
 
 import torch
 
+from bench.measure.clock import call_seconds, thread_seconds
+from bench.measure.turns import take_turns
 from bilinear.kernels import layer_cpu
 from bilinear.layer import matmuls, native
 from bilinear.layer.call import Call, Implementation
@@ -49,20 +50,12 @@ def both_ways(call: Call, implementation: Implementation) -> Callable[[], object
 def times_faster(call: Call) -> float:
     """Torch's time over that of the compiled layer, the quickest of interleaved rounds each.
 
-    Company on the machine makes rounds longer, torch's with their many barriers most of all.
+    Other programs on the machine make rounds longer, most of all torch's with their many barriers.
     """
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    ways = [both_ways(call, native), both_ways(call, matmuls)]
-    seconds: list[list[float]] = [[], []]
-    for run in ways:
-        run()
-    end = time.perf_counter() + SECONDS
-    while len(seconds[0]) < ROUNDS or time.perf_counter() < end:
-        for run, taken in zip(ways, seconds, strict=True):
-            start = clock()
-            run()
-            taken.append(clock() - start)
-    return min(seconds[1]) / min(seconds[0])
+    once = thread_seconds if torch.get_num_threads() == 1 else call_seconds
+    ways = {"ours": both_ways(call, native), "torch": both_ways(call, matmuls)}
+    seconds = take_turns(ways, SECONDS, ROUNDS, once)
+    return min(seconds["torch"]) / min(seconds["ours"])
 
 
 def measure() -> list[list[object]]:

@@ -10,8 +10,6 @@ must hold the same bits.
 import argparse
 import filecmp
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,19 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from bench.measure.clock import sweep_seconds
 from bench.measure.environment import write_result
 from bilinear.results.open import load_results
 
-STUDY = ("--fused", "--device", "cpu", "--p", "59,64", "--seeds", "3")
+STUDY = ("--device", "cpu", "--p", "59,64", "--seeds", "3")
 AGENTS_START_SECONDS = 15.0
 
 
 def timed(out: Path, *engine: str) -> float:
     """Seconds of the study's command."""
-    command = [sys.executable, "sweep.py", *STUDY, "--out", str(out), "--engine", *engine]
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    return sweep_seconds(*STUDY, "--out", str(out), "--engine", *engine)
 
 
 @contextmanager
@@ -83,7 +79,7 @@ def main() -> None:
     ratios = [on_ray / local for local, on_ray, _ in rounds]
     print(f"Ray takes {median(ratios):.3f} of the local time")
     found = {
-        "study": list(STUDY),
+        "study": ["--fused", *STUDY],
         "models": rounds[0][2],
         "ray_nodes_of_one_core": cores,
         "local_seconds": [local for local, _, _ in rounds],

@@ -8,8 +8,6 @@ the epochs that the notebook's own logged sweep of 64 widths took with its early
 """
 
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from bench.measure.clock import sweep_seconds
 from bench.measure.environment import write_result
 from bilinear.reference import ModelConfig
 from bilinear.results.open import load_results
@@ -34,10 +33,7 @@ def time_fused() -> tuple[float, dict[int, bool]]:
     """Seconds of `python sweep.py --fused`, and which widths ended perfect."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        start = time.perf_counter()
-        command = [sys.executable, "sweep.py", "--fused", "--out", str(out)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
+        seconds = sweep_seconds("--out", str(out))
         table = load_results(out).table
         return seconds, dict(
             zip(table["d_hidden"].tolist(), table["perfect"].tolist(), strict=True)

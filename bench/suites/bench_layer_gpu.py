@@ -12,15 +12,11 @@ import torch
 
 from bench.measure import least_work, peers
 from bench.measure.layer_ways import OURS, Shape, contestants
+from bench.measure.roofs import KINDS
 from bench.measure.turns import Contestants, enter
 
 HAS_GPU = torch.cuda.is_available()
 SHAPES = [(16384, 128, 64), (16384, 512, 512), (16384, 1024, 4096)]
-KINDS = {
-    "bf16": (torch.bfloat16, "highest"),
-    "tf32": (torch.float32, "high"),
-    "fp32": (torch.float32, "highest"),
-}
 WAYS = (*OURS, *peers.PEERS)
 # Without a GPU one of each is enough to say so.
 CASES = [

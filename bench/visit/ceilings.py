@@ -1,4 +1,4 @@
-"""The two ceilings of this device: bytes a second of a copy, FLOP/s of matmuls."""
+"""The roofs of this device: bytes a second of a copy, FLOP/s of matmuls."""
 
 from typing import Any
 

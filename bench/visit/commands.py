@@ -39,11 +39,11 @@ def run(command: list[str], seconds: float, log: Path, **environment: str) -> Do
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            _end(process)
+            end(process)
     return Done(code, time.monotonic() - start, log.read_text(errors="replace"))
 
 
-def _end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen) -> None:
     """Kill what is left of a command and of the processes it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

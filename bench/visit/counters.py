@@ -79,10 +79,9 @@ def _modelled(name: str) -> Callable[[Visit], dict[str, Any]]:
         target, match, iterations = LOOPS[name]
         command = [sys.executable, "-m", "bench.compile_report", "--json"]
         command += ["--only", target, "--match", match]
-        seconds = Item(name, modelled, most=60).seconds(visit)
         # The model reads Hopper's machine code, so kernels are compiled for it on any device.
         log = visit.logs / f"modelled-{match}.log"
-        done = run(command, seconds, log, TRITON_INTERPRET="0")
+        done = run(command, visit.at_most(60), log, TRITON_INTERPRET="0")
         if done.exit != 0:
             return done.summary(3000) | {"failed": f"exit {done.exit}"}
         loops = [used["loop"] for used in json.loads(done.output[done.output.index("[") :])]
@@ -106,8 +105,8 @@ def _counted(name: str) -> Callable[[Visit], dict[str, Any]]:
             "--metrics", ",".join(METRICS),
         ] if profiler else []  # fmt: skip
         this = [sys.executable, "-m", "bench.visit.counters", name]
-        seconds = Item(name, counted, most=90).seconds(visit)
-        done = run([*over, *this], seconds, visit.logs / f"counters-{kernel}.log")
+        log = visit.logs / f"counters-{kernel}.log"
+        done = run([*over, *this], visit.at_most(90), log)
         found = done.summary(3000) | {"counters": read(done.output)}
         found["told"] = f"{len(found['counters'])} counters"
         return found if done.exit == 0 else found | {"failed": f"exit {found['exit']}"}

@@ -1,4 +1,4 @@
-"""What a part of a visit is made of: items in order of worth, each saved as soon as it is done."""
+"""Items, of which a part of a visit consists: most valuable first, each saved when it is done."""
 
 import json
 import os
@@ -28,6 +28,10 @@ class Visit:
         """Seconds until the clock ends."""
         return self.end - time.time()
 
+    def at_most(self, seconds: float) -> float:
+        """Seconds that something may take that starts now and needs at most `seconds`."""
+        return max(1.0, min(_QUICK_SECONDS if self.quick else seconds, self.left))
+
 
 @dataclass(frozen=True)
 class Item:
@@ -44,7 +48,7 @@ class Item:
 
     def seconds(self, visit: Visit) -> float:
         """Seconds that the item may take if it starts now."""
-        return max(1.0, min(_QUICK_SECONDS if visit.quick else self.most, visit.left))
+        return visit.at_most(self.most)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

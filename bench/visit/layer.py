@@ -9,7 +9,7 @@ import torch
 from bench.measure import least_work, peers
 from bench.measure.clock import call_seconds, event_seconds
 from bench.measure.layer_ways import OURS, contestants
-from bench.measure.roofs import Roofs, measure
+from bench.measure.roofs import KINDS, Roofs, measure
 from bench.measure.turns import Contestants, take_turns
 from bench.visit.items import Item, Visit
 
@@ -30,11 +30,6 @@ SHAPES: list[Shape] = [
 ]
 # torch.compile needs seconds for each number of rows, so it is measured at the first only.
 ROWS = [16384, 4096, 65536]
-KINDS = {
-    "bf16": (torch.bfloat16, "highest"),
-    "tf32": (torch.float32, "high"),
-    "fp32": (torch.float32, "highest"),
-}
 # Shapes at which torch.compile searches for its best tiles, too; a search takes a minute.
 AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
 _BACKWARD = "forward and backward"

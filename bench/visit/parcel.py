@@ -1,4 +1,4 @@
-"""One file with all a visit has found, JSON and logs: to copy elsewhere, and to go on from."""
+"""One archive of a visit's JSON files and logs, to copy to another machine and continue there."""
 
 import tarfile
 from pathlib import Path
@@ -7,7 +7,7 @@ NAME = "gpu-visit.tar.gz"
 
 
 def pack(folder: Path, home: Path) -> Path:
-    """Replace `home`'s parcel by one of every part's file, and of the logs, in `folder`."""
+    """Write every part's file and the logs in `folder` into the archive in `home`."""
     home.mkdir(parents=True, exist_ok=True)
     target, new = home / NAME, home / f"{NAME}.new"
     with tarfile.open(new, "w:gz") as parcel:
@@ -18,7 +18,7 @@ def pack(folder: Path, home: Path) -> Path:
 
 
 def unpack(path: Path, folder: Path) -> list[str]:
-    """Put a parcel's files into `folder`; their names."""
+    """Extract an archive's files into `folder`; returns their names."""
     with tarfile.open(path) as parcel:
         parcel.extractall(folder, filter="data")
         return parcel.getnames()

@@ -1,4 +1,4 @@
-"""The parts of a visit, in order of worth."""
+"""The parts of a visit, the most valuable first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ def _nothing(content: dict[str, Any], visit: Visit) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """`items` in order of worth; `finish` adds what is computed from several of them."""
+    """`items`, the most valuable first; `finish` adds what is computed from several of them."""
 
     items: Callable[[Visit], list[Item]]
     finish: Callable[[dict[str, Any], Visit], None] = _nothing

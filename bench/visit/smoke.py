@@ -100,8 +100,7 @@ def _cases_of(
 ) -> tuple[Done, list[dict[str, Any]]]:
     """Run the cases that match in a process of their own; what each of them told."""
     command = [*over, sys.executable, "-m", "bench.visit.smoke", "--match", match]
-    seconds = Item(match, _compared, most=most).seconds(visit)
-    done = run(command, seconds, visit.logs / f"smoke-{log}.log", **environment)
+    done = run(command, visit.at_most(most), visit.logs / f"smoke-{log}.log", **environment)
     lines = done.output.splitlines()
     return done, [json.loads(line) for line in lines if line.startswith('{"kernel"')]
 

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from bench.measure.clock import call_seconds, event_seconds
 from bench.measure.ensembles import KINDS, captured, ensemble
+from bench.measure.turns import take_turns
 from bench.visit.commands import run as run_command
 from bench.visit.items import Item, Visit
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.narrowing import Narrowing
-from bilinear.experiment.record import Job
+from bilinear.experiment.record import Finished, Job
 from bilinear.experiment.task import split_pairs
 from bilinear.kernels.grid_triton import TILE, chunks_of, padded, step_seconds
 from bilinear.kernels.tiles import blocks
@@ -42,12 +44,7 @@ STEPS = 50 if ON_GPU else 1  # in one sample
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Median and spread in seconds of each way, round by round in turns, after one warm-up."""
     once = event_seconds if ON_GPU else call_seconds
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, run in ways.items():
-            seconds = once(run)
-            if i > 0:
-                samples[name].append(seconds)
+    samples = take_turns(ways, 0.0, rounds, once, most_rounds=rounds)
     return {
         name: {"median": median(s), "least": min(s), "most": max(s), "rounds": rounds}
         for name, s in samples.items()
@@ -135,11 +132,6 @@ def _notebook_seconds_a_step(p: int, d: int, epochs: int) -> float:
     return (result_of[1] - result_of[0]) / steps
 
 
-def _flop(p: int, jobs: Sequence[Job]) -> int:
-    """Of a step by the grid's count, 6 p³ d a model."""
-    return sum(6 * p**3 * job.d_hidden for job in jobs)
-
-
 def _ways(
     p: int, jobs: Sequence[Job], chunks: Sequence[int]
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
@@ -168,7 +160,7 @@ def _ways(
 def items(visit: Visit) -> list[Item]:
     """Seconds of training and of the command first, then a step against its peers."""
     found = [
-        Item(f"training, {name}", _training(name, config), least=20, most=120)
+        Item(f"training, {name}", _training(config), least=20, most=120)
         for name, config in _configs(visit).items()
     ]
     found.insert(2, Item("command", _command, least=30, most=120))
@@ -221,8 +213,10 @@ def _steps(name: str, p: int, jobs: list[Job]) -> Callable[[Visit], dict[str, An
         for way, seconds in times.items():
             micro = seconds["median"] / STEPS * 1e6
             print(f"{name}: {way:<36} {micro:10.1f} µs a step", flush=True)
+        # The grid's own count: a step takes 6 p³ d a model.
+        flop = sum(6 * p**3 * job.d_hidden for job in jobs)
         return {
-            "models": len(jobs), "steps a sample": STEPS, "flop a step": _flop(p, jobs),
+            "models": len(jobs), "steps a sample": STEPS, "flop a step": flop,
             "times": times, "ways that failed": failed, **_against_model(p, jobs, times),
         }  # fmt: skip
 
@@ -255,8 +249,6 @@ def _narrowed(visit: Visit) -> dict[str, Any]:
         config = SweepConfig(p=5, widths=(4, 3), steps=6, remainders=(), narrow=narrow)
     else:
         config = SweepConfig(widths=tuple(range(16, 3, -1)), remainders=(), narrow=Narrowing())
-    backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
-    list(train(backend, replace(config, steps=2)))
     launches: list[float] = []
     measured = _Stopwatch.seconds
 
@@ -264,10 +256,7 @@ def _narrowed(visit: Visit) -> dict[str, Any]:
         launches.append(measured(watch))
         return launches[-1]
 
-    with mock.patch.object(_Stopwatch, "seconds", seconds):
-        start = time.perf_counter()
-        ended = [event for event in train(backend, config) if hasattr(event, "record")]
-        spent = time.perf_counter() - start
+    spent, ended = _timed(config, mock.patch.object(_Stopwatch, "seconds", seconds))
     idle = 1 - sum(launches) / spent
     return {
         "training seconds": spent, "models": len(ended), "idle share": idle,
@@ -276,25 +265,30 @@ def _narrowed(visit: Visit) -> dict[str, Any]:
 
 
 def _notebook(visit: Visit) -> dict[str, Any]:
-    p = 3 if visit.quick else 64
-    epochs = 1 if visit.quick else 3
-    return {
-        "p": p,
-        "seconds a step": {
-            d: _notebook_seconds_a_step(p, d, epochs) for d in sorted({min(16, p), p})
-        },
-    }
+    p, epochs = (3, 1) if visit.quick else (64, 3)
+    widths = sorted({min(16, p), p})
+    return {"p": p, "seconds a step": {d: _notebook_seconds_a_step(p, d, epochs) for d in widths}}
 
 
-def _training(name: str, config: SweepConfig) -> Callable[[Visit], dict[str, Any]]:
-    """Seconds of training a whole config, kernels compiled before."""
+def _backend() -> GpuBackend:
+    return GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
 
-    def trained(visit: Visit) -> dict[str, Any]:
-        backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
-        list(train(backend, replace(config, steps=2)))
+
+def _timed(
+    config: SweepConfig, meanwhile: AbstractContextManager | None = None
+) -> tuple[float, list[Finished]]:
+    """Seconds of training a whole config, kernels compiled before, and its models."""
+    backend = _backend()
+    list(train(backend, replace(config, steps=2)))
+    with meanwhile or nullcontext():
         start = time.perf_counter()
-        ended = [event for event in train(backend, config) if hasattr(event, "record")]
-        seconds = time.perf_counter() - start
+        ended = [event for event in train(backend, config) if isinstance(event, Finished)]
+        return time.perf_counter() - start, ended
+
+
+def _training(config: SweepConfig) -> Callable[[Visit], dict[str, Any]]:
+    def trained(visit: Visit) -> dict[str, Any]:
+        seconds, ended = _timed(config)
         rows = [event.record.row(event.job) for event in ended]
         taken = sum(row["steps"] for row in rows)
         return {
@@ -314,9 +308,8 @@ def _command(visit: Visit) -> dict[str, Any]:
     found = []
     for i in range(1 if visit.quick else 3):
         with tempfile.TemporaryDirectory() as folder:
-            seconds = Item("command", _command).seconds(visit)
             log = visit.logs / f"command-{i}.log"
-            done = run_command([*line, "--out", f"{folder}/run"], seconds, log)
+            done = run_command([*line, "--out", f"{folder}/run"], visit.at_most(120), log)
         if done.exit != 0:
             raise RuntimeError(f"{line}: exit {done.exit}: {done.output[-1000:]}")
         found.append(done.seconds)
@@ -330,10 +323,9 @@ def _frontier(p: int) -> Callable[[Visit], dict[str, Any]]:
             p=p, widths=widths, seeds=tuple(range(1 if visit.quick else 64)),
             steps=20 if visit.quick else 6000, remainders=(),
         )  # fmt: skip
-        backend = GpuBackend(DEVICE, "benchmark", None if ON_GPU else 2**30)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            results = run_sweep(config, backend, Path(folder) / "run")
+            results = run_sweep(config, _backend(), Path(folder) / "run")
             seconds = time.perf_counter() - start
             found = frontier_of(results.table)
         told = f"smallest perfect {found['smallest_perfect_width']}, {seconds:.0f} s"

@@ -36,7 +36,7 @@ def _pytest(name: str) -> Any:
         command += ["--continue-on-collection-errors", *_workers(visit), *_SETS[name][0]]
         if visit.quick:
             command.append("--collect-only")
-        seconds = Item(name, tested, most=_SETS[name][1]).seconds(visit)
+        seconds = visit.at_most(_SETS[name][1])
         return outcome(run(command, seconds, visit.logs / f"tests-{name}.log"))
 
     return tested

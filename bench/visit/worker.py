@@ -1,9 +1,9 @@
 """Runs the items of one part, one after another: `python -m bench.visit.worker PART FILE --end T`.
 
-In a process of its own, because a GPU that met an illegal address answers nothing more to the
-process that caused it. The file says which item is running, so that whoever started this process
-can tell what ended it. An item that takes longer than it may ends the process; one that raises is
-noted, and the next begins.
+In a process of its own, because after an illegal address on a GPU every further CUDA call of that
+process fails. The file says which item is running, so that bench.gpu, which started this process,
+can note the item that ended it. An item that exceeds its time ends the process; for one that raises
+the error is noted, and the next item begins.
 """
 
 import argparse

@@ -9,19 +9,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_short_draw_loses_mixes_and_misses_nothing() -> None:
     short = [
-        "--kills",
-        "8",
-        "--pairs",
-        "4",
-        "--damages",
-        "12",
-        "--flips",
-        "50",
-        "--commands",
-        "60",
-        "--calls",
-        "700",
-    ]
+        "--kills", "8", "--pairs", "4", "--damages", "12", "--flips", "50", "--commands", "60",
+        "--calls", "700",
+    ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "bench.campaign", *short, "--no-store", "--no-result"],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,

@@ -1,4 +1,4 @@
-"""The model of a scheduler, on machine code written here: what it must say follows by counting."""
+"""The model of a scheduler on machine code written here, whose cycles can be counted by hand."""
 
 import random
 

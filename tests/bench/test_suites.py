@@ -1,4 +1,4 @@
-"""The suites ask for what there is: their own tests are run, all but the timing."""
+"""Runs the suites' own tests without the timing: their contestants exist, their work adds up."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from bilinear.experiment.narrowing import Narrowing
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Work]]:
-    """Contestants and the least work of their task, as a suite hands them over to be timed."""
+    """Contestants and the least work of their task, as a suite passes them to `enter`."""
     found: list[tuple[str, Work]] = []
     none = Work(0, 0)
 
