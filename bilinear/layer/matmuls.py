@@ -53,10 +53,10 @@ def detail(call: Call, direction: str) -> Detail:
 def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
     x, weight, bias, w_p, b_p = given
-    preact = _linear(x, weight, bias)
+    preact = linear(x, weight, bias)
     left, right = preact.chunk(2, 1)
     h = product(left, right, call.gate, _to_write(left, call))
-    out = h if w_p is None else _linear(h, w_p, b_p)
+    out = h if w_p is None else linear(h, w_p, b_p)
     return out, preact if save_preact else None
 
 
@@ -67,7 +67,7 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
     dx = dweight = dbias = dw_p = None
     inner = needs[0] or needs[1] or needs[2]
     if inner or needs[3]:
-        preact = _linear(x, weight, bias) if preact is None else preact
+        preact = linear(x, weight, bias) if preact is None else preact
         left, right = preact.chunk(2, 1)
     if needs[3]:
         h = product(left, right, call.gate, _to_write(left, call))
@@ -90,6 +90,6 @@ def _to_write(left: Tensor, call: Call) -> Tensor | None:
     return None if call.gate == "identity" else left.new_empty(left.shape)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear on rows, which takes longer to reach the matmul."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear of x (m, d_in), in microseconds less."""
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())

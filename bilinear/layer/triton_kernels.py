@@ -10,12 +10,12 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bilinear.kernels import dispatch
 from bilinear.kernels.dispatch import Detail
 from bilinear.layer.call import PLAIN, TRANSFORMED, Arguments, Call, Gradients, Saved
+from bilinear.layer.matmuls import linear
 
 NAME = "triton"
 # Read once, as Triton reads it when a kernel is decorated: a later change has no effect.
@@ -101,11 +101,11 @@ def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, 
     if kernel == "mlp" and w_p is not None and not save_preact:
         return mlp.mlp_forward(x, weight, bias, w_p, b_p, **how), None
     if kernel == "pointwise":
-        preact = F.linear(x, weight, bias)
+        preact = linear(x, weight, bias)
         h = pointwise.product_forward(preact, call.gate)
     else:
         h, preact = dual.dual_forward(x, weight, bias, save_preact=save_preact, **how)
-    out = h if w_p is None else F.linear(h, w_p, b_p)
+    out = h if w_p is None else linear(h, w_p, b_p)
     return out, preact if save_preact else None
 
 
@@ -129,16 +129,16 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
             return dx, None, None, None, None
         dweight, dbias = dual.dual_backward_weight(dout, preact, x, bias=needs[2], **how)
         return dx, dweight if needs[1] else None, dbias, None, None
-    dh = dout if w_p is None else dout @ w_p
+    dh = dout if w_p is None else torch.mm(dout, w_p)
     if kernel == "dual" and preact is None:
         dpreact, h = dual.dual_backward(dh, x, weight, bias, with_h=needs[3], **how)
     else:
-        preact = F.linear(x, weight, bias) if preact is None else preact
+        preact = linear(x, weight, bias) if preact is None else preact
         dpreact, h = pointwise.product_backward(dh, preact, call.gate, with_h=needs[3])
     return (
-        dpreact @ weight if needs[0] else None,
-        dpreact.t() @ x if needs[1] else None,
+        torch.mm(dpreact, weight) if needs[0] else None,
+        torch.mm(dpreact.t(), x) if needs[1] else None,
         dpreact.sum(0) if needs[2] else None,
-        None if h is None else dout.t() @ h,
+        None if h is None else torch.mm(dout.t(), h),
         db_p,
     )
