@@ -101,7 +101,7 @@ def tile_for_gate(tile: Tile, gate: str) -> Tile:
     """The tile of `dual_backward` with a gate: half the units where L and R fill the registers.
 
     g and g′ beside 128 accumulators a thread spilled 24 to 712 bytes; a smaller tile reads x more
-    often, which modelled takes a quarter more cycles (`python -m bench.compile_report --gates`).
+    often, which takes 22 % more modelled cycles (`python -m bench.compile_report --gates`).
     """
     accumulators = 2 * tile.block_m * tile.block_d // (32 * max(tile.num_warps, 1))
     if gate == "identity" or accumulators < 128:

@@ -115,7 +115,7 @@ def _check_source(module: nn.Module, forward: Callable[..., Any]) -> None:
             if _is_stored(node):
                 raise Unread(f"its forward changes {ast.unparse(node)}")
             _check_torch_function(node, world)
-        if isinstance(node, ast.Name) and node.id not in local and node.id != "super":
+        if isinstance(node, ast.Name) and node.id not in local:
             _check_world(node.id, world.get(node.id))
 
 
@@ -165,7 +165,7 @@ def _is_torchs(value: object) -> bool:
         "torch",
         "_operator",
     )
-    return callable(value) and (known or value is super)
+    return known or value is super
 
 
 def _expression(module: nn.Module, graph: fx.Graph) -> Expression:
@@ -200,7 +200,7 @@ def _step(module: nn.Module, node: fx.Node, found: dict[fx.Node, Expression]) ->
         case "call_function", F.linear, [e, ("parameter", "weight"), *bias], {**more}:
             given = [b for b in (*bias, *more.values()) if b is not None]
             own = [] if module.bias is None else [("parameter", "bias")]
-            if set(more) <= {"bias"} and given == own:
+            if given == own:
                 return ("linear", "", e)
         case "call_function" | "call_method", "chunk" | torch.chunk, [e, 2], {"dim": -1, **more}:
             if not more:

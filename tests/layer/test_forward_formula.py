@@ -34,6 +34,7 @@ OF_TWO = {
         for call, gate, name in (
             ("F.silu(self.l(x))", "silu", "silu"),
             ("F.silu(self.l(x), inplace=False)", "silu", "silu"),
+            ("silu(self.l(x))", "silu", "silu"),
             ("F.gelu(self.l(x))", "gelu", "gelu"),
             ("F.gelu(self.l(x), approximate='none')", "gelu", "gelu"),
             ("F.gelu(self.l(x), approximate='tanh')", "gelu_tanh", "gelu"),
@@ -51,6 +52,7 @@ OF_TWO = {
             ("F.silu(self.l(x), inplace=True)", "", "silu"),
             ("F.relu(self.l(x), inplace=True)", "", "relu"),
             ("self.l(x).abs()", "", "abs"),
+            ("self.l(x).relu(inplace=False)", "", "relu"),
         )
     },
 }
@@ -121,6 +123,8 @@ BEFORE = {
     "GAIN": "reads GAIN, which is none of torch's",
     "print": "reads print, which is none of torch's",
     "abs(x)": "reads abs, which is none of torch's",
+    "relu(x)": "reads relu, which is none of torch's",
+    "manual_seed(0)": "reads manual_seed, which is none of torch's",
     "torch.manual_seed(0)": "calls torch.manual_seed",
     "nn.init.zeros_(self.l)": "calls nn.init.zeros_",
     "F.dropout(x)": "calls F.dropout",

@@ -67,6 +67,27 @@ def test_what_is_called_bilinear_is_reported() -> None:
     assert not again.replaced
 
 
+def test_a_child_that_is_none() -> None:
+    module = gated(FORMULA)
+    module.register_module("none", None)
+    assert "it also has none (NoneType)" in reason(module)
+    module = nn.Sequential(nn.Identity())
+    module.register_module("none", None)
+    assert reason(module) == ""
+    module = nn.Sequential()
+    module.register_module("none", None)
+    module.register_module("down", nn.Linear(6, 4))
+    assert reason(module) == ""
+
+
+def test_a_hook_on_all_modules_is_a_reason() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert reason(gated(FORMULA)) == "a hook is set on all modules"
+    finally:
+        handle.remove()
+
+
 def test_products_of_more_linears_or_children_are_no_candidates() -> None:
     four = gated("return self.down(self.l(x) * self.r(x) * self.s(x))", more="self.s = self.l")
     assert "not a product of two linears" not in reason(four)
