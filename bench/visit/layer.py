@@ -1,4 +1,4 @@
-"""The layer against PyTorch and every fused layer installed: shapes, dtypes and rows by worth."""
+"""The layer against PyTorch and every fused layer that is installed, by shape, dtype and rows."""
 
 from itertools import product
 from statistics import median
@@ -14,8 +14,8 @@ from bench.measure.turns import Contestants, take_turns
 from bench.visit.items import Item, Visit
 
 Shape = tuple[int, int, int | None]
-# d_in, d, d_out; None: without projection. Most telling first: where fusing should win, then
-# where it must not lose.
+# (d_in, d, d_out); None: without projection. First those where fusing should be faster, then those
+# where it must not be slower: time may run out before the last.
 SHAPES: list[Shape] = [
     (128, 64, 64),
     (512, 512, None),
@@ -28,15 +28,19 @@ SHAPES: list[Shape] = [
     (512, 1024, 512),
     (128, 16, 128),
 ]
-# torch.compile needs seconds for each number of rows, so it is measured at the first only.
+# torch.compile needs seconds to compile for each number of rows, so it is measured at the first
+# only.
 ROWS = [16384, 4096, 65536]
-# Shapes at which torch.compile searches for its best tiles, too; a search takes a minute.
+# Shapes at which torch.compile with max-autotune is measured, too; its search takes a minute.
 AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
 _BACKWARD = "forward and backward"
 
 
 def items(visit: Visit) -> list[Item]:
-    """Give one contest for each shape; the last ones include torch.compile's max-autotune."""
+    """Return a contest for each number of rows, dtype, shape and direction.
+
+    All contests of 16384 rows come first, then those with max-autotune, then other numbers of rows.
+    """
     if visit.quick:
         small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], least_work.DIRECTIONS)
         return [_item(*one) for one in small]
@@ -102,7 +106,7 @@ def _roofs(visit: Visit) -> Roofs:
 
 
 def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:
-    """Median and spread in seconds of each way, round by round in turns."""
+    """Time the ways in turns; returns median and spread in seconds of each."""
     once = event_seconds if visit.device.type == "cuda" else call_seconds
     samples = take_turns(ways, 0.02 if visit.quick else seconds, 5, once, most_rounds=500)
     return {
@@ -119,13 +123,13 @@ def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:
 def _ways(
     visit: Visit, op: str, m: int, dtype: torch.dtype, searched: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the ways that run here, and for each other one why it does not."""
+    """Return the ways that can run here, and for each other way why it cannot."""
     absent = {name: peers.absent(name, op, visit.device, dtype) for name in peers.PEERS}
     if not searched:
-        absent["max-autotune"] = "searched for at a few shapes only: it takes a minute"
+        absent["max-autotune"] = "measured at a few shapes only: its search takes a minute"
     if m != ROWS[0] and not visit.quick:
-        absent["compile"] = f"compiled for {ROWS[0]} rows only: it takes seconds a shape"
+        absent["compile"] = f"measured at {ROWS[0]} rows only: it takes seconds a shape to compile"
     if visit.quick:
-        absent["compile"] = "left out of a dry run: it takes long"
+        absent["compile"] = "left out of a dry run: it takes long to compile"
     there = [name for name in peers.PEERS if not absent[name]]
     return [*OURS, *there], {name: why for name, why in absent.items() if why}
