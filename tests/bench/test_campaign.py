@@ -1,4 +1,4 @@
-"""A short draw of the campaign, of a new seed each time; a failure names the seed and the cases."""
+"""A short run of `bench.campaign` with a new seed each time; a failure shows seed and cases."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_short_draw_loses_mixes_and_misses_nothing() -> None:
+def test_no_case_of_a_short_run_goes_wrong() -> None:
     short = [
         "--kills", "8", "--pairs", "4", "--damages", "12", "--flips", "50", "--commands", "60",
         "--calls", "700",
