@@ -6,6 +6,7 @@ same command, run again, must restore the folder.
 """
 
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -117,8 +118,8 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             continue
         unfinished += killed
         kinds[kind.split(" ")[0]] = kinds.get(kind.split(" ")[0], 0) + 1
-        what = Path(name).name.lstrip("d0123456789-s") or Path(name).name
-        by_file[what] = by_file.get(what, 0) + 1
+        label = kind_of_file(Path(name).name)
+        by_file[label] = by_file.get(label, 0) + 1
         read = folders.process(partial(_read, copy, whole)).end()
         checked = folders.process(partial(sweep.command, "check", str(copy))).end()
         again = folders.process(partial(sweep.run, str(copy))).end()
@@ -138,6 +139,11 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
         "files": by_file,
         "slowest reading": round(slowest, 2), "wrong": wrong,
     }  # fmt: skip
+
+
+def kind_of_file(name: str) -> str:
+    """Remove a model's width and seed, or a pack's number, from the name of a file."""
+    return re.sub(r"^(d\d+-s)?\d+", "", name)
 
 
 def _killed(folders: Folders, sweep: Sweep, out: Path, moment: float) -> None:

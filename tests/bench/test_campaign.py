@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bench.campaign.damages import kind_of_file
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,3 +24,16 @@ def test_no_case_of_a_short_run_goes_wrong() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("seed ")
     assert done.stdout.endswith("0 went wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("d016-s0003.safetensors", ".safetensors"),
+        ("000009.zip", ".zip"),
+        ("study.json", "study.json"),
+        ("sessions.json", "sessions.json"),
+    ],
+)
+def test_damages_are_counted_by_kind_of_file(name: str, kind: str) -> None:
+    assert kind_of_file(name) == kind
