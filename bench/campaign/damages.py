@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -97,10 +98,10 @@ HARMS: list[Harm] = [
 def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     """Damage n folders, one in three of a run that was killed."""
     wrong: list[str] = []
-    kinds: dict[str, int] = {}
-    by_file: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
+    by_file: Counter[str] = Counter()
     slowest, unfinished = 0.0, 0
-    while sum(kinds.values()) < n:
+    while kinds.total() < n:
         sweep = draw.choice(folders.at_paths)
         whole, seconds = folders.whole(sweep)
         copy = folders.fresh("damaged")
@@ -117,9 +118,8 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
         if _digest(copy) == before and kind != "a link out of the folder":
             continue
         unfinished += killed
-        kinds[kind.split(" ")[0]] = kinds.get(kind.split(" ")[0], 0) + 1
-        label = kind_of_file(Path(name).name)
-        by_file[label] = by_file.get(label, 0) + 1
+        kinds[kind.split(" ")[0]] += 1
+        by_file[kind_of_file(Path(name).name)] += 1
         read = folders.process(partial(_read, copy, whole)).end()
         checked = folders.process(partial(sweep.command, "check", str(copy))).end()
         again = folders.process(partial(sweep.run, str(copy))).end()
@@ -135,9 +135,8 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             wrong.append(f"{what}: {'; '.join(filter(None, reasons))}")
         shutil.rmtree(copy)
     return {
-        "damages": sum(kinds.values()), "of a killed run": unfinished, "kinds": kinds,
-        "files": by_file,
-        "slowest reading": round(slowest, 2), "wrong": wrong,
+        "damages": n, "of a killed run": unfinished, "kinds": dict(kinds),
+        "files": dict(by_file), "slowest reading": round(slowest, 2), "wrong": wrong,
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bench.campaign.sweeps import Folders, Sweep, in_store
 def kills(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     """Kill n processes, several in every second folder; one that ended before is not counted."""
     killed = cases = voids = often = 0
-    by_sweep: dict[str, int] = {}
+    by_sweep: Counter[str] = Counter()
     wrong: list[str] = []
     models_kept = 0
     while killed < n:
@@ -37,12 +38,12 @@ def kills(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             wrong.append(f"{sweep.name}, killed {did} times: {reason}")
         if did:
             killed, cases, often = killed + did, cases + 1, often + (did > 1)
-            by_sweep[sweep.name] = by_sweep.get(sweep.name, 0) + did
+            by_sweep[sweep.name] += did
     return {
         "kills": killed,
         "folders": cases,
         "of these killed more than once": often,
-        "by sweep": by_sweep,
+        "by sweep": dict(by_sweep),
         "models there at the last kill": models_kept,
         "had ended before the kill, not counted": voids,
         "wrong": wrong,
