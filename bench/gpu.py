@@ -63,14 +63,10 @@ _PROGRAMS = {
 
 def missing() -> list[str]:
     """List what is not installed on this machine, and what is left out without it."""
-    found = [
-        f"{name}: {without}"
-        for name, without in _MODULES.items()
-        if importlib.util.find_spec(name) is None
-    ]
-    return found + [
-        f"{name}: {without}" for name, without in _PROGRAMS.items() if shutil.which(name) is None
-    ]
+    found = {name: importlib.util.find_spec(name) for name in _MODULES}
+    found |= {name: shutil.which(name) for name in _PROGRAMS}
+    every = _MODULES | _PROGRAMS
+    return [f"{name}: {every[name]}" for name in every if found[name] is None]
 
 
 def run_part(name: str, folder: Path, end: float, *, quick: bool) -> None:

@@ -70,12 +70,6 @@ def totals(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _earlier() -> list[dict[str, Any]]:
-    file = RESULTS / "campaign.json"
-    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
-    return runs
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
@@ -94,7 +88,9 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     wrong = sum(len(part["wrong"]) for part in found.values() if isinstance(part, dict))
     if not args.no_result:
-        runs = [*_earlier(), found] if args.add else [found]
+        file = RESULTS / "campaign.json"
+        earlier = json.loads(file.read_text())["runs"] if args.add and file.exists() else []
+        runs = [*earlier, found]
         print(f"wrote {write_result('campaign', {'totals': totals(runs), 'runs': runs})}")
     print(f"{wrong} went wrong")
     return 1 if wrong else 0

@@ -1,5 +1,6 @@
 """The layer against PyTorch and every fused layer that is installed, by shape, dtype and rows."""
 
+from functools import cache, partial
 from itertools import product
 from statistics import median
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from bench.measure import least_work, peers
 from bench.measure.clock import call_seconds, event_seconds
 from bench.measure.layer_ways import OURS, contestants
-from bench.measure.roofs import KINDS, Roofs, measure
+from bench.measure.roofs import KINDS, measure
 from bench.measure.turns import Contestants, take_turns
 from bench.visit.items import Item, Visit
 
@@ -28,12 +29,12 @@ SHAPES: list[Shape] = [
     (512, 1024, 512),
     (128, 16, 128),
 ]
-# torch.compile needs seconds to compile for each number of rows, so it is measured at the first
-# only.
+# torch.compile is measured at the first only: it compiles for seconds for each number of rows.
 ROWS = [16384, 4096, 65536]
 # Shapes at which torch.compile with max-autotune is measured, too; its search takes a minute.
 AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
 _BACKWARD = "forward and backward"
+_roofs = cache(measure)  # a process measures them once
 
 
 def items(visit: Visit) -> list[Item]:
@@ -56,16 +57,12 @@ def finish(content: dict[str, Any], visit: Visit) -> None:
 
 def _item(m: int, kind: str, shape: Shape, direction: str, *, searched: bool = False) -> Item:
     key = f"{kind} {direction} m={m} {shape}" + (" max-autotune" if searched else "")
-    return Item(
-        key,
-        lambda visit: _contest(visit, m, kind, shape, direction, searched),
-        least=20,
-        most=240 if searched else 60,
-    )
+    contest = partial(_contest, m, kind, shape, direction, searched)
+    return Item(key, contest, least=20, most=240 if searched else 60)
 
 
 def _contest(
-    visit: Visit, m: int, kind: str, shape: Shape, direction: str, searched: bool
+    m: int, kind: str, shape: Shape, direction: str, searched: bool, visit: Visit
 ) -> dict[str, Any]:
     d_in, d, d_out = shape
     op = "mlp" if d_out else "layer"
@@ -82,7 +79,7 @@ def _contest(
     finally:
         torch.set_float32_matmul_precision(before)
     least = least_work.DIRECTIONS[direction](m, d_in, d, d_out, dtype.itemsize)
-    roofs = _roofs(visit)
+    roofs = _roofs(visit.device, tiny=visit.quick)
     for timed in times.values():
         timed["share of the roof"] = roofs.share(least.flop, least.moved, timed["median"], kind)
     best = min(timed["median"] for way, timed in times.items() if way not in OURS)
@@ -93,16 +90,6 @@ def _contest(
         "times_faster_than_best_peer": ratio, "absent": absent,
     }  # fmt: skip
     return {"row": row, "told": f"{ratio:.2f}x the best peer"}
-
-
-_measured: dict[str, Roofs] = {}
-
-
-def _roofs(visit: Visit) -> Roofs:
-    """Measure this device's roofs, once in a process."""
-    if "here" not in _measured:
-        _measured["here"] = measure(visit.device, tiny=visit.quick)
-    return _measured["here"]
 
 
 def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:

@@ -64,12 +64,9 @@ def _device(visit: Visit) -> str:
     return dispatch.device_class(torch.cuda.get_device_capability())
 
 
-def _timer(visit: Visit) -> tune.Timer:
-    return call_seconds if visit.quick else tune.gpu_timer
-
-
-def _where(visit: Visit) -> dict[str, Any]:
-    return {"on": str(visit.device), "tiny": visit.quick}
+def _how(visit: Visit) -> dict[str, Any]:
+    timer = call_seconds if visit.quick else tune.gpu_timer
+    return {"timer": timer, "on": str(visit.device), "tiny": visit.quick}
 
 
 def _tile(entry: tune.Entry) -> Item:
@@ -78,7 +75,7 @@ def _tile(entry: tune.Entry) -> Item:
 
 
 def _measure_tile(entry: tune.Entry, visit: Visit) -> dict[str, Any]:
-    tile = tune.tuned_tile(entry, _device(visit), _timer(visit), **_where(visit))
+    tile = tune.tuned_tile(entry, _device(visit), **_how(visit))
     key = [entry.kernel, entry.kind, entry.rows]
     return {"entry": key, "tile": vars(tile), "told": str(tile)}
 
@@ -89,10 +86,9 @@ def _limits(kind: str, direction: str) -> Item:
 
 
 def _measure_limits(kind: str, direction: str, visit: Visit) -> dict[str, Any]:
-    table = tune.with_limits(
-        dispatch.table(), _device(visit), kind, direction, _timer(visit), **_where(visit)
-    )
-    paths = table["paths"][_device(visit)][kind]
+    device = _device(visit)
+    table = tune.with_limits(dispatch.table(), device, kind, direction, **_how(visit))
+    paths = table["paths"][device][kind]
     names = (f"dual_{direction}", f"mlp_{direction}")
     limits = {name: paths[name] for name in names if name in paths}
     return {"kind": kind, "limits": limits, "told": str(limits)}
