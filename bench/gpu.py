@@ -15,7 +15,7 @@ same command continues where it stopped. `--again PART` deletes a part's results
 be used for half an hour, make two calls of nine minutes and one of six (`--minutes 6`): four
 minutes remain for starting the machine and copying files.
 
-If the GPU is in another machine whose files are lost, `--home FOLDER` writes an archive of all
+If the GPU is in a machine whose files are lost afterwards, `--home FOLDER` writes an archive of all
 results and logs there after each part. `python -m bench.gpu --unpack FILE` extracts it into this
 checkout, the measured table included, to be committed or continued from.
 
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.unpack:
         folder = args.out or RESULTS
         print("unpacked:", *archive.unpack(args.unpack, folder))
-        _adopt(folder)
+        _write_table(folder)
         return 0
     if not (torch.cuda.is_available() or args.quick):
         parser.error("needs a CUDA device; torch.cuda.is_available() is False (try --quick)")
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         file_of(name, folder).unlink(missing_ok=True)
     lacking = missing()
     print("missing here:", *(lacking or ["nothing"]), sep="\n  ", flush=True)
-    _adopt(folder)
+    _write_table(folder)
     end = time.time() + args.minutes * 60 - 15
     for name in args.parts:
         if time.time() > end:
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}:", flush=True)
         run_part(name, folder, end, quick=args.quick)
         if name == "tiles":
-            _adopt(folder)
+            _write_table(folder)
         if args.home:
             archive.pack(folder, args.home)
     lines, failures = summary(args.parts, folder)
@@ -184,9 +184,9 @@ def main(argv: list[str] | None = None) -> int:
     return failures
 
 
-def _adopt(folder: Path) -> None:
+def _write_table(folder: Path) -> None:
     """Let the kernels use the table of tiles that this call or an earlier one has measured."""
-    tiles.adopt(read(file_of("tiles", folder)))
+    tiles.write_table(read(file_of("tiles", folder)))
 
 
 if __name__ == "__main__":

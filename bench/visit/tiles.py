@@ -94,7 +94,7 @@ def _measure_limits(kind: str, direction: str, visit: Visit) -> dict[str, Any]:
     return {"kind": kind, "limits": limits, "told": str(limits)}
 
 
-def adopt(content: dict[str, Any]) -> None:
+def write_table(content: dict[str, Any]) -> None:
     """Write a measured table to the file that the kernels read; not one of a dry run."""
     if content.get("table", {}).get("measured") and not content["quick"]:
         write(dispatch.TABLE, content["table"])

@@ -161,15 +161,15 @@ def test_without_a_gpu_the_error_names_quick(capsys: pytest.CaptureFixture[str])
     assert "--quick" in capsys.readouterr().err
 
 
-def test_a_table_of_a_dry_run_is_not_adopted(
+def test_a_table_of_a_dry_run_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table.json"
     monkeypatch.setattr(dispatch, "TABLE", table)
-    tiles.adopt({"quick": True, "table": {"measured": True}})
-    tiles.adopt({"quick": False, "table": {"measured": False}})
+    tiles.write_table({"quick": True, "table": {"measured": True}})
+    tiles.write_table({"quick": False, "table": {"measured": False}})
     assert not table.exists()
-    tiles.adopt({"quick": False, "table": {"measured": True}})
+    tiles.write_table({"quick": False, "table": {"measured": True}})
     assert json.loads(table.read_text()) == {"measured": True}
 
 
