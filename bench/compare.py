@@ -1,8 +1,9 @@
-"""What became slower between two result files: `python -m bench.compare OLD NEW`.
+"""Lists what became slower from one results file to another: `python -m bench.compare OLD NEW`.
 
-Reads what `pytest bench --benchmark-json FILE` and `python -m bench.gpu` write. A benchmark counts
-as slower when the quicker quarter of its new rounds (tenth, for a GPU visit) lies above the slower
-quarter of its old ones, so that the spread of both is allowed for. Exits with 1 if any is.
+Reads the files that `pytest bench --benchmark-json FILE` and `python -m bench.gpu` write. A
+benchmark counts as slower if the spreads do not overlap: the new rounds' lower quartile is above
+the old rounds' upper one (in a file of bench.gpu, 10th and 90th percentile). Exits with 1 if any
+benchmark is slower.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median of the rounds, and the low and high end of their spread."""
+    """Seconds: the median of the rounds, and the lower and upper end of their spread."""
 
     median: float
     low: float
@@ -23,10 +24,10 @@ class Timing:
 
 
 def timings(content: dict[str, Any]) -> dict[str, Timing]:
-    """Timings of a result file by benchmark.
+    """Return the timings in a results file, by benchmark.
 
     Raises:
-        ValueError: the file holds neither benchmarks nor rows of times.
+        ValueError: the file has neither benchmarks nor rows of times.
     """
     if "benchmarks" in content:
         return {
@@ -43,7 +44,7 @@ def timings(content: dict[str, Any]) -> dict[str, Timing]:
 
 
 def slower(old: dict[str, Timing], new: dict[str, Timing]) -> dict[str, float]:
-    """How many times longer each benchmark takes that became slower beyond the spread."""
+    """Return the benchmarks that became slower beyond the spread, with new time / old time."""
     return {
         name: new[name].median / old[name].median
         for name in old.keys() & new.keys()
@@ -52,7 +53,7 @@ def slower(old: dict[str, Timing], new: dict[str, Timing]) -> dict[str, float]:
 
 
 def changed_roofs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What each machine could do at best, where that differs by more than a tenth."""
+    """List the roofs that differ by more than a tenth: the machines differ in speed."""
     rates = [_rates(content) for content in (old, new)]
     return [
         f"{name}: {rates[0][name]:.3g} -> {rates[1][name]:.3g}"
@@ -78,7 +79,7 @@ def _device(content: dict[str, Any]) -> object:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what became slower; 1 if anything did, 2 if the files have no benchmark in common."""
+    """Print what became slower; returns 1 if anything did, 2 if no benchmark is in both files."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)

@@ -1,10 +1,10 @@
-"""What the compiler makes of every kernel of the dispatch table: registers, spills, shared memory.
+"""Registers, spills and shared memory of every compiled kernel of the dispatch table.
 
     python -m bench.compile_report [--only 90:half 80:tf32 ...] [--match dual] [--gates silu gelu]
 
-Needs no GPU and no driver: launchers run on meta tensors, a recorder notes what they would start,
-and each start is compiled ahead of time for the device asked for. On Hopper it says of each
-kernel's hot loop what an iteration is made of and how long `bench/model` thinks it takes.
+Needs no GPU and no driver: launchers run on meta tensors, their launches are recorded, and each is
+compiled ahead of time for the given device. For Hopper it also lists the instructions in an
+iteration of each kernel's hot loop, and the cycles that `bench/model` predicts for it.
 """
 
 import argparse
@@ -38,14 +38,15 @@ from bilinear.kernels.mlp import mlp_backward, mlp_forward
 from bilinear.kernels.pointwise import product_backward, product_forward
 from bilinear.training.gpu import make_grid
 
-# Bytes of shared memory one program may use, by compute capability.
+# The most bytes of shared memory that one program may use, by compute capability.
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 ROWS = 8192
-# How a training step of the sweep multiplies, and what the library calls it.
+# Arithmetic of a training step's matmuls, and the library's name for it.
 GRID_PRECISION = {"tf32": "tf32", "bf16x3": "high", "bf16x6": "highest"}
 # (p, width) of training steps: one and two tiles of classes, one and several blocks of units.
 GRID_SIZES = [(64, 16), (64, 32), (64, 64), (113, 16), (97, 32)]
-# Shapes of the loop over steps: what the sweep runs, and at fewer sizes one launch for many steps.
+# By shape of the loop over steps: two launches a step, as the sweep runs; at fewer sizes one launch
+# for many steps ("run"), and for many minibatches ("batch").
 GRID_SHAPES = {"step": GRID_SIZES, "run": [(64, 16)], "batch": [(64, 16), (113, 16)]}
 KINDS = ("half", "tf32", "tf32x3", "ieee", "bf16x3", "bf16x6")
 _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
@@ -53,11 +54,11 @@ _DTYPE = {"half": torch.bfloat16, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class HotLoop:
-    """An iteration of the loop with most tensor work, modelled, on one multiprocessor.
+    """Model of one iteration of the loop with most tensor work, on one multiprocessor.
 
-    Cycles as the program's warps take them, those its tensor cores are busy, issue slots of a
-    scheduler; `waits` are cycles without an issue, by cause. The floor is the larger of tensor
-    cycles and issue slots: what an iteration takes if everything else hides behind it.
+    `cycles` is what the program's warps take, `tensor` the cycles in which tensor cores are busy,
+    `slots` the issue slots of a scheduler, `waits` the cycles without an issue, by cause. The floor
+    is the larger of `tensor` and `slots`: an iteration cannot take fewer cycles.
     """
 
     instructions: dict[str, int]
@@ -68,15 +69,15 @@ class HotLoop:
 
     @property
     def of_floor(self) -> float:
-        """Cycles over the floor's."""
+        """Cycles divided by the floor."""
         return self.cycles / max(self.tensor, self.slots)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """One compiled variant; `stack` is what spills, in bytes a thread.
+    """Resources of one compiled variant; `stack` is bytes of spilled registers a thread.
 
-    `serialised`: on Hopper each wgmma waits for the one before, though the kernel doesn't ask so.
+    `serialised`: on Hopper the compiler made each wgmma wait for the one before.
     """
 
     kernel: str
@@ -96,7 +97,7 @@ class Usage:
 def launches(
     name: str, kind: str, capability: int, rows: int = ROWS, gate: str = "identity"
 ) -> list[Launch]:
-    """What the launcher of kernel `name` starts for `rows` rows, with the table's tile."""
+    """Return what the launcher of kernel `name` starts for `rows` rows, with the table's tile."""
     if name.startswith("grid"):
         return _grid_launches(name, kind, capability)
     device = dispatch.device_class(divmod(capability, 10))
@@ -111,7 +112,9 @@ def launches(
         if name == "mlp_backward" and tile is not None:
             d_in, d, d_out = tile.block_k, tile.block_d, tile.block_n
     if gate != "identity" and name in ("dual_backward_input", "dual_backward_weight"):
-        d_in = dispatch.table()["paths"][device][kind]["dual_backward"]["d_in"]  # no call has more
+        d_in = dispatch.table()["paths"][device][kind]["dual_backward"][
+            "d_in"
+        ]  # the most of any call
     if name == "dual_backward" and tile is not None:
         tile = dispatch.tile_for_gate(tile, gate)
     dtype = _DTYPE.get(kind, torch.float32)
@@ -125,8 +128,7 @@ def launches(
     def whole_backward(*needs: str) -> None:
         configs = {name: tile} if tile else {}
         if name != "mlp_backward":
-            small = dispatch.Tile(block_m=0, num_warps=0, num_stages=0)
-            configs["mlp_backward"] = small
+            configs["mlp_backward"] = dispatch.Tile(block_m=0, num_warps=0, num_stages=0)
         mlp_backward(
             dout, x, weight, bias, w_p,
             precision=precision, needs=needs, config=configs, gate=gate,
@@ -155,7 +157,7 @@ def launches(
 
 
 def _grid_launches(name: str, kind: str, capability: int) -> list[Launch]:
-    """What `grid_SHAPE_P_WIDTH` starts: a run, a minibatch run, or the two launches of a step."""
+    """Return the launches of `grid_SHAPE_P_WIDTH`: two for a step, one for a run or a batch."""
     _, shape, p, d = name.split("_")
     config = SweepConfig(
         p=int(p),
@@ -165,7 +167,7 @@ def _grid_launches(name: str, kind: str, capability: int) -> list[Launch]:
         precision=GRID_PRECISION[kind],
     )
     chunks = 4 if shape == "step" else 1
-    # A launcher takes meta tensors to lie on Hopper.
+    # For meta tensors a launcher chooses the tile of Hopper.
     tile = None if capability == 90 else TILE
     grid = make_grid(config, [Job(int(d), 0)], torch.device("meta"), chunks, tile)
     models = torch.empty(1, dtype=torch.int32, device="meta")
@@ -203,7 +205,7 @@ def _hot_loop(cubin: bytes, warps: int) -> HotLoop | None:
 
 
 def jobs(capability: int, kind: str) -> Iterator[tuple[str, str, int, int]]:
-    """(kernel, arithmetic, capability, rows) of every distinct entry of the table."""
+    """Yield (kernel, arithmetic, capability, rows) of every distinct entry of the table."""
     device = dispatch.device_class(divmod(capability, 10))
     if kind in GRID_PRECISION:
         for shape, sizes in GRID_SHAPES.items():
@@ -223,7 +225,7 @@ def report(
     gates: Sequence[str] = ("identity",),
     processes: int = 2,
 ) -> list[Usage]:
-    """Compile the table's variants of each (capability, arithmetic) that `match` names."""
+    """Compile the table's variants of each (capability, arithmetic); `match` is part of a name."""
     wanted = [
         (*job, gate)
         for target, gate in product(targets, gates)
@@ -252,7 +254,7 @@ def _wgmma(usage: Usage) -> str:
 
 
 def _loops(usages: list[Usage]) -> str:
-    """Hot loops, modelled: an iteration's cycles, what it issues, what it waits for."""
+    """Format a table of hot loops as modelled: cycles, instructions and waits of an iteration."""
     lines = [
         f"{'hot loop, modelled':<25}{'kind':<8}{'rows':>5}{'cycles':>8}{'tensor':>8}{'slots':>7}"
         f"{'of floor':>10}  instructions; waits"
@@ -276,7 +278,7 @@ def _target(text: str) -> tuple[int, str]:
 
 
 def main() -> None:
-    """Parse arguments, compile, print."""
+    """Parse arguments, compile, and print the tables or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     everything = [(capability, kind) for capability in (80, 89, 90) for kind in KINDS]
     parser.add_argument("--only", type=_target, nargs="+", default=everything, metavar="SM:KIND")

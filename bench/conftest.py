@@ -1,4 +1,4 @@
-"""What pytest-benchmark stores: our environment, clocks and roofs, and no raw samples."""
+"""Lets pytest-benchmark store our environment, clocks and roofs, but no raw samples."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _AT_THE_BEGINNING: dict[str, Any] = {}
 
 @pytest.fixture(autouse=True, scope="session")
 def _machine(request: pytest.FixtureRequest) -> None:
-    """Measure the roofs before anything is held against them."""
+    """Measure the roofs before the benchmarks, which compare their rates with them."""
     if request.config.getoption("benchmark_disable"):
         return
     _AT_THE_BEGINNING["clocks as found"] = clocks()

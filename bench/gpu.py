@@ -1,24 +1,26 @@
-"""Everything a visit to a GPU should do, in order of worth: `python -m bench.gpu --minutes 9`.
+"""Runs all tests and measurements on a GPU, most valuable first: `python -m bench.gpu --minutes 9`.
 
-    smoke     every kernel with every gate, small: against float64, under compute-sanitizer
+    smoke     every kernel with every gate on small shapes: against float64, under compute-sanitizer
     tests     the kernels' and the layer's tests on this device
-    roofs     copy bandwidth and matmul rates: what all else is held against
+    roofs     copy bandwidth and matmul rates, with which all other rates are compared
     tiles     tiles and crossovers measured; writes kernels/table.json
     sweep     seconds of training and of the command; a training step against ensembles
-    layer     the layer on that table, against PyTorch and every fused layer that is installed
-    counters  hardware counters of the three hottest kernels
+    layer     the layer with that table, against PyTorch and every fused layer that is installed
+    counters  hardware counters of the three kernels that take most time
     frontier  share of perfect seeds by width, for four moduli
 
-No failure loses what is done: each part is a list of items (`bench/visit`), its file
-gpu-PART.json is written after each, an item that fails, hangs or takes the device down costs no
-other, and the same command goes on where it stopped. Where a device is had for half an hour, starts
-included: two calls of nine minutes and one of six (`--minutes 6`), which leaves four for starts and
-copies. `--again PART` forgets what a part has. Where the device is on another machine, that keeps
-nothing and sends back a few files, `--home FOLDER` packs everything into one file there after each
-part; `python -m bench.gpu --unpack FILE`, here, puts results and the measured table into the
-checkout, to be committed, and for the next call to go on from. Without a GPU, `--quick` runs every
-part on small sizes under Triton's interpreter, with an item in each that fails as a device would;
-its figures mean nothing, and it writes nowhere in the repository.
+Each part is a list of items (`bench/visit`). A part's results, gpu-PART.json, are written after
+each item, so an item that fails, hangs or crashes the device loses no other item's result, and the
+same command continues where it stopped. `--again PART` deletes a part's results first. If a GPU can
+be used for half an hour, make two calls of nine minutes and one of six (`--minutes 6`): four
+minutes remain for starting the machine and copying files.
+
+If the GPU is in a machine whose files are lost afterwards, `--home FOLDER` writes an archive of all
+results and logs there after each part. `python -m bench.gpu --unpack FILE` extracts it into this
+checkout, the measured table included, to be committed or continued from.
+
+Without a GPU, `--quick` runs every part on small sizes under Triton's interpreter, with one item in
+each that fails on purpose. Its figures mean nothing; nothing is written into the repository.
 """
 
 import argparse
@@ -34,16 +36,16 @@ from pathlib import Path
 import torch
 
 from bench.measure.environment import RESULTS
-from bench.visit import parcel, tiles
+from bench.visit import archive, tiles
 from bench.visit.commands import ROOT
 from bench.visit.commands import end as end_processes
 from bench.visit.items import read, write
 from bench.visit.parts import PARTS, file_of
 
-# A worker that died is followed by another this many times a part.
+# The most workers for a part: one is started after another has died.
 _WORKERS = 12
-# Modules and programs that a part can do without, at the price of some of its items.
-_WANTED = {
+# Optional modules and programs, and what is left out without them.
+_MODULES = {
     "xdist": "tests run one after another",
     "hypothesis": "tests that draw their cases are left out",
     "liger_kernel": "no Liger-Kernel among the peers",
@@ -60,19 +62,15 @@ _PROGRAMS = {
 
 
 def missing() -> list[str]:
-    """What is not on this machine, and what is left out for it."""
-    found = [
-        f"{name}: {without}"
-        for name, without in _WANTED.items()
-        if importlib.util.find_spec(name) is None
-    ]
-    return found + [
-        f"{name}: {without}" for name, without in _PROGRAMS.items() if shutil.which(name) is None
-    ]
+    """List what is not installed on this machine, and what is left out without it."""
+    found = {name: importlib.util.find_spec(name) for name in _MODULES}
+    found |= {name: shutil.which(name) for name in _PROGRAMS}
+    every = _MODULES | _PROGRAMS
+    return [f"{name}: {every[name]}" for name in every if found[name] is None]
 
 
 def run_part(name: str, folder: Path, end: float, *, quick: bool) -> None:
-    """Work on a part until its items are done or the clock ends, one worker after another."""
+    """Run a part's items until all are done or `end`; a worker that dies is replaced."""
     path = file_of(name, folder)
     command = [sys.executable, "-m", "bench.visit.worker", name, str(folder), "--end", str(end)]
     command += ["--quick"] if quick else []
@@ -90,9 +88,9 @@ def run_part(name: str, folder: Path, end: float, *, quick: bool) -> None:
 
 
 def _ended_in(path: Path, code: int | None, *, out_of_time: bool) -> bool:
-    """Note which item a worker died in; whether another worker should go on.
+    """Mark the item in which a worker died as failed; returns whether to start another worker.
 
-    An item cut off by the end of the clock is left for the next call.
+    An item that was stopped because the call's time is over is left for the next call.
     """
     content = read(path)
     key = content.pop("running", None)
@@ -109,7 +107,7 @@ def _ended_in(path: Path, code: int | None, *, out_of_time: bool) -> bool:
 
 
 def summary(names: list[str], folder: Path) -> tuple[str, int]:
-    """A line a part: done, failed, left for the next call; and how many items failed."""
+    """Count items done, failed and left, in a line per part; returns the failures, too."""
     lines, failures = [], 0
     for name in names:
         content = read(file_of(name, folder))
@@ -121,31 +119,44 @@ def summary(names: list[str], folder: Path) -> tuple[str, int]:
         lines.append(
             f"{name:<9} {len(items) - len(failed)} done, {len(real)} failed, {left} left, "
             f"{content.get('seconds', 0.0):.0f} s"
-            + ("; its stand-in failed, as it should" if len(real) < len(failed) else "")
+            + ("; its stand-in failed on purpose" if len(real) < len(failed) else "")
         )
         lines += [f"          {key}: {items[key]['failed'][:160]}" for key in real]
     return "\n".join(lines), failures
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the queue; returns how many items failed."""
+    """Run the parts; returns how many items failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--again", nargs="+", choices=PARTS, default=[], help="forget these first")
-    parser.add_argument("--out", type=Path, help="folder to go on in (bench/results)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="the clock of this call (9)")
-    parser.add_argument("--home", type=Path, help="folder for one file with all that was found")
     parser.add_argument(
-        "--unpack", type=Path, metavar="FILE", help="of --home: into --out; no more"
+        "--again",
+        nargs="+",
+        choices=PARTS,
+        default=[],
+        help="delete the results of these parts first",
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results, continued if there are any (bench/results)"
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for this call (9)")
+    parser.add_argument(
+        "--home", type=Path, help="write an archive of results and logs to this folder"
+    )
+    parser.add_argument(
+        "--unpack",
+        type=Path,
+        metavar="FILE",
+        help="only extract an archive that --home wrote, into --out",
+    )
+    parser.add_argument("--quick", action="store_true", help="a dry run on small sizes")
     args = parser.parse_args(argv)
     if args.unpack:
         folder = args.out or RESULTS
-        print("unpacked:", *parcel.unpack(args.unpack, folder))
-        _adopt(folder)
+        print("unpacked:", *archive.unpack(args.unpack, folder))
+        _write_table(folder)
         return 0
     if not (torch.cuda.is_available() or args.quick):
         parser.error("needs a CUDA device; torch.cuda.is_available() is False (try --quick)")
@@ -157,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         file_of(name, folder).unlink(missing_ok=True)
     lacking = missing()
     print("missing here:", *(lacking or ["nothing"]), sep="\n  ", flush=True)
-    _adopt(folder)
+    _write_table(folder)
     end = time.time() + args.minutes * 60 - 15
     for name in args.parts:
         if time.time() > end:
@@ -165,17 +176,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}:", flush=True)
         run_part(name, folder, end, quick=args.quick)
         if name == "tiles":
-            _adopt(folder)
+            _write_table(folder)
         if args.home:
-            parcel.pack(folder, args.home)
-    told, failures = summary(args.parts, folder)
-    print(f"{told}\nwrote {folder}", flush=True)
+            archive.pack(folder, args.home)
+    lines, failures = summary(args.parts, folder)
+    print(f"{lines}\nwrote {folder}", flush=True)
     return failures
 
 
-def _adopt(folder: Path) -> None:
-    """Let the kernels run on the table an earlier call measured, or this one."""
-    tiles.adopt(read(file_of("tiles", folder)))
+def _write_table(folder: Path) -> None:
+    """Let the kernels use the table of tiles that this call or an earlier one has measured."""
+    tiles.write_table(read(file_of("tiles", folder)))
 
 
 if __name__ == "__main__":

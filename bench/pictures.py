@@ -1,4 +1,4 @@
-"""Pictures of measured contests: verdicts, speed-up by shape, the roofline, scaling."""
+"""Draws measured contests: verdicts, speed-up by shape, the roofline, scaling."""
 
 import re
 from collections import defaultdict
@@ -15,7 +15,7 @@ from bench.verdicts import AT_THE_ROOF, DEFAULTS, Contest
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#707070"
 VERDICTS = {"faster": BLUE, "within the spread": GREY, "slower": ORANGE}
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers differ as well.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers differ, too.
 FAMILIES = {
     "layer forward and backward": "#0072B2",
     "layer forward": "#56B4E9",
@@ -45,7 +45,7 @@ LINES = {
 
 
 def verdicts(found: list[Contest], path: Path) -> None:
-    """Times faster than the best peer, a row a contest, and where the floor is."""
+    """Draw how many times faster than the best peer: one row per contest, with its floor."""
     found = sorted(found, key=lambda contest: _ROWS.index(_row(contest.group)))
     figure = Figure(figsize=(10.5, 0.27 * len(found) + 1.9), layout="constrained")
     ax = figure.subplots()
@@ -80,7 +80,7 @@ def verdicts(found: list[Contest], path: Path) -> None:
 
 
 def shapes(found: list[Contest], path: Path) -> None:
-    """Times as fast as eager by shape, a panel an op and direction, a mark a way."""
+    """Draw speed relative to eager by shape: one panel per op and direction, one mark per way."""
     panels: defaultdict[str, dict[str, Contest]] = defaultdict(dict)
     for contest in found:
         task, _, shape = contest.group.partition(", M, d_in, d = ")
@@ -140,7 +140,7 @@ def shapes(found: list[Contest], path: Path) -> None:
 
 
 def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
-    """FLOP/s against FLOP a byte under the measured roofs: ours and the best peer, by contest."""
+    """Draw FLOP/s by FLOP per byte, ours and the best peer's, below the measured roofs."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     ax = figure.subplots()
     counted = [contest for contest in found if contest.floor is not None]
@@ -167,7 +167,7 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
         ax.plot(x, peer, "s", color=colour, mfc="white", ms=7, mew=1.2, zorder=2)
         ax.plot(x, ours, "o", color=colour, ms=7, zorder=3)
         width = re.search(r"steps of .*, (d=\d+)", contest.group)
-        if width:  # every width has the same FLOP a byte
+        if width:  # every width has the same FLOP per byte, so labels tell them apart
             ax.text(x / 1.05, ours, width[1], ha="right", va="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -191,7 +191,7 @@ def roofline(found: list[Contest], roofs: Roofs, path: Path) -> None:
 
 
 def scaling(found: list[Contest], path: Path) -> None:
-    """Time against M, d, the number of models and P, with the time at the roofs below."""
+    """Draw time by M, d, number of models and P, with the least time at the roofs."""
     panels: defaultdict[str, list[tuple[int, Contest]]] = defaultdict(list)
     for contest in found:
         notes = contest.ours.notes
@@ -266,7 +266,7 @@ def _intensity(contest: Contest) -> float:
 
 
 def _mark(label: str, **style: Any) -> Line2D:
-    """A line of a legend."""
+    """Return one entry of a legend."""
     return Line2D([], [], label=label, **style)
 
 

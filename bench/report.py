@@ -1,7 +1,7 @@
-"""What was measured, as tables and pictures: `python -m bench.report`.
+"""Writes tables and pictures of the committed results: `python -m bench.report`.
 
-Reads bench/results and writes docs/performance.md, its pictures, and the table between the markers
-in README.md. Nothing in them is typed by hand.
+Reads bench/results and writes docs/performance.md, its pictures, and the table between two markers
+in README.md.
 """
 
 import json
@@ -41,7 +41,7 @@ def _timed(found: list[Contest]) -> list[Contest]:
 
 
 def _task(contest: Contest) -> str:
-    """What was done, without the suite it was done in."""
+    """Return what was timed: the group without the name of a scaling suite."""
     starts, _, task = contest.group.partition(": ")
     return task if starts.startswith("scaling") else contest.group
 
@@ -50,26 +50,29 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
+_HEADER, _RULE = "| | ours | best peer | times faster (quartiles) | |", "|---|---|---|---|---|"
+
+
+def _row(contest: Contest) -> str:
+    ratio, low, high = contest.ratio
+    ours, peer = contest.ours, contest.best_peer
+    return (
+        f"| {_task(contest)} | {ours.name}, {_seconds(ours.median)} "
+        f"| {peer.name}, {_seconds(peer.median)} "
+        f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} |"
+    )
+
+
 def _contest_table(found: list[Contest]) -> list[str]:
-    lines = [
-        "| | ours | best peer | times faster (quartiles) | | ours, of the roof | floor |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"{_HEADER} ours, of the roof | floor |", f"{_RULE}---|---|"]
     for contest in found:
-        ratio, low, high = contest.ratio
-        ours, peer = contest.ours, contest.best_peer
         floor = "–" if contest.floor is None else f"{contest.floor:.3g}×"
-        lines.append(
-            f"| {contest.group} | {ours.name}, {_seconds(ours.median)} "
-            f"| {peer.name}, {_seconds(peer.median)} "
-            f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} "
-            f"| {_percent(ours.share)} | {floor} |"
-        )
+        lines.append(f"{_row(contest)} {_percent(contest.ours.share)} | {floor} |")
     return lines
 
 
 def _against_each(found: list[Contest]) -> list[str]:
-    """The default way against every peer, not the best one alone."""
+    """Compare the default way with every peer, not only the best."""
     lines = ["| | ours | peer | times faster (quartiles) |", "|---|---|---|---|"]
     for contest in found:
         for peer in sorted(contest.peers, key=lambda way: way.median):
@@ -95,19 +98,6 @@ def _memory_table(found: list[Contest]) -> list[str]:
                 f"| {saved / 1e6:.2f} | {peak / 1e6:.2f} "
                 f"| {saved / eager['bytes saved']:.2f} | {peak / eager['peak bytes']:.2f} |"
             )
-    return lines
-
-
-def _scaling_table(found: list[Contest]) -> list[str]:
-    lines = ["| | ours | best peer | times faster (quartiles) | |", "|---|---|---|---|---|"]
-    for contest in found:
-        ratio, low, high = contest.ratio
-        ours, peer = contest.ours, contest.best_peer
-        lines.append(
-            f"| {_task(contest)} "
-            f"| {_seconds(ours.median)} | {peer.name}, {_seconds(peer.median)} "
-            f"| {ratio:.2f} ({low:.2f}–{high:.2f}) | {contest.verdict} |"
-        )
     return lines
 
 
@@ -139,10 +129,10 @@ def _where(content: dict[str, Any]) -> str:
 
 def _the_roofs(content: dict[str, Any]) -> str:
     roofs, clocks = _roofs(content), content["machine_info"]["clocks as found"]["cpu MHz"]
-    mhz = f"{clocks['median']:,.0f} MHz as found" if clocks else "not told by this system"
+    mhz = f"{clocks['median']:,.0f} MHz as found" if clocks else "not reported by this system"
     return (
-        f"Measured at the beginning of the same run: a copy out of cache moves "
-        f"{roofs.copy.best / 1e9:.1f} GB/s, read and written both counted (best of "
+        "Measured at the beginning of the same run: a copy of tensors larger than the caches moves "
+        f"{roofs.copy.best / 1e9:.1f} GB/s, counting bytes read and written (best of "
         f"{roofs.copy.rounds} rounds, median {roofs.copy.median / 1e9:.1f}); a float32 matmul "
         f"reaches {roofs.matmul['fp32'].best / 1e9:.0f} GFLOP/s (best of "
         f"{roofs.matmul['fp32'].rounds}, median {roofs.matmul['fp32'].median / 1e9:.0f}). "
@@ -154,9 +144,9 @@ def _gpu(results: Path, found: list[Contest]) -> list[str]:
     files = sorted(results.glob("gpu-*.json"))
     if not files and not found:
         return [
-            "Not measured yet: `python -m bench.gpu` is what a visit to a GPU runs. Its peers from "
-            "elsewhere (Liger-Kernel, quack; `pip install '.[peers]'`) have adapters "
-            "that were tried against stand-ins of their packages only."
+            "Not measured yet: `python -m bench.gpu` runs the measurements on a GPU. The adapters "
+            "of peers from other projects (Liger-Kernel, quack; `pip install '.[peers]'`) were "
+            "tested only with stand-ins for their packages."
         ]
     lines = ["| part | GPU | seconds | file |", "|---|---|---|---|"] if files else []
     for file in files:
@@ -173,9 +163,10 @@ def _sweep(content: dict[str, Any]) -> list[str]:
         f"{_where(content)}.",
         "",
         f"`python sweep.py --fused`, from the command to the finished folder: {ours:.1f} s "
-        f"({spread}). The notebook's loop, {content['notebook_mean_epoch_seconds'] * 1e3:.0f} ms "
-        f"an epoch and {content['notebook_epochs']:,} epochs by its own log: {notebook:,.0f} s "
-        f"added up, {content['ratio']:.0f} times as long.",
+        f"({spread}). The notebook's loop takes "
+        f"{content['notebook_mean_epoch_seconds'] * 1e3:.0f} ms an epoch; the "
+        f"{content['notebook_epochs']:,} epochs in its log take {notebook:,.0f} s in all, "
+        f"{content['ratio']:.0f} times as long.",
     ]
 
 
@@ -198,20 +189,22 @@ def _page(content: dict[str, Any]) -> list[str]:
 
 
 _HOW = (
-    "Contestants take turns on the same inputs, in a process of their own. A contest is won or "
-    "lost when the quartiles do not overlap. The floor is the time at the nearer of two roofs, for "
-    "the FLOP of the algebra and the bytes of inputs and outputs. Exponentials and whatever is "
-    "saved for backward are not counted, so it is lower than anyone gets; only data that stay in "
-    "the cache from one call to the next can move faster than the copy roof. The roof for FLOP is "
-    "PyTorch's matmul, which the compiled layer passes where its share is above 100%. "
-    "Quartiles of the layer's contests are of several processes, others of one."
+    "Each row compares ways to do one thing. They are timed in turns on the same inputs, in a "
+    "process of their own. Ours is faster or slower if the quartiles do not overlap. A roof is the "
+    "best rate of this machine: FLOP/s of PyTorch's matmul, and bytes a second of a copy. The "
+    "floor is the time at the nearer roof, for the FLOP of the algebra and the bytes of inputs and "
+    "outputs, given as the number of times that it is faster than the best peer. Exponentials and "
+    "what is saved for backward are not counted, so a call usually takes longer. It can be faster "
+    "than the copy roof if data stay in the cache from one call to the next, and the compiled "
+    "layer is faster than PyTorch's matmul where its share is above 100%. Quartiles of the layer's "
+    "rows are over several processes, those of other rows over one."
 )
 _GIVEN_BACK = (
-    "In the tables above malloc keeps what is freed (MALLOC_MMAP_MAX_=0 and a large "
-    "MALLOC_TRIM_THRESHOLD_), as jemalloc, tcmalloc and a heap that has room do. Left to its "
-    "defaults, glibc takes new memory from the system for every tensor of 32 MB or more, and by "
-    "chance for smaller ones; the system clears it page by page, so a way that makes fewer tensors "
-    "gains:"
+    "For the other tables malloc keeps freed memory (MALLOC_MMAP_MAX_=0 and a large "
+    "MALLOC_TRIM_THRESHOLD_), as jemalloc, tcmalloc and a heap with free space do. With its "
+    "default settings, glibc takes new memory from the system for every tensor of 32 MB or more, "
+    "and for some smaller ones. The system clears new memory page by page, so ways that make "
+    "fewer tensors gain speed:"
 )
 
 
@@ -221,7 +214,7 @@ def _listed(found: list[Contest], verdict: str) -> str:
 
 
 def page(results: Path = RESULTS) -> str:
-    """Text of docs/performance.md."""
+    """Return the text of docs/performance.md."""
     cpu = _read("cpu", results)
     everything = contests(cpu)
     timed = _timed(everything)
@@ -232,7 +225,7 @@ def page(results: Path = RESULTS) -> str:
     lines = [
         "# Performance",
         "",
-        "Made by `python -m bench.report` from bench/results; not to be edited.",
+        "Written by `python -m bench.report` from bench/results; do not edit it.",
         "",
         "![times faster than the best peer, and the floor](performance/verdicts.png)",
         "",
@@ -264,7 +257,7 @@ def page(results: Path = RESULTS) -> str:
         "",
         "## The sweep, against each peer",
         "",
-        "An epoch of four models; bench/suites/bench_sweep.py says what each contestant does.",
+        "An epoch of four models; bench/suites/bench_sweep.py describes what each way does.",
         "",
         *_against_each(_of(timed, "an epoch")),
         "",
@@ -272,11 +265,11 @@ def page(results: Path = RESULTS) -> str:
         "",
         "![time against M, d, the number of models and P](performance/scaling.png)",
         "",
-        *_scaling_table(scaled),
+        *[_HEADER, _RULE, *map(_row, scaled)],
         "",
         "## Memory of forward and backward on a CPU",
         "",
-        "Saved are x, the weights and [L, R]; with `recompute`, x and the weights alone.",
+        "Backward needs x, the weights and [L, R]; with `recompute`, only x and the weights.",
         "",
         *_memory_table(_of(everything, "memory")),
         "",
@@ -286,7 +279,7 @@ def page(results: Path = RESULTS) -> str:
         "",
         *_page(latency),
         "",
-        "## Every way",
+        "## All ways",
         "",
         *_all_ways(timed),
     ]
@@ -294,17 +287,21 @@ def page(results: Path = RESULTS) -> str:
 
 
 def readme_table(results: Path = RESULTS) -> str:
-    """What stands between the markers of README.md."""
+    """Return the table for README.md, with the markers around it."""
     cpu = _read("cpu", results)
-    asked = ("steps of", "forward and", "an epoch")
+    shown = ("steps of", "forward and", "an epoch")
     timed = _timed(contests(cpu))
-    found = [contest for contest in timed if any(part in contest.group for part in asked)]
-    note = f"{_where(cpu)}. All of it: [docs/performance.md](docs/performance.md)."
+    found = [contest for contest in timed if any(part in contest.group for part in shown)]
+    note = f"{_where(cpu)}. All results: [docs/performance.md](docs/performance.md)."
     return "\n".join([BEGIN, *_contest_table(found), "", note, END])
 
 
 def with_table(readme: str, table: str) -> str:
-    """Put the table between the markers; raises ValueError if they are not there."""
+    """Replace the table between the markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -1,11 +1,11 @@
-"""Contests as pytest-benchmark's file has them: ways to do one thing, and who won."""
+"""Contests in a results file of pytest-benchmark: ways to do one thing, and the fastest."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-# What users get by default; other ways of ours are shown, but decide nothing.
+# The ways that users get by default; our other ways are shown, but take no part in the verdict.
 DEFAULTS = ("fused", "compiled", "span")
 OTHER_WAYS = ("recompute", "torch-ops")
 AT_THE_ROOF = "seconds at the roof"
@@ -13,7 +13,7 @@ AT_THE_ROOF = "seconds at the roof"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do something: seconds, with quartiles."""
+    """One way to do something: its seconds, with quartiles, and notes such as FLOP and bytes."""
 
     name: str
     median: float
@@ -23,73 +23,73 @@ class Contestant:
 
     @property
     def share(self) -> float | None:
-        """How near the nearer roof it came, 1 being on it; None where the work is not counted."""
+        """Least time at the roofs divided by the time taken; None if the work is not counted."""
         share: float | None = self.notes.get("share of the roof")
         return share
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Ways to do one thing, timed in turns."""
+    """Ways to do one thing, timed in turns; the ones that are not ours are peers."""
 
     group: str
     ways: dict[str, Contestant]
 
     @cached_property
     def ours(self) -> Contestant:
-        """The default way."""
+        """Our default way."""
         return next(self.ways[name] for name in DEFAULTS if name in self.ways)
 
     @cached_property
     def peers(self) -> list[Contestant]:
-        """What else one would use."""
+        """The ways that are not ours."""
         return [w for n, w in self.ways.items() if n not in DEFAULTS + OTHER_WAYS]
 
     @property
     def best_peer(self) -> Contestant:
-        """The fastest of what else one would use."""
+        """The fastest peer."""
         return min(self.peers, key=lambda way: way.median)
 
     @property
     def ratio(self) -> tuple[float, float, float]:
-        """Times faster than the best peer: by medians, and between the quartiles' extremes."""
+        """How many times faster than the best peer; see `against`."""
         return self.against(self.best_peer)
 
     def against(self, peer: Contestant) -> tuple[float, float, float]:
-        """Times faster than one peer: by medians, and between the quartiles' extremes."""
+        """How many times faster than a peer: by medians, and at worst and best by quartiles."""
         ours = self.ours
         return peer.median / ours.median, peer.q1 / ours.q3, peer.q3 / ours.q1
 
     @property
     def verdict(self) -> str:
-        """Whether the quartiles overlap."""
+        """Faster or slower if the quartiles do not overlap."""
         _, low, high = self.ratio
         return "faster" if low > 1 else "slower" if high < 1 else "within the spread"
 
     @property
     def floor(self) -> float | None:
-        """Times faster than the best peer that running at the roofs would be."""
+        """How many times faster than the best peer the least time at the roofs is."""
         least = self.ours.notes.get(AT_THE_ROOF)
         return None if least is None else self.best_peer.median / least
 
     @property
     def on_a_gpu(self) -> bool:
-        """Whether it was one of GPU work."""
+        """Whether it was measured on a GPU."""
         return " on a GPU" in self.group
 
     @property
     def is_timed(self) -> bool:
-        """Whether its time is the question: not where it asks for bytes, or for how time grows."""
+        """Whether it compares times; not if it compares bytes, scaling or malloc's settings."""
         return not (self.group.startswith(("memory", "scaling")) or self.gives_memory_back)
 
     @property
     def gives_memory_back(self) -> bool:
-        """Whether malloc was left to its defaults: a second look at a contest."""
+        """Whether malloc had its default settings, in which it returns memory to the system."""
         return ", memory given back" in self.group
 
 
 def contests(content: dict[str, Any]) -> list[Contest]:
-    """Contests of a pytest-benchmark file that have a default way and a peer."""
+    """Return the contests of a file that have one of our default ways and a peer."""
     groups: defaultdict[str, dict[str, Contestant]] = defaultdict(dict)
     for one in content["benchmarks"]:
         way, stats = one["params"]["way"], one["stats"]

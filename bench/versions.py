@@ -1,11 +1,11 @@
-"""The tests and a sweep under other versions.
+"""Runs the tests and a sweep with the oldest and the newest versions of the dependencies.
 
     python -m bench.versions oldest=python3.12 latest=python3.13
 
-Run before a release. Each set gets a virtual environment of its own, with the interpreter that is
-named; `oldest` takes the oldest PyTorch that setup.py allows, `latest` the newest of everything.
-A small fused sweep is then trained, shown and checked by the installed package. Counts and versions
-go to bench/results/versions.json; a set that was not asked for keeps its last ones.
+Run before a release. Each set of versions is installed in a virtual environment of its own, with
+the given interpreter; `oldest` has the oldest PyTorch that setup.py allows, `latest` the newest
+version of everything. Then the installed package trains, shows and checks a small fused sweep.
+Counts and versions are written to bench/results/versions.json; other sets in the file are kept.
 """
 
 import argparse
@@ -20,22 +20,21 @@ from typing import Any
 from bench.measure.environment import RESULTS, environment, write_result
 
 ROOT = Path(__file__).parents[1]
-# Triton 3.6, which PyTorch 2.11 asks for, has an interpreter that no later NumPy runs.
+# PyTorch 2.11 needs Triton 3.6, whose interpreter does not run with later versions of NumPy.
 SETS = {"oldest": ["torch==2.11.*", "numpy<2.4"], "latest": []}
 _TESTS = ["tests/layer", "tests/results"]
 _NEEDED = ["pytest", "hypothesis", "setuptools"]
 _SHOWN = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "einops")
-
-
 _SWEEP = ["--fused", "--p", "23", "--widths", "16..13", "--seeds", "2", "--quiet"]
 
 
-def tried(
+def install_and_test(
     python: str, pins: list[str], tests: list[str], kept: Path | None = None
 ) -> dict[str, Any]:
     """Install one set and run the tests with it; returns versions and counts.
 
-    The environment is made in a folder that is removed, or in `kept`, unless it is there.
+    The virtual environment is made in `kept`, or used if it is there already; without `kept`, in a
+    temporary folder.
     """
     with tempfile.TemporaryDirectory(prefix="versions-") as temporary:
         folder = temporary if kept is None else str(kept)
@@ -51,10 +50,10 @@ def tried(
         )
         named = {entry["name"]: entry["version"] for entry in json.loads(versions.stdout)}
         swept = sweep(here, Path(temporary))
-        said = subprocess.run([here, "-V"], capture_output=True, text=True, check=True).stdout
+        version = subprocess.run([here, "-V"], capture_output=True, text=True, check=True).stdout
     print(done.stdout[-3000:], done.stderr[-2000:])
     return {
-        "python": said.split()[1],
+        "python": version.split()[1],
         "versions": {name: named[name] for name in _SHOWN if name in named},
         "tests": tests,
         **counts(done.stdout),
@@ -65,7 +64,7 @@ def tried(
 
 
 def sweep(python: str, scratch: Path) -> str:
-    """Train, show and check a small sweep by the installed package; says what `check` says."""
+    """Train, show and check a sweep with the installed package; returns the output of `check`."""
     out = str(scratch / "run")
     for arguments in ([*_SWEEP, "--out", out], ["show", out], ["check", out]):
         done = subprocess.run(
@@ -78,7 +77,7 @@ def sweep(python: str, scratch: Path) -> str:
 
 
 def counts(output: str) -> dict[str, int]:
-    """Read pytest's last line."""
+    """Return the counts in the last line of pytest's output."""
     last = output.strip().rpartition("\n")[2]
     kinds = ("passed", "failed", "skipped", "error")
     return {kind: sum(map(int, re.findall(rf"(\d+) {kind}", last))) for kind in kinds}
@@ -88,13 +87,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.versions", description=__doc__)
     parser.add_argument("sets", nargs="+", metavar="SET=PYTHON", help=f"of {', '.join(SETS)}")
     parser.add_argument("--tests", nargs="+", default=_TESTS)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="environments stay there")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="make the virtual environments there, and keep them",
+    )
     args = parser.parse_args()
     chosen = [text.partition("=") for text in args.sets]
     if any(name not in SETS or not python for name, _, python in chosen):
         parser.error(f"expected SET=PYTHON, SET one of {', '.join(SETS)}, got {args.sets}")
     found = {
-        name: tried(python, SETS[name], args.tests, args.keep and args.keep / name)
+        name: install_and_test(python, SETS[name], args.tests, args.keep and args.keep / name)
         for name, _, python in chosen
     }
     before = RESULTS / "versions.json"

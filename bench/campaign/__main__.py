@@ -1,4 +1,4 @@
-"""`python -m bench.campaign`: run every part, print what went wrong, write the figures."""
+"""Runs every part, prints the cases that went wrong, writes the counts."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from bench.measure.environment import RESULTS, write_result
 
 
 class Part(NamedTuple):
-    """One kind of attack, how many cases it has by default, and the key of their number."""
+    """One kind of attack; `cases` is their default number, `unit` its key in the results."""
 
     run: Callable[[random.Random, Folders, int], dict[str, Any]]
     cases: int
@@ -44,7 +44,7 @@ PARTS = {
 
 
 def campaign(seed: int, counts: dict[str, int], scratch: Path, store: bool) -> dict[str, Any]:
-    """Run every part; the same seed draws the same cases, if not the same moments."""
+    """Run every part. A seed fixes the cases, but not what a process was doing when killed."""
     warm_up()
     os.environ["BILINEAR_CACHE"] = str(scratch / "cache")
     with bucket(scratch) if store else nullcontext() as name:
@@ -61,7 +61,7 @@ def campaign(seed: int, counts: dict[str, int], scratch: Path, store: bool) -> d
 
 
 def totals(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Add up the cases of every part over several runs, and those that went wrong."""
+    """Add up over several runs the cases of every part, and those that went wrong."""
     found: dict[str, dict[str, int]] = {}
     for part, (_, _, unit) in PARTS.items():
         done = [run[part] for run in runs if part in run]
@@ -70,20 +70,14 @@ def totals(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _earlier() -> list[dict[str, Any]]:
-    file = RESULTS / "campaign.json"
-    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
-    return runs
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.campaign", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     for name, part in PARTS.items():
         parser.add_argument(f"--{name}", type=int, default=part.cases, metavar="N")
     parser.add_argument("--no-store", action="store_true", help="leave out the S3 server")
-    parser.add_argument("--add", action="store_true", help="to the figures there are")
-    parser.add_argument("--no-result", action="store_true", help="print the figures alone")
+    parser.add_argument("--add", action="store_true", help="keep the results of earlier runs")
+    parser.add_argument("--no-result", action="store_true", help="print, but write no file")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
@@ -94,7 +88,9 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     wrong = sum(len(part["wrong"]) for part in found.values() if isinstance(part, dict))
     if not args.no_result:
-        runs = [*_earlier(), found] if args.add else [found]
+        file = RESULTS / "campaign.json"
+        earlier = json.loads(file.read_text())["runs"] if args.add and file.exists() else []
+        runs = [*earlier, found]
         print(f"wrote {write_result('campaign', {'totals': totals(runs), 'runs': runs})}")
     print(f"{wrong} went wrong")
     return 1 if wrong else 0

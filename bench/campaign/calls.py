@@ -1,4 +1,4 @@
-"""Malformed calls of the library: an exception that names the argument, within five seconds."""
+"""Malformed calls of the library: each must raise an error that names the argument within 5 s."""
 
 import random
 import re
@@ -17,12 +17,12 @@ _NO_TENSORS: list[Any] = [None, "x", 1.0, [1.0], object()]
 
 
 class Call(NamedTuple):
-    """A function, arguments that it takes, and for some of them what it must refuse."""
+    """A function, valid arguments, and invalid values of some arguments."""
 
     function: Callable[..., Any]
     good: Callable[[], dict[str, Any]]
     bad: dict[str, list[Any]]
-    # What an argument may be called in a message besides its own name.
+    # Other words by which an error may name the argument.
     also: tuple[str, ...] = ()
 
 
@@ -53,7 +53,7 @@ _OUTPUTS: list[Any] = [7, -8, "x", 1.5, [0, 7], ["x"], object()]
 
 
 def every_call() -> list[Call]:
-    """All functions that are called, imported at the call."""
+    """Return the functions that are called; the library is imported only here."""
     import bilinear
     from bilinear import SweepConfig, functional
     from bilinear.experiment.schedule import Schedule
@@ -143,11 +143,11 @@ def every_call() -> list[Call]:
 
 
 def calls(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
-    """Make n malformed calls, all in one process; each is drawn once before any is again."""
+    """Make n malformed calls in one process; none is made twice before all are made once."""
     path = folders.fresh("calls.txt")
 
     def work() -> int:
-        wrong, slowest = _made(draw, n)
+        wrong, slowest = _make_calls(draw, n)
         path.write_text("\n".join([str(slowest), *wrong]), encoding="utf-8")
         return 0
 
@@ -158,7 +158,7 @@ def calls(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     return {"calls": n, "slowest [s]": round(float(slowest), 2), "wrong": wrong}
 
 
-def _made(draw: random.Random, n: int) -> tuple[list[str], float]:
+def _make_calls(draw: random.Random, n: int) -> tuple[list[str], float]:
     every = [
         (call, name, value)
         for call in every_call()
@@ -171,7 +171,7 @@ def _made(draw: random.Random, n: int) -> tuple[list[str], float]:
         drawn += draw.sample(every, len(every))
     for call, name, value in drawn[:n]:
         began = time.process_time()
-        reason = _refused(call, name, value)
+        reason = _reason(call, name, value)
         seconds = time.process_time() - began
         slowest = max(slowest, seconds)
         reason = reason or (f"took {seconds:.1f} s" if seconds > PATIENCE else "")
@@ -181,15 +181,17 @@ def _made(draw: random.Random, n: int) -> tuple[list[str], float]:
     return wrong, slowest
 
 
-def _refused(call: Call, name: str, value: Any) -> str:
+def _reason(call: Call, name: str, value: Any) -> str:
+    """Say why the call is not refused as it should be; empty if it is."""
     try:
         call.function(**(call.good() | {name: value}))
     except (TypeError, ValueError, KeyError) as error:
-        said = str(error)
-        named = any(re.search(rf"(?<!\w){word}(?!\w)", said) for word in (name, *call.also))
-        if "\n" in said or not named:
-            return f"{type(error).__name__}: {said[:160]!r} does not name it"
+        message = str(error)
+        words = (name, *call.also)
+        named = any(re.search(rf"(?<!\w){word}(?!\w)", message) for word in words)
+        if "\n" in message or not named:
+            return f"{type(error).__name__}: {message[:160]!r} does not name it"
         return ""
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:160]!r}"
-    return "is taken"
+    return "is accepted"

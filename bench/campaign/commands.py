@@ -1,4 +1,4 @@
-"""Malformed command lines: one line on stderr, exit code 2, nothing written, within 5 s."""
+"""Malformed command lines: each must exit with 2 within 5 s, a line on stderr, and no file."""
 
 import random
 from functools import partial
@@ -13,7 +13,7 @@ _JUNK = [
     "9" * 20, "9" * 5000, "1e400", "\0", "\ud800", "🦆", "[bold]", "'", "a\nb", "--", "1;2", "-1",
     "1.5.2", "None", "x" * 100_000, "1..99999999999", "%s%n", "${HOME}", "../..", "1e-320x",
 ]  # fmt: skip
-# What each option cannot be, besides junk.
+# Invalid values of each option, besides junk.
 _OPTIONS: dict[str, list[str]] = {
     "--p": ["0", "1", "-7", "16385", "100000000", "2..16385", "7,7", "7.5"],
     "--widths": ["0", "-1", "16385", "10000000", "1..9999999", "3,3", "3.0"],
@@ -64,7 +64,7 @@ def malformed(draw: random.Random) -> list[str]:
     extra = draw.choice([[], ["--quiet"], ["--dry-run"], ["--seeds", "2"]])
     if option in ("--epochs", "--ray-address") and draw.random() < 0.5:
         extra = ["--steps", "5", "--epochs", "5"]
-    if option == extra[:1] or option in _FREE:  # a dry run writes nothing to any --out
+    if option == extra[:1] or option in _FREE:  # with --dry-run, any --out is valid
         extra = []
     if draw.random() < 0.05:
         line = [option]  # its value is missing
@@ -88,8 +88,8 @@ def commands(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             reason = f"a line of {len(ended.error)} characters"
         elif ended.seconds > PATIENCE:
             reason = f"took {ended.seconds:.1f} s"
-        elif _left(process.scratch):
-            reason = f"wrote {_left(process.scratch)}"
+        elif written := _written(process.scratch):
+            reason = f"wrote {written}"
         if reason:
             wrong.append(f"{' '.join(line)[:200]!r}: {reason}")
     return {"command lines": n, "slowest [s]": round(slowest, 2), "wrong": wrong}
@@ -101,5 +101,5 @@ def _run(line: list[str]) -> int:
     return main(line)
 
 
-def _left(scratch: Path) -> list[str]:
-    return [f.name for f in scratch.iterdir() if f.name not in ("said", "error")]
+def _written(scratch: Path) -> list[str]:
+    return [f.name for f in scratch.iterdir() if f.name not in ("output", "error")]

@@ -1,12 +1,15 @@
-"""One damage to one file of a results folder, finished or killed: read, checked, and run again.
+"""One file of a results folder is damaged; then the folder is read, checked and run again.
 
-Reading must return what was there or raise an error of one line; `check` must report the damage;
-the same command, run again, must restore the folder. `check` need not report damage to `_UNTOLD`.
+The folder is of a finished run or of a killed one. Reading must return the right results or raise
+an error of one line; `check` must report the damage, unless the file is one of `_UNCHECKED`; the
+same command, run again, must restore the folder.
 """
 
 import random
+import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +19,9 @@ from bench.campaign.processes import PATIENCE, Ended
 from bench.campaign.sweeps import Folders, Sweep, files
 from bilinear.results.folder import final_name
 
-_LOCK = "owner.lock"  # a run that ended has removed it, so only its content is damaged
-_UNTOLD = {"sessions.json", _LOCK}
+# A finished run has removed its lock, so only the content of a killed run's lock is damaged.
+_LOCK = "owner.lock"
+_UNCHECKED = {"sessions.json", _LOCK}
 Harm = Callable[[random.Random, Path, Path], str]
 
 
@@ -92,12 +96,12 @@ HARMS: list[Harm] = [
 
 
 def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
-    """Do n damages, every third to a folder whose run was killed."""
+    """Damage n folders, one in three of a run that was killed."""
     wrong: list[str] = []
-    kinds: dict[str, int] = {}
-    by_file: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
+    by_file: Counter[str] = Counter()
     slowest, unfinished = 0.0, 0
-    while sum(kinds.values()) < n:
+    while kinds.total() < n:
         sweep = draw.choice(folders.at_paths)
         whole, seconds = folders.whole(sweep)
         copy = folders.fresh("damaged")
@@ -105,18 +109,17 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             _killed(folders, sweep, copy, draw.uniform(0, seconds))
         else:
             shutil.copytree(whole, copy)
-        names = [name for name in [*files(copy), *_UNTOLD] if _can_be_damaged(copy / name)]
+        names = [name for name in [*files(copy), *_UNCHECKED] if _can_be_damaged(copy / name)]
         if not names:
-            continue  # killed before anything was written
+            continue  # the run was killed before it wrote anything
         name = draw.choice(sorted(names))
         before = _digest(copy)
         kind = draw.choice(HARMS[:-3] if name == _LOCK else HARMS)(draw, copy, copy / name)
         if _digest(copy) == before and kind != "a link out of the folder":
             continue
         unfinished += killed
-        kinds[kind.split(" ")[0]] = kinds.get(kind.split(" ")[0], 0) + 1
-        what = Path(name).name.lstrip("d0123456789-s") or Path(name).name
-        by_file[what] = by_file.get(what, 0) + 1
+        kinds[kind.split(" ")[0]] += 1
+        by_file[kind_of_file(Path(name).name)] += 1
         read = folders.process(partial(_read, copy, whole)).end()
         checked = folders.process(partial(sweep.command, "check", str(copy))).end()
         again = folders.process(partial(sweep.run, str(copy))).end()
@@ -132,10 +135,14 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             wrong.append(f"{what}: {'; '.join(filter(None, reasons))}")
         shutil.rmtree(copy)
     return {
-        "damages": sum(kinds.values()), "of a killed run": unfinished, "kinds": kinds,
-        "files": by_file,
-        "slowest reading": round(slowest, 2), "wrong": wrong,
+        "damages": n, "of a killed run": unfinished, "kinds": dict(kinds),
+        "files": dict(by_file), "slowest reading": round(slowest, 2), "wrong": wrong,
     }  # fmt: skip
+
+
+def kind_of_file(name: str) -> str:
+    """Remove a model's width and seed, or a pack's number, from the name of a file."""
+    return re.sub(r"^(d\d+-s)?\d+", "", name)
 
 
 def _killed(folders: Folders, sweep: Sweep, out: Path, moment: float) -> None:
@@ -155,7 +162,7 @@ def _digest(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def _remove_stray(file: Path, kind: str) -> None:
-    """Remove what a renamed file became, if its name is none that a sweep gives in that place."""
+    """Remove a renamed file whose suffix no sweep uses in that folder: a sweep leaves it there."""
     stray = file.parent / kind.removeprefix("renamed ")
     ours = {"models": ".safetensors", "packs": ".zip"}.get(file.parent.name)
     if kind.startswith("renamed ") and stray.suffix != ours:
@@ -163,7 +170,7 @@ def _remove_stray(file: Path, kind: str) -> None:
 
 
 def _read(copy: Path, whole: Path) -> int:
-    """Exit with 0 for the right answer, 2 for one line, 3 for another answer."""
+    """Read the damaged copy; returns 0 for the right results, 2 for an error, 3 for wrong ones."""
     import sys
 
     import bilinear
@@ -177,13 +184,13 @@ def _read(copy: Path, whole: Path) -> int:
     right = everything(bilinear.load_results(whole))
     if got["complete"]:
         return 0 if got == right else 3
-    # In an incomplete folder, each setting and model that is there must be right.
-    there = (item for item in got.items() if item[0] not in ("complete", "table"))
-    return 0 if all(right.get(key) == value for key, value in there) else 3
+    # In an incomplete folder, the settings and models that it holds must be right.
+    held = (item for item in got.items() if item[0] not in ("complete", "table"))
+    return 0 if all(right.get(key) == value for key, value in held) else 3
 
 
 def everything(results: Any) -> dict[str, Any]:
-    """All that a folder of results says."""
+    """Return all settings, weights and histories of a results folder, to be compared."""
     found: dict[str, Any] = {"complete": results.complete, "table": results.table.to_csv()}
     for sweep in results.begun if hasattr(results, "begun") else [results]:
         where = str(sweep.folder).rpartition("/cells/")[2] if "/cells/" in str(sweep.folder) else ""
@@ -207,8 +214,8 @@ def _checked_wrong(ended: Ended, name: str, kind: str, killed: bool) -> list[str
         return [f"check took {ended.seconds:.1f} s"]
     if "Traceback" in ended.error or ended.code not in (0, 1, 2):
         return [f"check ended with {ended.code}: {ended.error[-400:]}"]
-    # Of a run that did not end nobody knows which files there were.
+    # A killed run has no list of its files, so `check` cannot find one missing.
     missed = killed and kind.startswith(("gone", "renamed"))
-    if ended.code == 0 and Path(name).name not in _UNTOLD and not missed:
-        return ["check says nothing"]
+    if ended.code == 0 and Path(name).name not in _UNCHECKED and not missed:
+        return ["check did not report it"]
     return []

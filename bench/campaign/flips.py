@@ -1,12 +1,14 @@
-"""Bytes flipped anywhere in a finished folder: `load_results` gives what is right, or one line.
+"""Bytes flipped in a finished folder: `load_results` must return the right results or refuse.
 
-Many flips in one process, each undone before the next; nothing but the file it is in differs.
+The error must be of one line. One process reads many folders in turn; each has flipped bytes in one
+file, which is restored before the next.
 """
 
 import json
 import random
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +16,23 @@ from bench.campaign.damages import everything
 from bench.campaign.processes import PATIENCE
 from bench.campaign.sweeps import Folders
 
-_A_PROCESS = 250  # flips
+_FLIPS_PER_PROCESS = 250
 
 
 def flips(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     """Read n folders with flipped bytes in one of their files."""
     found: dict[str, Any] = {"flips": n, "right": 0, "one line": 0, "slowest [s]": 0.0, "wrong": []}
-    for start in range(0, n, _A_PROCESS):
+    for start in range(0, n, _FLIPS_PER_PROCESS):
         whole, _ = folders.whole(draw.choice(folders.at_paths))
-        copy, said = folders.fresh("flipped"), folders.fresh("flips.json")
+        copy, report = folders.fresh("flipped"), folders.fresh("flips.json")
         shutil.copytree(whole, copy)
-        seed, count = draw.random(), min(_A_PROCESS, n - start)
-
-        def work(s: float = seed, c: Path = copy, m: int = count, to: Path = said) -> int:
-            to.write_text(json.dumps(_read_flipped(random.Random(s), c, m)))
-            return 0
-
+        seed, count = draw.random(), min(_FLIPS_PER_PROCESS, n - start)
+        work = partial(_read_flipped, random.Random(seed), copy, count, report)
         ended = folders.process(work).end(at_most=600.0)
         if ended.code != 0:
             found["wrong"].append(f"the process ended with {ended.code}: {ended.error[-500:]}")
             continue
-        part = json.loads(said.read_text())
+        part = json.loads(report.read_text())
         for key in ("right", "one line", "wrong"):
             found[key] += part[key]
         found["slowest [s]"] = max(found["slowest [s]"], round(part["slowest"], 2))
@@ -42,7 +40,7 @@ def flips(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
     return found
 
 
-def _read_flipped(draw: random.Random, folder: Path, n: int) -> dict[str, Any]:
+def _read_flipped(draw: random.Random, folder: Path, n: int, report: Path) -> int:
     right = _answer(folder)
     names = sorted(f for f in folder.rglob("*") if f.is_file() and f.stat().st_size)
     found: dict[str, Any] = {"right": 0, "one line": 0, "slowest": 0.0, "wrong": []}
@@ -64,14 +62,15 @@ def _read_flipped(draw: random.Random, folder: Path, n: int) -> dict[str, Any]:
         elif answer == right and seconds < PATIENCE:
             found["right"] += 1
         else:
-            what = answer if isinstance(answer, (str, BaseException)) else "another answer"
+            what = answer if isinstance(answer, (str, BaseException)) else "wrong results"
             where = f"{file.relative_to(folder)}, bytes {places}"
             found["wrong"].append(f"{where}: {seconds:.1f} s, {what!r}"[:500])
-    return found
+    report.write_text(json.dumps(found))
+    return 0
 
 
 def _answer(folder: Path) -> Any:
-    """All that a folder says, the line it is refused with, or what else was raised."""
+    """Read a folder; returns its results, the message of a refusal, or any other exception."""
     import bilinear
     from bilinear.errors import ConfigError, ResultsError
 

@@ -1,8 +1,9 @@
-"""Processes killed at uniformly random moments of their work, run again, and compared."""
+"""Processes killed at random moments; run again, each must end with an undisturbed run's files."""
 
 import random
 import signal
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from bench.campaign.sweeps import Folders, Sweep, in_store
 
 
 def kills(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
-    """Kill n processes, every second folder's more than once; a run that had ended is left out."""
+    """Kill n processes, several in every second folder; one that ended before is not counted."""
     killed = cases = voids = often = 0
-    by_sweep: dict[str, int] = {}
+    by_sweep: Counter[str] = Counter()
     wrong: list[str] = []
     models_kept = 0
     while killed < n:
@@ -37,12 +38,12 @@ def kills(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
             wrong.append(f"{sweep.name}, killed {did} times: {reason}")
         if did:
             killed, cases, often = killed + did, cases + 1, often + (did > 1)
-            by_sweep[sweep.name] = by_sweep.get(sweep.name, 0) + did
+            by_sweep[sweep.name] += did
     return {
         "kills": killed,
         "folders": cases,
         "of these killed more than once": often,
-        "by sweep": by_sweep,
+        "by sweep": dict(by_sweep),
         "models there at the last kill": models_kept,
         "had ended before the kill, not counted": voids,
         "wrong": wrong,
@@ -50,7 +51,7 @@ def kills(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
 
 
 def _killed_at(folders: Folders, sweep: Sweep, out: str, moment: float) -> bool:
-    """Start, kill after so many seconds; False if it had ended by then."""
+    """Start a run and kill it after `moment` seconds; False if it had ended before."""
     process = folders.process(partial(sweep.run, out))
     time.sleep(moment)
     working = process.running()
@@ -60,7 +61,7 @@ def _killed_at(folders: Folders, sweep: Sweep, out: str, moment: float) -> bool:
 
 
 def _models(out: str) -> set[str] | None:
-    """Models with a file of their own; not of a folder in a store."""
+    """Names of the models' files outside packs; None for a folder in a store."""
     if in_store(out):
         return None
     folder = Path(out.removeprefix("file://"))
@@ -70,8 +71,8 @@ def _models(out: str) -> set[str] | None:
 def _wrong(ended: Any, different: str) -> str:
     if ended.code != 0:
         return f"run again it ended with {ended.code}: {ended.error[-500:]}"
-    if "mended:" in ended.said:
-        return f"a kill left damage: {ended.said}"
+    if "mended:" in ended.output:
+        return f"a kill left damage: {ended.output}"
     if "Traceback" in ended.error:
         return f"traceback: {ended.error[-500:]}"
     return different

@@ -1,4 +1,4 @@
-"""fsspec's `memory://` for several processes in a row: each starts with what the last one left."""
+"""fsspec's `memory://` for several processes in turn: each starts with the files of the last."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ KILL = signal.SIGUSR1
 
 @contextmanager
 def carried(out: str) -> Iterator[None]:
-    """Begin with what the last process left of the folder `out`, and leave it for the next one."""
+    """Restore the store as the last process saved it for folder `out`; save it at the end."""
     from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
     file = kept(out)
@@ -35,17 +35,17 @@ def carried(out: str) -> Iterator[None]:
 
     signal.signal(KILL, killed)
     yield
-    signal.signal(KILL, signal.SIG_IGN)  # it has ended
+    signal.signal(KILL, signal.SIG_IGN)  # the run has ended: a kill now comes too late
     keep()
 
 
 def kept(out: str) -> Path:
-    """Name the file that holds the store between two processes."""
+    """Return the path of the file that holds the store between two processes."""
     return Path(f"{out.removeprefix(SCHEME)}.pickle")
 
 
 def copied(out: str, to: Path) -> Path:
-    """Write a folder's files to one of this machine's."""
+    """Write the files of the folder `out` to the local folder `to`."""
     held, _ = pickle.loads(kept(out).read_bytes())
     for name, content in held.items():
         target = to / Path(name).relative_to(out.removeprefix(SCHEME))

@@ -1,4 +1,4 @@
-"""Two processes begun on one new folder at nearly the same moment, with equal or other settings."""
+"""Two processes started on one new folder at nearly the same time, with equal or other settings."""
 
 import random
 import time
@@ -12,10 +12,9 @@ _OTHER = ("--weight-decay", "0.3")
 
 
 def pairs(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
-    """Let n pairs run; each folder must end as one of the two alone leaves it."""
-    sweeps = [
-        sweep for sweep in folders.sweeps if sweep.place != "memory"
-    ]  # no two processes share it
+    """Run n pairs; each folder must end with the files of one of the two processes alone."""
+    # Two processes cannot share a store in memory.
+    sweeps = [sweep for sweep in folders.sweeps if sweep.place != "memory"]
     wrong: list[str] = []
     refused = other = 0
     for _ in range(n):

@@ -1,6 +1,7 @@
-"""Processes forked after the slow imports, so that their work begins at once.
+"""Processes forked after the slow imports, so that their work starts at once.
 
-The parent never uses an object store: a forked child would inherit its client without its thread.
+The parent must not use an object store: a forked child would inherit the client of the store
+without the thread that the client needs.
 """
 
 import os
@@ -14,19 +15,21 @@ from typing import NamedTuple
 
 # Seconds; a read or a refusal that takes longer counts as a hang.
 PATIENCE = 5.0
-# Seconds between two looks at a process; anything longer means that this program was stopped too.
-_LONGEST_LOOK = 0.25
+# The most seconds between two polls of a process that count as its time: after a longer pause, this
+# program was suspended, and probably the process, too.
+_LONGEST_POLL = 0.25
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, negative for a signal; None if it took too long.
+    """How a process ended.
 
-    `seconds` leaves out the time in which this program itself did not run, but never time that
-    the process computed.
+    `code` is the exit code, negative for a signal, None if the process was killed for taking too
+    long. `seconds` leaves out time in which this program was suspended, but is at least the
+    processor time of the process.
     """
 
     code: int | None
-    said: str
+    output: str
     error: str
     seconds: float
 
@@ -35,7 +38,7 @@ class Process:
     """A child that runs `work` and exits with what it returns."""
 
     def __init__(self, work: Callable[[], int], scratch: Path) -> None:
-        """Start it; `scratch` is a folder of its own."""
+        """Start the process; `scratch` is created as its working directory."""
         scratch.mkdir(parents=True)
         self.scratch, self._began = scratch, time.monotonic()
         sys.stdout.flush()
@@ -47,7 +50,7 @@ class Process:
     def _run(self, work: Callable[[], int]) -> None:
         code = 70
         try:
-            for stream, name in ((1, "said"), (2, "error")):
+            for stream, name in ((1, "output"), (2, "error")):
                 target = os.open(self.scratch / name, os.O_WRONLY | os.O_CREAT)
                 os.dup2(target, stream)
             os.chdir(self.scratch)
@@ -60,39 +63,39 @@ class Process:
             os._exit(code)
 
     def running(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process still runs."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """Kill it, without a chance to do anything more."""
+        """Send a signal: SIGKILL, which a process cannot handle, unless another is given."""
         os.kill(self.pid, how)
 
     def end(self, at_most: float = 60.0) -> Ended:
-        """Wait for its end; one that takes longer is killed."""
-        looked = time.monotonic()
-        seconds, late = looked - self._began, False
+        """Wait for the end; a process that takes more than `at_most` seconds is killed."""
+        polled = time.monotonic()
+        seconds, late = polled - self._began, False
         while self.running():
             if seconds > at_most and not late:
                 late = True
                 self.kill()
             time.sleep(0.002)
             now = time.monotonic()
-            seconds += min(now - looked, _LONGEST_LOOK)
-            looked = now
+            seconds += min(now - polled, _LONGEST_POLL)
+            polled = now
         _, status, used = os.wait4(self.pid, 0)
         seconds = max(seconds, used.ru_utime + used.ru_stime)
         code = None if late else os.waitstatus_to_exitcode(status)
-        said, error = (
+        output, error = (
             (self.scratch / name).read_text(encoding="utf-8", errors="replace")
             if (self.scratch / name).exists()
             else ""
-            for name in ("said", "error")
+            for name in ("output", "error")
         )
-        return Ended(code, said, error, seconds)
+        return Ended(code, output, error, seconds)
 
 
 def warm_up() -> None:
-    """Import what children need, and keep them to one thread each."""
+    """Import the modules that child processes need, and limit torch to one thread each."""
     import importlib
 
     import torch

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, of a process of its own, with one bucket."""
+"""A local S3 server (moto) in a process of its own, with one bucket."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ _BUCKET = "campaign"
 
 @contextmanager
 def bucket(scratch: Path) -> Iterator[str]:
-    """Start the server and set its address in the environment; yields the bucket's name."""
+    """Start the server and set its address in os.environ; yields the bucket's name."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -38,7 +38,7 @@ def bucket(scratch: Path) -> Iterator[str]:
         os.environ.update(_KEYS | {"AWS_ENDPOINT_URL": url})
         ended = Process(_make_bucket, scratch / "bucket").end()
         if ended.code != 0:
-            raise RuntimeError(f"no bucket: {ended.error}")
+            raise RuntimeError(f"the bucket could not be made: {ended.error}")
         yield _BUCKET
     finally:
         server.kill()

@@ -1,4 +1,4 @@
-"""The sweeps that are attacked, the folder an undisturbed run leaves, and how another differs."""
+"""The sweeps that are attacked, and the comparison of their folders with undisturbed runs'."""
 
 import filecmp
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from unittest import mock
 from bench.campaign.memory import SCHEME, carried, copied
 from bench.campaign.processes import Process
 
-# Twelve models of p = 7, half a second of work on one core.
+# The first: twelve models of p = 7, half a second on one core.
 _SHORT = ["--p", "7", "--widths", "6..3", "--seeds", "3", "--steps", "800", "--hold", "800"]
 _STUDY = ["--p", "5,7", "--widths", "5..3", "--seeds", "2", "--steps", "800", "--hold", "800"]
 _NARROW = ["--p", "7", "--widths", "8..5", "--seeds", "2", "--steps", "300", "--hold", "300"]
@@ -18,7 +18,7 @@ _NARROW = ["--p", "7", "--widths", "8..5", "--seeds", "2", "--steps", "300", "--
 
 @dataclass(frozen=True)
 class Sweep:
-    """Options of the command, whether models go to packs of five, and where the folder is."""
+    """A sweep: options of the command, whether models are packed by fives, and kind of place."""
 
     name: str
     options: tuple[str, ...]
@@ -26,8 +26,8 @@ class Sweep:
     place: str = "path"
 
     def run(self, out: str, *more: str) -> int:
-        """Run it in this process; returns the exit code."""
-        # Drawing takes as long as all else together, and writes through the same folder.
+        """Run the sweep in this process; returns the exit code."""
+        # Plots are left out: they take half of the time and are written as other files are.
         with (
             mock.patch("bilinear.plots.save_summary"),
             mock.patch("bilinear.plots.save_study"),
@@ -36,7 +36,7 @@ class Sweep:
             return self.command("--fused", *self.options, *more, "--out", out)
 
     def command(self, *line: str) -> int:
-        """Run a command line with this sweep's size of packs; returns the exit code."""
+        """Run a command line, with this sweep's size of packs; returns the exit code."""
         from bilinear.cli.commands import main
         from bilinear.results import packs
 
@@ -46,7 +46,7 @@ class Sweep:
 
 
 def _sweeps(bucket: str | None) -> list[Sweep]:
-    """Every kind of sweep there is, at paths and, if there is a bucket, in a store."""
+    """Return every kind of sweep, at paths and URLs, and in S3 if there is a bucket."""
     found = [
         Sweep("single", tuple(_SHORT)),
         Sweep("packed", tuple(_SHORT), packed=True),
@@ -55,7 +55,7 @@ def _sweeps(bucket: str | None) -> list[Sweep]:
         Sweep("study", tuple(_STUDY)),
         Sweep("narrowed", (*_NARROW, "--narrow", "--tries", "2")),
     ]
-    found *= 4  # a store on loopback takes five times as long: it is drawn less often
+    found *= 4  # an S3 server takes five times as long, so it is drawn less often
     if bucket is not None:
         found += [
             Sweep("S3", tuple(_SHORT), place="s3"),
@@ -66,33 +66,33 @@ def _sweeps(bucket: str | None) -> list[Sweep]:
 
 
 class Folders:
-    """Places for results, and the folders that undisturbed runs end with."""
+    """Places for results folders, and the folders of undisturbed runs to compare with."""
 
     def __init__(self, scratch: Path, bucket: str | None) -> None:
-        """Use a folder of this machine's, and a bucket of a store if there is one."""
+        """Use the local folder `scratch`, and S3's `bucket` unless it is None."""
         self.scratch, self._bucket, self._n = scratch, bucket, 0
         self.sweeps = _sweeps(bucket)
         self.at_paths = [sweep for sweep in self.sweeps if sweep.place == "path"]
         self._whole: dict[tuple[Sweep, tuple[str, ...]], tuple[Path, float]] = {}
 
     def fresh(self, what: str) -> Path:
-        """Name a path that is not there yet."""
+        """Return a new path in the scratch folder."""
         self._n += 1
         return self.scratch / f"{what}-{self._n}"
 
     def out(self, sweep: Sweep) -> str:
-        """Name a new results folder for a sweep."""
+        """Return the path or URL of a new results folder for a sweep."""
         path = self.fresh("out")
         if sweep.place == "s3":
             return f"s3://{self._bucket}/{path.name}"
         return {"file": "file://", "memory": SCHEME}.get(sweep.place, "") + str(path)
 
     def process(self, work: Callable[[], int]) -> Process:
-        """Start a process."""
+        """Start a process that runs `work`."""
         return Process(work, self.fresh("process"))
 
     def whole(self, sweep: Sweep, *more: str) -> tuple[Path, float]:
-        """Return what an undisturbed run ends with, as a folder here, and its seconds."""
+        """Return the local folder of an undisturbed run, and its seconds; it is run once."""
         if (sweep, more) not in self._whole:
             out = self.out(sweep)
             ended = self.process(lambda: sweep.run(out, *more)).end()
@@ -102,7 +102,7 @@ class Folders:
         return self._whole[sweep, more]
 
     def here(self, out: str) -> Path:
-        """Return a results folder as one of this machine's: a copy, if it is in a store."""
+        """Return a results folder as a local one: a copy, if it is in a store."""
         if out.startswith(SCHEME):
             return copied(out, self.fresh("copy"))
         if not out.startswith("s3://"):
@@ -121,7 +121,7 @@ class Folders:
         return copy
 
     def different(self, out: str, whole: Path) -> str:
-        """Say how a folder differs from an undisturbed one; nothing if it doesn't."""
+        """Say how a folder differs from an undisturbed run's; empty if it does not."""
         folder = self.here(out)
         ours, theirs = files(folder), files(whole)
         if ours != theirs:
@@ -135,17 +135,17 @@ class Folders:
 
 
 def in_store(out: str) -> bool:
-    """Whether a results folder is of objects, not on this machine's disk."""
+    """Whether a results folder is in an object store or in memory, not on disk."""
     return out.startswith(("s3://", SCHEME))
 
 
 def files(folder: Path) -> list[str]:
-    """Names of the files whose bytes the sweep alone decides."""
+    """Names of the files whose bytes depend on the sweep's settings alone."""
     found = (f.relative_to(folder) for f in folder.rglob("*") if f.is_file())
     return sorted(str(f) for f in found if "set-aside" not in f.parts and f.name != "sessions.json")
 
 
 def folders(folder: Path) -> list[str]:
-    """Names of the folders inside, but for what was set aside."""
+    """Names of the folders inside, except those set aside."""
     found = (f.relative_to(folder) for f in folder.rglob("*") if f.is_dir())
     return sorted(str(f) for f in found if "set-aside" not in f.parts)

@@ -1,1 +1,1 @@
-"""Parts of a visit to a GPU; `bench.gpu` is the queue that runs them."""
+"""Measurements on a GPU, in parts; `bench.gpu` runs the parts one after another."""

@@ -1,4 +1,4 @@
-"""The roofs of this device: bytes a second of a copy, FLOP/s of matmuls."""
+"""The best rates that this device reaches: bytes a second of a copy, FLOP/s of matmuls."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from bench.visit.items import Item, Visit
 
 
 def items(visit: Visit) -> list[Item]:
-    """One item."""
+    """Return one item, which measures both roofs."""
     return [Item("roofs", _roofs, least=15, most=60)]
 
 

@@ -1,4 +1,7 @@
-"""Commands that an item starts: their output goes to a file as it comes, and none outlives it."""
+"""Commands that an item starts, with a time limit; their output is written to a log file.
+
+A command and all processes that it started have ended when the item continues.
+"""
 
 import contextlib
 import os
@@ -20,13 +23,13 @@ class Done:
     output: str
 
     def summary(self, characters: int = 4000) -> dict[str, object]:
-        """The end of a command's output for JSON: errors stand there."""
+        """Exit code, seconds and the end of the output, where errors are, for a JSON file."""
         ended = "time ran out" if self.exit is None else self.exit
         return {"exit": ended, "seconds": self.seconds, "output": self.output[-characters:]}
 
 
 def run(command: list[str], seconds: float, log: Path, **environment: str) -> Done:
-    """Run a command in the repository for at most `seconds`; keeps its output in `log`."""
+    """Run a command in the repository for at most `seconds`, its output written to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("w") as file:
@@ -44,7 +47,7 @@ def run(command: list[str], seconds: float, log: Path, **environment: str) -> Do
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kill what is left of a command and of the processes it started."""
+    """Kill a command and the processes that it started, if any still run."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,9 +1,9 @@
-"""Hardware counters of the three hottest kernels, by Nsight Compute, clocks left as found.
+"""Hardware counters of three kernels, by Nsight Compute, without a change of the device's clocks.
 
-Beside them stands what `bench/model` predicts for the same kernels: a table of modelled and
-measured cycles, by which the model can be corrected.
+The three are the ones in which training and the layer spend most time. A table compares the cycles
+measured with those that `bench/model` predicts, so that the model can be corrected.
 
-python -m bench.visit.counters NAME      runs one of them, for the profiler to look at
+python -m bench.visit.counters NAME      runs one kernel; the profiler starts this command
 """
 
 import csv
@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,24 +44,26 @@ METRICS = [
 
 
 def items(visit: Visit) -> list[Item]:
-    """Give one profiled run for each kernel, and one prediction of it by the model."""
-    found = [Item(name, _counted(name), least=25, most=90) for name in RUNS]
-    return found + [Item(f"modelled: {name}", _modelled(name), least=20, most=60) for name in LOOPS]
+    """Return two items for each kernel: its counters, and its cycles by the model."""
+    found = [Item(name, partial(_counted, name), least=25, most=90) for name in RUNS]
+    return found + [
+        Item(f"modelled: {name}", partial(_modelled, name), least=20, most=60) for name in LOOPS
+    ]
 
 
 def finish(content: dict[str, Any], visit: Visit) -> None:
-    """Add the table of modelled against measured cycles."""
+    """Add and print the table of modelled and measured cycles."""
     content["modelled against measured"] = against(content["items"])
     for row in content["modelled against measured"]:
         print(
             "  {kernel}: modelled {modelled:,.0f} cycles, measured {measured:,.0f}, "
-            "{ratio:.2f} of it".format(**row),
+            "ratio {ratio:.2f}".format(**row),
             flush=True,
         )
 
 
 def against(items: dict[str, Any]) -> list[dict[str, Any]]:
-    """Make a row for each kernel that was both profiled and modelled."""
+    """Return a row for each kernel that was both profiled and modelled."""
     rows = []
     for name in LOOPS:
         counted = items.get(name, {}).get("counters", {}).get("sm__cycles_elapsed.max")
@@ -74,48 +77,42 @@ def against(items: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _modelled(name: str) -> Callable[[Visit], dict[str, Any]]:
-    def modelled(visit: Visit) -> dict[str, Any]:
-        target, match, iterations = LOOPS[name]
-        command = [sys.executable, "-m", "bench.compile_report", "--json"]
-        command += ["--only", target, "--match", match]
-        # The model reads Hopper's machine code, so kernels are compiled for it on any device.
-        log = visit.logs / f"modelled-{match}.log"
-        done = run(command, visit.at_most(60), log, TRITON_INTERPRET="0")
-        if done.exit != 0:
-            return done.summary(3000) | {"failed": f"exit {done.exit}"}
-        loops = [used["loop"] for used in json.loads(done.output[done.output.index("[") :])]
-        an_iteration = next(loop["cycles"] for loop in loops if loop)
-        cycles = an_iteration * iterations
-        told = f"{an_iteration:,.0f} cycles an iteration, {cycles:,.0f} a launch"
-        return {"an iteration": an_iteration, "cycles": cycles, "told": told}
-
-    return modelled
+def _modelled(name: str, visit: Visit) -> dict[str, Any]:
+    target, match, iterations = LOOPS[name]
+    command = [sys.executable, "-m", "bench.compile_report", "--json"]
+    command += ["--only", target, "--match", match]
+    # The model needs Hopper's machine code, so kernels are compiled for Hopper on any device.
+    log = visit.logs / f"modelled-{match}.log"
+    done = run(command, visit.at_most(60), log, TRITON_INTERPRET="0")
+    if done.exit != 0:
+        return done.summary(3000) | {"failed": f"exit {done.exit}"}
+    loops = [used["loop"] for used in json.loads(done.output[done.output.index("[") :])]
+    an_iteration = next(loop["cycles"] for loop in loops if loop)
+    cycles = an_iteration * iterations
+    summary = f"{an_iteration:,.0f} cycles an iteration, {cycles:,.0f} a launch"
+    return {"an iteration": an_iteration, "cycles": cycles, "told": summary}
 
 
-def _counted(name: str) -> Callable[[Visit], dict[str, Any]]:
-    def counted(visit: Visit) -> dict[str, Any]:
-        profiler = shutil.which("ncu")
-        if profiler is None and not visit.quick:
-            return {"left out": "ncu is not on the path"}
-        kernel, _ = RUNS[name]
-        over = [
-            profiler, "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name",
-            f"regex:{kernel}", "--launch-skip", "1", "--launch-count", "1",
-            "--metrics", ",".join(METRICS),
-        ] if profiler else []  # fmt: skip
-        this = [sys.executable, "-m", "bench.visit.counters", name]
-        log = visit.logs / f"counters-{kernel}.log"
-        done = run([*over, *this], visit.at_most(90), log)
-        found = done.summary(3000) | {"counters": read(done.output)}
-        found["told"] = f"{len(found['counters'])} counters"
-        return found if done.exit == 0 else found | {"failed": f"exit {found['exit']}"}
-
-    return counted
+def _counted(name: str, visit: Visit) -> dict[str, Any]:
+    profiler = shutil.which("ncu")
+    if profiler is None and not visit.quick:
+        return {"left out": "ncu is not on the path"}
+    kernel, _ = RUNS[name]
+    prefix = [
+        profiler, "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name",
+        f"regex:{kernel}", "--launch-skip", "1", "--launch-count", "1",
+        "--metrics", ",".join(METRICS),
+    ] if profiler else []  # fmt: skip
+    this = [sys.executable, "-m", "bench.visit.counters", name]
+    log = visit.logs / f"counters-{kernel}.log"
+    done = run([*prefix, *this], visit.at_most(90), log)
+    found = done.summary(3000) | {"counters": read(done.output)}
+    found["told"] = f"{len(found['counters'])} counters"
+    return found if done.exit == 0 else found | {"failed": f"exit {found['exit']}"}
 
 
 def read(output: str) -> dict[str, str]:
-    """Name and value, with its unit, of each metric in the profiler's CSV among other output."""
+    """Find the profiler's CSV in its output; returns each metric's value with its unit."""
     lines = output.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
@@ -157,24 +154,25 @@ def _dual(device: torch.device) -> None:
         dual_forward(x, weight, None, precision="ieee", save_preact=True)
 
 
-# One wave of four programs each on an H200's 132 multiprocessors, as the model counts it.
+# 33 models of four programs each fill the 132 multiprocessors of an H200 once.
 _MODELS = 33
-# Of each run: what to compile, which kernel, and how many iterations of its hot loop the busiest
-# multiprocessor does, one after another: 16 b's; 512 tiles in four waves, 512 / 64 of each.
+# For `bench.compile_report`: target, kernel, and how many iterations of the kernel's hot loop the
+# busiest multiprocessor runs one after another. Training: one for each of 16 values of b. The dual
+# kernel: 512 tiles run in four waves; a tile takes 512 / 64 iterations.
 LOOPS = {
     "training, d = 16": ("90:bf16x6", "grid_step_64_16", 16),
     "training, d = 64": ("90:bf16x6", "grid_step_64_64", 16),
     "dual forward, 16384 x 512 x 512, bf16": ("90:half", "dual_forward", 32),
 }
 RUNS: dict[str, tuple[str, Callable[[torch.device], None]]] = {
-    "training, d = 16": ("grid_step_kernel", lambda device: _training(device, 16)),
-    "training, d = 64": ("grid_step_kernel", lambda device: _training(device, 64)),
+    "training, d = 16": ("grid_step_kernel", partial(_training, d=16)),
+    "training, d = 64": ("grid_step_kernel", partial(_training, d=64)),
     "dual forward, 16384 x 512 x 512, bf16": ("dual_kernel", _dual),
 }
 
 
 def main() -> None:
-    """Run one kernel twice, so that the profiler counts a launch without compilation."""
+    """Run one kernel twice: the profiler skips the first launch, which follows compilation."""
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     RUNS[sys.argv[1]][1](here)
     if here.type == "cuda":

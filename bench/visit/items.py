@@ -1,4 +1,4 @@
-"""Items, of which a part of a visit consists: most valuable first, each saved when it is done."""
+"""An item: one measurement of a part, saved as soon as it is done."""
 
 import json
 import os
@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 
-# Seconds that an item may take in a dry run.
+# The most seconds that an item may take in a dry run (`--quick`).
 _QUICK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Visit:
-    """Where to measure, how thoroughly, until when (seconds of the epoch), and where logs go."""
+    """What all items of one call share.
+
+    `quick` is a dry run on small sizes. No item runs beyond `end`, a `time.time()`. Commands write
+    their output to files in `logs`.
+    """
 
     device: torch.device
     quick: bool
@@ -25,20 +29,20 @@ class Visit:
 
     @property
     def left(self) -> float:
-        """Seconds until the clock ends."""
+        """Seconds until `end`."""
         return self.end - time.time()
 
     def at_most(self, seconds: float) -> float:
-        """Seconds that something may take that starts now and needs at most `seconds`."""
+        """Limit `seconds` to what is left until `end`, and to a dry run's limit."""
         return max(1.0, min(_QUICK_SECONDS if self.quick else seconds, self.left))
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to measure, by its key in the part's file.
+    """One measurement; `key` names it in the part's file.
 
-    It is not begun with less than `least` seconds on the clock, and is ended `most` seconds after
-    its start. `run` returns what goes into the file.
+    It starts only if at least `least` seconds are left until the visit's end, and is stopped after
+    `most` seconds. What `run` returns is written to the file; its "told" is printed as a summary.
     """
 
     key: str
@@ -47,19 +51,19 @@ class Item:
     most: float = 120.0
 
     def seconds(self, visit: Visit) -> float:
-        """Seconds that the item may take if it starts now."""
+        """The most seconds that the item may take if it starts now."""
         return visit.at_most(self.most)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file at once: a kill leaves the old one or the new one."""
+    """Replace a JSON file atomically: a killed process leaves the old file or the new one."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(new, path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a part's file; an empty dictionary if there is none."""
+    """Read a part's file; returns an empty dictionary if there is none."""
     if not path.exists():
         return {}
     found: dict[str, Any] = json.loads(path.read_text())

@@ -1,5 +1,6 @@
-"""The layer against PyTorch and every fused layer installed: shapes, dtypes and rows by worth."""
+"""The layer against PyTorch and every fused layer that is installed, by shape, dtype and rows."""
 
+from functools import cache, partial
 from itertools import product
 from statistics import median
 from typing import Any
@@ -9,13 +10,13 @@ import torch
 from bench.measure import least_work, peers
 from bench.measure.clock import call_seconds, event_seconds
 from bench.measure.layer_ways import OURS, contestants
-from bench.measure.roofs import KINDS, Roofs, measure
+from bench.measure.roofs import KINDS, measure
 from bench.measure.turns import Contestants, take_turns
 from bench.visit.items import Item, Visit
 
 Shape = tuple[int, int, int | None]
-# d_in, d, d_out; None: without projection. Most telling first: where fusing should win, then
-# where it must not lose.
+# (d_in, d, d_out); None: without projection. First those where fusing should be faster, then those
+# where it must not be slower: time may run out before the last.
 SHAPES: list[Shape] = [
     (128, 64, 64),
     (512, 512, None),
@@ -28,15 +29,19 @@ SHAPES: list[Shape] = [
     (512, 1024, 512),
     (128, 16, 128),
 ]
-# torch.compile needs seconds for each number of rows, so it is measured at the first only.
+# torch.compile is measured at the first only: it compiles for seconds for each number of rows.
 ROWS = [16384, 4096, 65536]
-# Shapes at which torch.compile searches for its best tiles, too; a search takes a minute.
+# Shapes at which torch.compile with max-autotune is measured, too; its search takes a minute.
 AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
 _BACKWARD = "forward and backward"
+_roofs = cache(measure)  # a process measures them once
 
 
 def items(visit: Visit) -> list[Item]:
-    """Give one contest for each shape; the last ones include torch.compile's max-autotune."""
+    """Return a contest for each number of rows, dtype, shape and direction.
+
+    All contests of 16384 rows come first, then those with max-autotune, then other numbers of rows.
+    """
     if visit.quick:
         small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], least_work.DIRECTIONS)
         return [_item(*one) for one in small]
@@ -52,16 +57,12 @@ def finish(content: dict[str, Any], visit: Visit) -> None:
 
 def _item(m: int, kind: str, shape: Shape, direction: str, *, searched: bool = False) -> Item:
     key = f"{kind} {direction} m={m} {shape}" + (" max-autotune" if searched else "")
-    return Item(
-        key,
-        lambda visit: _contest(visit, m, kind, shape, direction, searched),
-        least=20,
-        most=240 if searched else 60,
-    )
+    contest = partial(_contest, m, kind, shape, direction, searched)
+    return Item(key, contest, least=20, most=240 if searched else 60)
 
 
 def _contest(
-    visit: Visit, m: int, kind: str, shape: Shape, direction: str, searched: bool
+    m: int, kind: str, shape: Shape, direction: str, searched: bool, visit: Visit
 ) -> dict[str, Any]:
     d_in, d, d_out = shape
     op = "mlp" if d_out else "layer"
@@ -78,7 +79,7 @@ def _contest(
     finally:
         torch.set_float32_matmul_precision(before)
     least = least_work.DIRECTIONS[direction](m, d_in, d, d_out, dtype.itemsize)
-    roofs = _roofs(visit)
+    roofs = _roofs(visit.device, tiny=visit.quick)
     for timed in times.values():
         timed["share of the roof"] = roofs.share(least.flop, least.moved, timed["median"], kind)
     best = min(timed["median"] for way, timed in times.items() if way not in OURS)
@@ -91,18 +92,8 @@ def _contest(
     return {"row": row, "told": f"{ratio:.2f}x the best peer"}
 
 
-_measured: dict[str, Roofs] = {}
-
-
-def _roofs(visit: Visit) -> Roofs:
-    """Measure this device's roofs, once in a process."""
-    if "here" not in _measured:
-        _measured["here"] = measure(visit.device, tiny=visit.quick)
-    return _measured["here"]
-
-
 def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:
-    """Median and spread in seconds of each way, round by round in turns."""
+    """Time the ways in turns; returns median and spread in seconds of each."""
     once = event_seconds if visit.device.type == "cuda" else call_seconds
     samples = take_turns(ways, 0.02 if visit.quick else seconds, 5, once, most_rounds=500)
     return {
@@ -119,13 +110,13 @@ def _times(visit: Visit, ways: Contestants, seconds: float) -> dict[str, Any]:
 def _ways(
     visit: Visit, op: str, m: int, dtype: torch.dtype, searched: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the ways that run here, and for each other one why it does not."""
+    """Return the ways that can run here, and for each other way why it cannot."""
     absent = {name: peers.absent(name, op, visit.device, dtype) for name in peers.PEERS}
     if not searched:
-        absent["max-autotune"] = "searched for at a few shapes only: it takes a minute"
+        absent["max-autotune"] = "measured at a few shapes only: its search takes a minute"
     if m != ROWS[0] and not visit.quick:
-        absent["compile"] = f"compiled for {ROWS[0]} rows only: it takes seconds a shape"
+        absent["compile"] = f"measured at {ROWS[0]} rows only: it takes seconds a shape to compile"
     if visit.quick:
-        absent["compile"] = "left out of a dry run: it takes long"
+        absent["compile"] = "left out of a dry run: it takes long to compile"
     there = [name for name in peers.PEERS if not absent[name]]
     return [*OURS, *there], {name: why for name, why in absent.items() if why}

@@ -1,4 +1,4 @@
-"""The parts of a visit, the most valuable first."""
+"""The parts of a visit to a GPU, the most valuable first: time may run out before the last."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from bench.visit.items import Item, Visit
 
 
 def _nothing(content: dict[str, Any], visit: Visit) -> None:
-    """Add nothing, for a part whose items' results need no summary."""
+    """Add nothing: the part has no figures that are computed from several items."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """`items`, the most valuable first; `finish` adds what is computed from several of them."""
+    """`items` returns them, most valuable first; `finish` adds figures computed from several."""
 
     items: Callable[[Visit], list[Item]]
     finish: Callable[[dict[str, Any], Visit], None] = _nothing

@@ -1,10 +1,10 @@
-"""Every kernel once on small shapes: under compute-sanitizer, then against float64.
+"""Every kernel on small shapes: compared with float64, and run under compute-sanitizer.
 
     python -m bench.visit.smoke [--match PATTERN]
 
-What Triton's interpreter cannot see, threads of one program that read what others of it wrote, is
-what the sanitizer's racecheck sees. Each allocation is the driver's own there
-(PYTORCH_NO_CUDA_MEMORY_CACHING), so an address past a tensor's end is one past an allocation's.
+The sanitizer's racecheck finds races between threads of one program, which Triton's interpreter
+cannot find. Under the sanitizer each tensor is an allocation of the driver's
+(PYTORCH_NO_CUDA_MEMORY_CACHING), so an access past a tensor's end is one past an allocation's end.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from bench.visit.items import Item, Visit
 from bilinear.layer.gates import GATES, product, product_backward
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
-# Seconds at most, two minutes together. Some 110 cubins are compiled, 0.4 to 2 s each, in as many
-# processes at once as there are groups; then three tools, at once too, load each of them.
+# The most seconds of each item. About 110 cubins are compiled, 0.4 to 2 s each, by one process per
+# group, all at once; then the three tools load the cubins, also at once.
 _COMPARED, _SANITIZED = 45.0, 75.0
 # Odd sizes, so that every mask is needed, and more than one block of rows.
 _M, _D_IN, _D, _D_OUT = 150, 37, 24, 19
-# The error of float32 sums of products, of bfloat16 ones, and of three steps of training.
+# Largest relative errors: of a kernel of the layer by dtype, and of training's weights.
 _BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 _TRAINED = 1e-4
 
@@ -37,7 +38,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def items(visit: Visit) -> list[Item]:
-    """Compare with float64 first: it finds most faults and compiles what the sanitizer runs."""
+    """Return two items; the first finds most faults and compiles what the sanitizer runs."""
     return [
         Item("against float64", _compared, least=10, most=_COMPARED),
         Item("under compute-sanitizer", _under_sanitizer, least=20, most=_SANITIZED),
@@ -45,7 +46,7 @@ def items(visit: Visit) -> list[Item]:
 
 
 def groups() -> list[str]:
-    """Patterns that part the cases: each group is compiled by a process of its own, all at once."""
+    """Patterns for names of cases, each case matched by one; a process per pattern compiles it."""
     trainings = ("p=7 ", "p=(67|11) ", "p=64 ")
     return [
         "float32 identity", "bfloat16 identity", *(f" {gate}$" for gate in list(GATES)[1:]),
@@ -61,15 +62,15 @@ def _compared(visit: Visit) -> dict[str, Any]:
     wanted = [""] if visit.quick else groups()
     with ThreadPoolExecutor(len(wanted)) as pool:
         done = list(pool.map(run_group, wanted))
-    told = [case for _, cases in done for case in cases]
-    wrong = {case["kernel"]: case["failed"] for case in told if "failed" in case}
+    every = [case for _, cases in done for case in cases]
+    wrong = {case["kernel"]: case["failed"] for case in every if "failed" in case}
     ended = {match: d.exit for match, (d, _) in zip(wanted, done, strict=True) if d.exit != 0}
-    right = {case["kernel"]: case["relative error"] for case in told if "failed" not in case}
+    right = {case["kernel"]: case["relative error"] for case in every if "failed" not in case}
     found: dict[str, Any] = {"relative errors": right, "told": f"{len(right)} cases are right"}
     if wrong or ended:
         output = [d.output[-2000:] for d, _ in done if d.exit != 0]
         found |= {"wrong": wrong, "exits": ended, "output": output}
-        found["failed"] = f"{sorted(wrong)} of {len(told)}, exits {ended}"
+        found["failed"] = f"{sorted(wrong)} of {len(every)}, exits {ended}"
     return found
 
 
@@ -79,10 +80,10 @@ def _under_sanitizer(visit: Visit) -> dict[str, Any]:
         return {"left out": "compute-sanitizer is not on the path"}
 
     def under(tool: str) -> dict[str, Any]:
-        over = [sanitizer, "--tool", tool, "--error-exitcode", "86"] if sanitizer else []
+        prefix = [sanitizer, "--tool", tool, "--error-exitcode", "86"] if sanitizer else []
         match = "pointwise" if visit.quick else ""
         done, cases = _cases_of(
-            visit, over, match, tool, _SANITIZED, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+            visit, prefix, match, tool, _SANITIZED, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
         )
         reports = [line for line in done.output.splitlines() if line.startswith("=========")]
         return done.summary() | {"cases": cases, "reports": reports[:60]}
@@ -90,25 +91,28 @@ def _under_sanitizer(visit: Visit) -> dict[str, Any]:
     with ThreadPoolExecutor(len(TOOLS)) as pool:
         found: dict[str, Any] = dict(zip(TOOLS, pool.map(under, TOOLS), strict=True))
     ended = {tool: (found[tool]["exit"], len(found[tool]["cases"])) for tool in TOOLS}
-    told = ", ".join(f"{tool}: exit {code}, {n} cases" for tool, (code, n) in ended.items())
+    summary = ", ".join(f"{tool}: exit {code}, {n} cases" for tool, (code, n) in ended.items())
     failed = any(code != 0 for code, _ in ended.values())
-    return found | {"told": told} | ({"failed": told} if failed else {})
+    return found | {"told": summary} | ({"failed": summary} if failed else {})
 
 
 def _cases_of(
-    visit: Visit, over: list[str], match: str, log: str, most: float, **environment: str
+    visit: Visit, prefix: list[str], match: str, log: str, most: float, **environment: str
 ) -> tuple[Done, list[dict[str, Any]]]:
-    """Run the cases that match in a process of their own; what each of them told."""
-    command = [*over, sys.executable, "-m", "bench.visit.smoke", "--match", match]
+    """Run the cases that match in a process of their own; returns the JSON line of each."""
+    command = [*prefix, sys.executable, "-m", "bench.visit.smoke", "--match", match]
     done = run(command, visit.at_most(most), visit.logs / f"smoke-{log}.log", **environment)
     lines = done.output.splitlines()
     return done, [json.loads(line) for line in lines if line.startswith('{"kernel"')]
 
 
 def check(case: Callable[[], tuple[Pairs, float]]) -> float:
-    """Run a case twice; the largest relative error of what it made, ValueError above its bound.
+    """Run a case twice and return the largest relative error of its tensors.
 
-    Triton makes the first start of a kernel, the library itself the second (`kernels/launch.py`).
+    Triton starts a kernel the first time, the library the second time (`kernels/launch.py`).
+
+    Raises:
+        ValueError: an error is above the case's bound.
     """
     (first, bound), (second, _) = case(), case()
     pairs = [*first, *second]
@@ -120,9 +124,9 @@ def check(case: Callable[[], tuple[Pairs, float]]) -> float:
 
 
 def cases(device: torch.device) -> dict[str, Callable[[], tuple[Pairs, float]]]:
-    """A run of each kernel, by name and arithmetic: what it made and float64's, and the bound."""
+    """Functions by name that run a kernel; each returns pairs of (result, float64) and a bound."""
     found: dict[str, Callable[[], tuple[Pairs, float]]] = {}
-    # The interpreter's bfloat16 product is wrong (Triton 3.6).
+    # Triton 3.6's interpreter computes a wrong bfloat16 product.
     dtypes = [torch.float32] + ([torch.bfloat16] if device.type == "cuda" else [])
     kinds = [(dtype, "identity") for dtype in dtypes]
     some = list(GATES)[1:] if device.type == "cuda" else ["gelu_tanh"]
@@ -130,17 +134,17 @@ def cases(device: torch.device) -> dict[str, Callable[[], tuple[Pairs, float]]]:
     for dtype, gate in kinds:
         for name in ("dual", "mlp one pass", "mlp by gradient", "pointwise"):
             label = f"{name} {str(dtype).removeprefix('torch.')} {gate}"
-            found[label] = lambda n=name, t=dtype, g=gate: _layer_case(n, t, device, g)  # type: ignore[misc]
-    found["partial sums float32 identity"] = lambda: _layer_case(
-        "partial sums", torch.float32, device, "identity"
+            found[label] = partial(_layer_case, name, dtype, device, gate)
+    found["partial sums float32 identity"] = partial(
+        _layer_case, "partial sums", torch.float32, device, "identity"
     )
     for p, d, batch in ((7, 5, 0), (7, 20, 0), (67, 4, 0), (11, 4, 20)):
         label = f"training p={p} d={d}" + (f" batch={batch}" if batch else "")
-        found[label] = lambda p=p, d=d, b=batch: _training(p, d, b, device)  # type: ignore[misc]
-    # As the sweep trains; the interpreter takes its time for what a device has wgmma for.
+        found[label] = partial(_training, p, d, batch, device)
+    # As the sweep trains. The larger models take too long under the interpreter.
     for p, d in ((7, 5), *(((64, 16), (64, 20), (64, 64)) if device.type == "cuda" else ())):
         label = f"training p={p} d={d}, launches a step"
-        found[label] = lambda p=p, d=d: _training(p, d, 0, device, launches=True)  # type: ignore[misc]
+        found[label] = partial(_training, p, d, 0, device, launches=True)
     return found
 
 
@@ -238,7 +242,7 @@ def _training(
 
 
 def main() -> int:
-    """Run the cases that match, a JSON line each as it is done; how many were wrong."""
+    """Run the cases that match and print a JSON line after each; returns how many were wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--match", default="", help="a regular expression")
     args = parser.parse_args()
@@ -248,11 +252,11 @@ def main() -> int:
         if not re.search(args.match, name):
             continue
         try:
-            told = {"kernel": name, "relative error": check(case)}
+            result = {"kernel": name, "relative error": check(case)}
         except Exception as error:
             wrong += 1
-            told = {"kernel": name, "failed": f"{type(error).__name__}: {error}"[:600]}
-        print(json.dumps(told), flush=True)
+            result = {"kernel": name, "failed": f"{type(error).__name__}: {error}"[:600]}
+        print(json.dumps(result), flush=True)
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""Items of a dry run that fail as a device would, to see that what was measured before is kept."""
+"""Items that fail on purpose: a dry run shows that a failure loses no other item's result."""
 
 import os
 import time
@@ -34,13 +34,13 @@ WAYS = {
 
 
 class _Brief(Item):
-    """An item that may take two seconds."""
+    """An item that is stopped after two seconds, also in a dry run."""
 
     def seconds(self, visit: Visit) -> float:
         return 2.0
 
 
 def among(items: list[Item], turn: int) -> list[Item]:
-    """Insert one of the ways to fail after the first item, a different one in each part."""
+    """Insert an item that fails after the first; `turn`, the part's index, chooses how it fails."""
     name, run = list(WAYS.items())[turn % len(WAYS)]
     return [*items[:1], _Brief(f"stand-in: {name}", run), *items[1:]]

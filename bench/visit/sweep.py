@@ -1,4 +1,4 @@
-"""The sweep on a GPU: the whole command, a step against ensembles in PyTorch, and the frontier."""
+"""The sweep on a GPU: training, the command, a step against PyTorch ensembles, the frontier."""
 
 import sys
 import tempfile
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,13 +37,14 @@ from bilinear.training.run import run_sweep
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ENDLESS = 10**6
-# Hidden units at a time, compared with the default: fewer spills, more passes over the pairs.
+# Numbers of hidden units that a program computes at a time, measured beside the default. Fewer
+# units spill fewer registers, but take more passes over the pairs.
 UNITS = (16, 32)
-STEPS = 50 if ON_GPU else 1  # in one sample
+STEPS = 50 if ON_GPU else 1  # of training, in one timed call
 
 
 def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median and spread in seconds of each way, round by round in turns, after one warm-up."""
+    """Time the ways in turns; returns median and spread in seconds of each."""
     once = event_seconds if ON_GPU else call_seconds
     samples = take_turns(ways, 0.0, rounds, once, most_rounds=rounds)
     return {
@@ -66,7 +68,7 @@ def _config(p: int, jobs: Sequence[Job], **changes: Any) -> SweepConfig:
 
 
 def _grids(config: SweepConfig, jobs: Sequence[Job], chunks: int = 1, units: int = 0) -> list[Any]:
-    """Grids of models that share a launch; with `units` at a time, or as many as the default."""
+    """Return a grid per padded width; it computes `units` units at a time (0: the default)."""
     groups: dict[int, list[Job]] = {}
     for job in jobs:
         width = padded(recipe_of(config), job.d_hidden, DEVICE)
@@ -80,7 +82,7 @@ def _models(grid: Any) -> Tensor:
 
 
 def _side_by_side(each: Sequence[Callable[[], object]]) -> None:
-    """Run functions on a CUDA stream each, and wait for all of them."""
+    """Run each function on a CUDA stream of its own, and wait for all."""
     if not ON_GPU:
         for run in each:
             run()
@@ -95,58 +97,58 @@ def _side_by_side(each: Sequence[Callable[[], object]]) -> None:
 
 
 def _runs(p: int, jobs: Sequence[Job], precision: str) -> Callable[[], object]:
-    """(a) one program a model, `STEPS` steps in one launch for each padded width."""
+    """Train with one program per model: one launch per padded width runs `STEPS` steps."""
     grids = _grids(_config(p, jobs, precision=precision), jobs)
-    pairs = [(grid, _models(grid)) for grid in grids]
-    return lambda: _side_by_side([lambda g=g, m=m: g.run(m, STEPS) for g, m in pairs])  # type: ignore[misc]
+    return partial(_side_by_side, [partial(grid.run, _models(grid), STEPS) for grid in grids])
 
 
 def _launches(
     p: int, jobs: Sequence[Job], precision: str, chunks: int, units: int = 0
 ) -> Callable[[], object]:
-    """(b) two launches a step for each padded width, `STEPS` steps in a CUDA graph."""
+    """Train with two launches per step and padded width; a CUDA graph holds `STEPS` steps."""
     grids = _grids(_config(p, jobs, precision=precision), jobs, chunks, units)
-    pairs = [(grid, _models(grid)) for grid in grids]
 
-    def steps() -> None:
-        def one(grid: Any, models: Tensor) -> None:
-            for _ in range(STEPS):
-                grid.step(models)
+    def train_grid(grid: Any, models: Tensor) -> None:
+        for _ in range(STEPS):
+            grid.step(models)
 
-        _side_by_side([lambda g=g, m=m: one(g, m) for g, m in pairs])  # type: ignore[misc]
-
+    each = [partial(train_grid, grid, _models(grid)) for grid in grids]
+    steps = partial(_side_by_side, each)
     return captured(steps) if ON_GPU else steps
 
 
 def _notebook_seconds_a_step(p: int, d: int, epochs: int) -> float:
-    """Of the notebook's own loop: DataLoader, batch 64, autograd, AdamW."""
-    result_of: list[float] = []
+    """Time the notebook's loop: DataLoader, batches of at most 64, autograd, AdamW.
+
+    A run of one epoch is subtracted, so that set-up is not counted.
+    """
+    seconds: list[float] = []
     for n in (1, 1 + epochs):
         start = time.perf_counter()
         train_notebook(
             ModelConfig(p, d), seed=0, train_frac=0.75, batch_size=min(64, p), epochs=n,
             lr=3e-3, weight_decay=3e-4, device=str(DEVICE),
         )  # fmt: skip
-        result_of.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     steps = epochs * (split_pairs(p, 0.75, 0).n_train // min(64, p))
-    return (result_of[1] - result_of[0]) / steps
+    return (seconds[1] - seconds[0]) / steps
 
 
 def _ways(
     p: int, jobs: Sequence[Job], chunks: Sequence[int]
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Return the ways that can be set up here, and for each other one why it could not."""
+    """Set up every way to train; returns those that work, and the errors of the others."""
     makers: dict[str, Callable[[], Callable[[], object]]] = {}
     for precision in ("highest", "high", "tf32"):
-        makers[f"run, {precision}"] = lambda x=precision: _runs(p, jobs, x)  # type: ignore[misc]
+        makers[f"run, {precision}"] = partial(_runs, p, jobs, precision)
         for n in chunks:
             key = f"launch a step, {precision}, {n} chunks"
-            makers[key] = lambda x=precision, n=n: _launches(p, jobs, x, n)  # type: ignore[misc]
+            makers[key] = partial(_launches, p, jobs, precision, n)
         for units in UNITS:
             key = f"launch a step, {precision}, {chunks[-1]} chunks, {units} units"
-            makers[key] = lambda x=precision, u=units: _launches(p, jobs, x, chunks[-1], u)  # type: ignore[misc]
+            makers[key] = partial(_launches, p, jobs, precision, chunks[-1], units)
     for kind in KINDS:
-        makers[f"{kind} ensemble, graph"] = lambda k=kind: ensemble(k, p, jobs, STEPS, DEVICE)  # type: ignore[misc]
+        makers[f"{kind} ensemble, graph"] = partial(ensemble, kind, p, jobs, STEPS, DEVICE)
     ways, failed = {}, {}
     for name, make in makers.items():
         try:
@@ -158,24 +160,24 @@ def _ways(
 
 
 def items(visit: Visit) -> list[Item]:
-    """Seconds of training and of the command first, then a step against its peers."""
+    """Return items that time training and the command, then a step of several implementations."""
     found = [
-        Item(f"training, {name}", _training(config), least=20, most=120)
+        Item(f"training, {name}", partial(_training, config), least=20, most=120)
         for name, config in _configs(visit).items()
     ]
     found.insert(2, Item("command", _command, least=30, most=120))
     found.insert(3, Item("training, one narrowed chain", _narrowed, least=20, most=90))
     found += [
-        Item(f"a step, {name}", _steps(name, p, jobs), least=40, most=180)
+        Item(f"a step, {name}", partial(_steps, name, p, jobs), least=40, most=180)
         for name, (p, jobs) in _cases(visit).items()
     ]
     return [*found, Item("a step, the notebook's loop", _notebook, least=20, most=60)]
 
 
 def frontier_items(visit: Visit) -> list[Item]:
-    """Give an item for each modulus: the share of perfect seeds at every width."""
+    """Return an item for each modulus: the share of perfect seeds by width."""
     moduli = (5,) if visit.quick else (64, 59, 97, 113)
-    return [Item(f"p={p}", _frontier(p), least=30, most=180) for p in moduli]
+    return [Item(f"p={p}", partial(_frontier, p), least=30, most=180) for p in moduli]
 
 
 def _configs(visit: Visit) -> dict[str, SweepConfig]:
@@ -189,7 +191,7 @@ def _configs(visit: Visit) -> dict[str, SweepConfig]:
 
 
 def replace_seeds(config: SweepConfig, seeds: int) -> SweepConfig:
-    """The config with so many seeds, and no interaction matrices kept."""
+    """Change the number of seeds of a config; no interaction matrices are kept."""
     return replace(config, seeds=tuple(range(seeds)), remainders=())
 
 
@@ -204,29 +206,25 @@ def _cases(visit: Visit) -> dict[str, tuple[int, list[Job]]]:
     }
 
 
-def _steps(name: str, p: int, jobs: list[Job]) -> Callable[[Visit], dict[str, Any]]:
-    """A step of all models together: ours in both shapes of the loop, and ensembles."""
-
-    def timed(visit: Visit) -> dict[str, Any]:
-        ways, failed = _ways(p, jobs, (2,) if visit.quick else (1, 4))
-        times = in_turns(ways, 1 if visit.quick else 10)
-        for way, seconds in times.items():
-            micro = seconds["median"] / STEPS * 1e6
-            print(f"{name}: {way:<36} {micro:10.1f} µs a step", flush=True)
-        # The grid's own count: a step takes 6 p³ d a model.
-        flop = sum(6 * p**3 * job.d_hidden for job in jobs)
-        return {
-            "models": len(jobs), "steps a sample": STEPS, "flop a step": flop,
-            "times": times, "ways that failed": failed, **_against_model(p, jobs, times),
-        }  # fmt: skip
-
-    return timed
+def _steps(name: str, p: int, jobs: list[Job], visit: Visit) -> dict[str, Any]:
+    """Time a step of all models together: by ours, one launch or many, and by ensembles."""
+    ways, failed = _ways(p, jobs, (2,) if visit.quick else (1, 4))
+    times = in_turns(ways, 1 if visit.quick else 10)
+    for way, seconds in times.items():
+        micro = seconds["median"] / STEPS * 1e6
+        print(f"{name}: {way:<36} {micro:10.1f} µs a step", flush=True)
+    # As the grid counts: 6 p³ d per step and model.
+    flop = sum(6 * p**3 * job.d_hidden for job in jobs)
+    return {
+        "models": len(jobs), "steps a sample": STEPS, "flop a step": flop,
+        "times": times, "ways that failed": failed, **_against_model(p, jobs, times),
+    }  # fmt: skip
 
 
 def _against_model(
     p: int, jobs: Sequence[Job], times: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Compare modelled and measured seconds of a step, for each padded width."""
+    """Compare the modelled and the measured seconds of one step of all models."""
     recipe = recipe_of(_config(p, jobs))
     way = f"launch a step, highest, {chunks_of(recipe)} chunks"
     if way not in times:
@@ -235,14 +233,14 @@ def _against_model(
     widths = Counter(padded(recipe, job.d_hidden, DEVICE) for job in jobs)
     modelled = sum(step_seconds(recipe, d, n, DEVICE, at_once) for d, n in widths.items())
     measured = times[way]["median"] / STEPS
-    told = f"a step modelled {modelled * 1e6:.0f} µs, measured {measured * 1e6:.0f}"
-    return {"modelled": modelled, "measured": measured, "told": told}
+    summary = f"a step modelled {modelled * 1e6:.0f} µs, measured {measured * 1e6:.0f}"
+    return {"modelled": modelled, "measured": measured, "told": summary}
 
 
 def _narrowed(visit: Visit) -> dict[str, Any]:
-    """Measure one chain: the share of time in which the device waits while a unit is dropped.
+    """Train one narrowed chain; measures how long the device is idle while units are dropped.
 
-    One lane trains at a time, so launches do not overlap: their time is the device's.
+    One lane trains at a time, so launches do not overlap, and their times add up to the device's.
     """
     if visit.quick:
         narrow = Narrowing(tries=2, redraws=1)
@@ -277,7 +275,7 @@ def _backend() -> GpuBackend:
 def _timed(
     config: SweepConfig, meanwhile: AbstractContextManager | None = None
 ) -> tuple[float, list[Finished]]:
-    """Seconds of training a whole config, kernels compiled before, and its models."""
+    """Compile the kernels, then train a config; returns seconds of training and the models."""
     backend = _backend()
     list(train(backend, replace(config, steps=2)))
     with meanwhile or nullcontext():
@@ -286,22 +284,19 @@ def _timed(
         return time.perf_counter() - start, ended
 
 
-def _training(config: SweepConfig) -> Callable[[Visit], dict[str, Any]]:
-    def trained(visit: Visit) -> dict[str, Any]:
-        seconds, ended = _timed(config)
-        rows = [event.record.row(event.job) for event in ended]
-        taken = sum(row["steps"] for row in rows)
-        return {
-            "training seconds": seconds, "models": len(rows), "steps of all models": taken,
-            "perfect": sum(row["perfect"] for row in rows),
-            "told": f"{seconds:.2f} s of training, {taken:,} steps",
-        }  # fmt: skip
-
-    return trained
+def _training(config: SweepConfig, visit: Visit) -> dict[str, Any]:
+    seconds, ended = _timed(config)
+    rows = [event.record.row(event.job) for event in ended]
+    taken = sum(row["steps"] for row in rows)
+    return {
+        "training seconds": seconds, "models": len(rows), "steps of all models": taken,
+        "perfect": sum(row["perfect"] for row in rows),
+        "told": f"{seconds:.2f} s of training, {taken:,} steps",
+    }  # fmt: skip
 
 
 def _command(visit: Visit) -> dict[str, Any]:
-    """Seconds of `python sweep.py --fused`, from the command to the folder."""
+    """Time `python sweep.py --fused`, from the command to the finished folder."""
     line = [sys.executable, "sweep.py", "--fused"]
     if visit.quick:
         line += ["--p", "5", "--widths", "2", "--steps", "20"]
@@ -316,19 +311,16 @@ def _command(visit: Visit) -> dict[str, Any]:
     return {"command, seconds": found, "told": f"{median(found):.2f} s"}
 
 
-def _frontier(p: int) -> Callable[[Visit], dict[str, Any]]:
-    def trained(visit: Visit) -> dict[str, Any]:
-        widths = (2, 1) if visit.quick else tuple(range(min(p, 24), 3, -1))
-        config = SweepConfig(
-            p=p, widths=widths, seeds=tuple(range(1 if visit.quick else 64)),
-            steps=20 if visit.quick else 6000, remainders=(),
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            results = run_sweep(config, _backend(), Path(folder) / "run")
-            seconds = time.perf_counter() - start
-            found = frontier_of(results.table)
-        told = f"smallest perfect {found['smallest_perfect_width']}, {seconds:.0f} s"
-        return {"seconds": seconds, "recipe": config.to_json(), "told": told, **found}
-
-    return trained
+def _frontier(p: int, visit: Visit) -> dict[str, Any]:
+    widths = (2, 1) if visit.quick else tuple(range(min(p, 24), 3, -1))
+    config = SweepConfig(
+        p=p, widths=widths, seeds=tuple(range(1 if visit.quick else 64)),
+        steps=20 if visit.quick else 6000, remainders=(),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        results = run_sweep(config, _backend(), Path(folder) / "run")
+        seconds = time.perf_counter() - start
+        found = frontier_of(results.table)
+    summary = f"smallest perfect {found['smallest_perfect_width']}, {seconds:.0f} s"
+    return {"seconds": seconds, "recipe": config.to_json(), "told": summary, **found}

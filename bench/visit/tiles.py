@@ -1,5 +1,6 @@
-"""Tiles and crossovers of the dispatch table, measured; the table is written after each."""
+"""Measures the tiles and the crossovers of the dispatch table, `kernels/table.json`."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,16 +10,19 @@ from bench.visit.items import Item, Visit, write
 from bilinear.kernels import dispatch, tune
 
 _KINDS = ("half", "tf32", "ieee")
-_FEW = 3  # kernels of a dry run
+_QUICK_KERNELS = 3  # in a dry run
 
 
 def items(visit: Visit) -> list[Item]:
-    """Tiles for many rows in 16 bits and their crossovers, then tf32's, then what is left."""
+    """Return an item for each tile and crossover, those of 16-bit tensors first.
+
+    Tiles for few rows are last.
+    """
     large = [entry for entry in tune.entries(_KINDS) if entry.rows == "large"]
     small = [entry for entry in tune.entries(_KINDS) if entry.rows == "small"]
     if visit.quick:
         # The interpreter's 16-bit product is wrong, and its float32 product ignores the precision.
-        entries = [entry for entry in large if entry.kind == "ieee"][:_FEW]
+        entries = [entry for entry in large if entry.kind == "ieee"][:_QUICK_KERNELS]
         return [*(_tile(entry) for entry in entries), _limits("ieee", "forward")]
     found = []
     for kind in _KINDS:
@@ -28,12 +32,12 @@ def items(visit: Visit) -> list[Item]:
 
 
 def finish(content: dict[str, Any], visit: Visit) -> None:
-    """Add the dispatch table that follows from the items done so far."""
+    """Add the dispatch table, with the tiles and limits measured so far."""
     content["table"] = made(content, visit)
 
 
 def made(content: dict[str, Any], visit: Visit) -> dict[str, Any]:
-    """The committed table with every measured tile and limit."""
+    """Replace the committed table's tiles and limits by those measured; returns a new table."""
     device, table = _device(visit), dispatch.table()
     measured = []
     for key, found in content["items"].items():
@@ -42,8 +46,9 @@ def made(content: dict[str, Any], visit: Visit) -> dict[str, Any]:
                 table, device, tune.Entry(*found["entry"]), dispatch.Tile(**found["tile"])
             )
         elif "limits" in found:
-            kind, names = found["kind"], found["limits"]
-            table = {**table, "paths": _with(table["paths"], device, kind, names)}
+            paths, kind = table["paths"], found["kind"]
+            of_kind = paths[device] | {kind: paths[device][kind] | found["limits"]}
+            table = table | {"paths": paths | {device: of_kind}}
         else:
             continue
         measured.append(key)
@@ -53,50 +58,43 @@ def made(content: dict[str, Any], visit: Visit) -> dict[str, Any]:
     return tune.signed(table, device, measured, name)
 
 
-def _with(paths: dict, device: str, kind: str, limits: dict) -> dict:
-    changed = paths[device] | {kind: paths[device][kind] | limits}
-    return paths | {device: changed}
-
-
 def _device(visit: Visit) -> str:
     if visit.device.type != "cuda":
         return "sm_90"
     return dispatch.device_class(torch.cuda.get_device_capability())
 
 
-def _timer(visit: Visit) -> tune.Timer:
-    return call_seconds if visit.quick else tune.gpu_timer
-
-
-def _where(visit: Visit) -> dict[str, Any]:
-    return {"on": str(visit.device), "tiny": visit.quick}
+def _how(visit: Visit) -> dict[str, Any]:
+    timer = call_seconds if visit.quick else tune.gpu_timer
+    return {"timer": timer, "on": str(visit.device), "tiny": visit.quick}
 
 
 def _tile(entry: tune.Entry) -> Item:
-    def tuned(visit: Visit) -> dict[str, Any]:
-        tile = tune.tuned_tile(entry, _device(visit), _timer(visit), **_where(visit))
-        return {
-            "entry": [entry.kernel, entry.kind, entry.rows],
-            "tile": vars(tile), "told": str(tile),
-        }  # fmt: skip
+    key = f"{entry.kind} {entry.kernel} {entry.rows}"
+    return Item(key, partial(_measure_tile, entry), least=15, most=60)
 
-    return Item(f"{entry.kind} {entry.kernel} {entry.rows}", tuned, least=15, most=60)
+
+def _measure_tile(entry: tune.Entry, visit: Visit) -> dict[str, Any]:
+    tile = tune.tuned_tile(entry, _device(visit), **_how(visit))
+    key = [entry.kernel, entry.kind, entry.rows]
+    return {"entry": key, "tile": vars(tile), "told": str(tile)}
 
 
 def _limits(kind: str, direction: str) -> Item:
-    def measured(visit: Visit) -> dict[str, Any]:
-        table = tune.with_limits(
-            dispatch.table(), _device(visit), kind, direction, _timer(visit), **_where(visit)
-        )
-        paths = table["paths"][_device(visit)][kind]
-        names = (f"dual_{direction}", f"mlp_{direction}")
-        limits = {name: paths[name] for name in names if name in paths}
-        return {"kind": kind, "limits": limits, "told": str(limits)}
-
-    return Item(f"{kind} {direction} crossovers", measured, least=20, most=90)
+    measure = partial(_measure_limits, kind, direction)
+    return Item(f"{kind} {direction} crossovers", measure, least=20, most=90)
 
 
-def adopt(content: dict[str, Any]) -> None:
-    """Write the measured table where the kernels read it."""
+def _measure_limits(kind: str, direction: str, visit: Visit) -> dict[str, Any]:
+    device = _device(visit)
+    table = tune.with_limits(dispatch.table(), device, kind, direction, **_how(visit))
+    paths = table["paths"][device][kind]
+    names = (f"dual_{direction}", f"mlp_{direction}")
+    limits = {name: paths[name] for name in names if name in paths}
+    return {"kind": kind, "limits": limits, "told": str(limits)}
+
+
+def write_table(content: dict[str, Any]) -> None:
+    """Write a measured table to the file that the kernels read; not one of a dry run."""
     if content.get("table", {}).get("measured") and not content["quick"]:
         write(dispatch.TABLE, content["table"])

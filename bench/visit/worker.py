@@ -1,9 +1,9 @@
-"""Runs the items of one part, one after another: `python -m bench.visit.worker PART FILE --end T`.
+"""Runs the items of one part in turn: `python -m bench.visit.worker PART FOLDER --end T`.
 
-In a process of its own, because after an illegal address on a GPU every further CUDA call of that
-process fails. The file says which item is running, so that bench.gpu, which started this process,
-can note the item that ended it. An item that exceeds its time ends the process; for one that raises
-the error is noted, and the next item begins.
+It is a process of its own, because after an illegal address on a GPU every further CUDA call of the
+process fails. The part's file names the item that is running: if the process dies, bench.gpu, which
+started it, marks that item as failed. An item that exceeds its time ends the process. If an item
+raises an exception, the error is written to the file, and the next item starts.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Before anything imports a kernel: without a GPU they run under Triton's interpreter.
+# Without a GPU, kernels run under Triton's interpreter: chosen before any kernel is imported.
 import torch
 
 ON_GPU = torch.cuda.is_available()
@@ -29,7 +29,7 @@ from bench.visit.parts import PARTS, file_of  # noqa: E402
 
 
 def work(name: str, path: Path, visit: Visit) -> None:
-    """Run the part's items that its file has nothing of yet, while the clock allows."""
+    """Run the part's items that have no result in its file, until `visit.end`."""
     items = PARTS[name].items(visit)
     if visit.quick:
         items = stand_ins.among(items, list(PARTS).index(name))
@@ -71,15 +71,15 @@ def _one(item: Item, content: dict[str, Any], path: Path, visit: Visit) -> None:
     content["seconds"] += seconds
     del content["running"]
     write(path, content)
-    told = found.get("failed") or found.get("left out") or found.get("told", "done")
-    print(f"  {item.key}: {told} ({seconds:.0f} s)", flush=True)
+    summary = found.get("failed") or found.get("left out") or found.get("told", "done")
+    print(f"  {item.key}: {summary} ({seconds:.0f} s)", flush=True)
     if "failed" in found and visit.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.synchronize()  # raises if the device no longer answers
+        torch.cuda.synchronize()  # raises an error if the device has failed
 
 
 def main() -> None:
-    """Parse arguments, work."""
+    """Parse arguments and run the part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("folder", type=Path)

@@ -1,4 +1,4 @@
-"""The page, its pictures and the README's table are what the committed results say."""
+"""docs/performance.md, its pictures and the README's table agree with the committed results."""
 
 import json
 import shutil
@@ -24,15 +24,15 @@ def test_page_and_readme_are_made_from_the_results() -> None:
     assert report.with_table(readme, report.readme_table()) == readme, hint
 
 
-def test_every_contest_is_told() -> None:
+def test_every_contest_is_on_the_page() -> None:
     cpu = _cpu()
     found = contests(cpu)
     ours = {one["group"] for one in cpu["benchmarks"] if one["params"]["way"] == "fused"}
     assert ours <= {contest.group for contest in found}
     page = report.page()
     for contest in found:
-        told = contest.group.partition(": ")[2] or contest.group
-        assert told.removeprefix("memory, ") in page
+        task = contest.group.partition(": ")[2] or contest.group
+        assert task.removeprefix("memory, ") in page
     for axis in ("M", "d", "models", "P"):
         points = [c for c in found if c.ours.notes.get("axis") == axis]
         assert len(points) >= 4, axis
@@ -68,7 +68,7 @@ def test_numbers_come_from_the_results(tmp_path: Path) -> None:
     assert report.readme_table(tmp_path) != report.readme_table()
 
 
-def test_work_is_held_against_the_roofs_of_the_same_run() -> None:
+def test_shares_are_of_the_roofs_of_the_same_run() -> None:
     cpu = _cpu()
     roofs = Roofs.from_dict(cpu["machine_info"]["roofs"]["cpu"])
     counted = [one for one in cpu["benchmarks"] if "flop" in one["extra_info"]]
@@ -89,6 +89,6 @@ def test_floor_is_the_nearer_roof() -> None:
     assert roofs.share(flop=200, moved=30, seconds=6) == 0.5
 
 
-def test_readme_without_markers_is_named() -> None:
+def test_a_readme_without_markers_raises_an_error() -> None:
     with pytest.raises(ValueError, match="README"):
         report.with_table("no markers", "table")

@@ -1,4 +1,4 @@
-"""The regression guard: what counts as slower, and what does not."""
+"""Which benchmarks `bench.compare` reports as slower, and which it does not."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def _file(path: Path, **stats: tuple[float, float, float]) -> str:
     return str(path)
 
 
-def test_only_what_leaves_the_spread_is_slower(
+def test_a_benchmark_is_slower_only_beyond_the_spread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = _file(tmp_path / "old", slow=(0.9, 1, 1.1), noisy=(0.5, 1, 1.5), fast=(0.9, 1, 1.1))
@@ -30,12 +30,12 @@ def test_only_what_leaves_the_spread_is_slower(
     assert compare.main([old, old]) == 0
 
 
-def test_nothing_in_common_is_no_success(tmp_path: Path) -> None:
+def test_files_without_a_common_benchmark_return_two(tmp_path: Path) -> None:
     old, new = _file(tmp_path / "old", a=(1, 1, 1)), _file(tmp_path / "new", b=(1, 1, 1))
     assert compare.main([old, new]) == 2
 
 
-def test_rows_of_a_gpu_visit(tmp_path: Path) -> None:
+def test_rows_of_a_file_of_bench_gpu(tmp_path: Path) -> None:
     def row(median: float) -> dict:
         times = {"fused": {"median": median, "p10": 0.95 * median, "p90": 1.05 * median}}
         return {"rows": [{"op": "layer", "m": 4096, "times": times}]}
@@ -46,9 +46,7 @@ def test_rows_of_a_gpu_visit(tmp_path: Path) -> None:
         compare.timings({"quick": True})
 
 
-def test_another_machine_is_told_apart_from_a_slower_library(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slower_machine_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(matmul: float) -> str:
         roof = {"best": matmul, "median": matmul, "rounds": 5}
         roofs = {"cpu": {"copy, bytes/s": roof, "matmul, FLOP/s": {"fp32": roof}}}

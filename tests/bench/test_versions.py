@@ -1,4 +1,4 @@
-"""Reading pytest's last line; the environments themselves are made before a release."""
+"""Counts in pytest's last line. The environments are made only before a release."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The queue of a visit to a GPU, walked without one: nothing that fails costs what was measured."""
+"""`bench.gpu` without a GPU: an item that fails loses no other item's result."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import gpu
-from bench.visit import counters, parcel, smoke, stand_ins, tests, tiles
+from bench.visit import archive, counters, smoke, stand_ins, tests, tiles
 from bench.visit.commands import Done, run
 from bench.visit.items import Item, Visit, read, write
 from bench.visit.parts import PARTS, file_of
@@ -27,7 +27,7 @@ def _content(part: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_every_item_of_a_dry_run_is_kept(part: str, tmp_path: Path) -> None:
+def test_a_dry_run_saves_every_item(part: str, tmp_path: Path) -> None:
     table = dispatch.TABLE.read_bytes()
     assert gpu.main(["--quick", "--parts", part, "--out", str(tmp_path)]) == 0
     content = _content(part, tmp_path)
@@ -62,7 +62,7 @@ def test_every_item_of_a_dry_run_is_kept(part: str, tmp_path: Path) -> None:
     assert dispatch.TABLE.read_bytes() == table
 
 
-def test_every_kind_of_failure_has_its_turn() -> None:
+def test_dry_runs_of_all_parts_fail_in_every_way() -> None:
     kinds = set()
     for turn in range(len(PARTS)):
         first, failing, *rest = stand_ins.among([Item("a", _nothing), Item("b", _nothing)], turn)
@@ -75,7 +75,7 @@ def _nothing(visit: Visit) -> dict[str, Any]:
     return {}
 
 
-def test_the_first_thing_a_visit_runs_has_every_gate_and_ends_within_two_minutes() -> None:
+def test_smoke_has_every_gate_and_ends_within_two_minutes() -> None:
     visit = Visit(torch.device("cuda"), False, time.time() + 999, Path())
     assert sum(item.seconds(visit) for item in PARTS["smoke"].items(visit)) <= 120
     cases = smoke.cases(torch.device("cuda"))
@@ -86,7 +86,7 @@ def test_the_first_thing_a_visit_runs_has_every_gate_and_ends_within_two_minutes
         assert sum(bool(re.search(group, case)) for group in smoke.groups()) == 1, case
 
 
-def test_an_item_its_process_died_in_is_noted(tmp_path: Path) -> None:
+def test_an_item_in_which_the_worker_died_is_marked_as_failed(tmp_path: Path) -> None:
     path = file_of("roofs", tmp_path)
     write(path, {"items": {"a": {}}, "running": "b"})
     assert gpu._ended_in(path, 139, out_of_time=False)
@@ -96,14 +96,14 @@ def test_an_item_its_process_died_in_is_noted(tmp_path: Path) -> None:
     assert "running" not in content
 
 
-def test_what_the_clock_cuts_off_is_left_for_the_next_call(tmp_path: Path) -> None:
+def test_an_item_stopped_at_the_end_of_the_call_is_left_for_the_next(tmp_path: Path) -> None:
     path = file_of("roofs", tmp_path)
     write(path, {"items": {"a": {}}, "running": "b", "left": ["b"]})
     assert not gpu._ended_in(path, None, out_of_time=True)
     assert read(path) == {"items": {"a": {}}, "left": ["b"]}
 
 
-def test_a_second_call_goes_on_where_the_first_stopped(
+def test_a_second_call_continues_where_the_first_stopped(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = file_of("roofs", tmp_path)
@@ -122,20 +122,20 @@ def test_a_second_call_goes_on_where_the_first_stopped(
     assert "roofs" in read(path)["items"]["roofs"]
 
 
-def test_what_was_found_goes_home_in_one_file(tmp_path: Path) -> None:
-    there, home, here = tmp_path / "there", tmp_path / "out", tmp_path / "here"
-    command = ["--quick", "--parts", "roofs", "--out", str(there)]
-    assert gpu.main([*command, "--home", str(home)]) == 0
-    (there / "logs").mkdir()
-    (there / "logs" / "one.log").write_text("said")
-    parcel.pack(there, home)
-    assert [path.name for path in home.iterdir()] == [parcel.NAME]
-    assert gpu.main(["--unpack", str(home / parcel.NAME), "--out", str(here)]) == 0
-    assert read(here / "gpu-roofs.json") == read(there / "gpu-roofs.json")
-    assert (here / "logs" / "one.log").read_text() == "said"
+def test_results_and_logs_are_packed_and_unpacked(tmp_path: Path) -> None:
+    measured, sent, unpacked = tmp_path / "measured", tmp_path / "sent", tmp_path / "unpacked"
+    command = ["--quick", "--parts", "roofs", "--out", str(measured)]
+    assert gpu.main([*command, "--home", str(sent)]) == 0
+    (measured / "logs").mkdir()
+    (measured / "logs" / "one.log").write_text("output")
+    archive.pack(measured, sent)
+    assert [path.name for path in sent.iterdir()] == [archive.NAME]
+    assert gpu.main(["--unpack", str(sent / archive.NAME), "--out", str(unpacked)]) == 0
+    assert read(unpacked / "gpu-roofs.json") == read(measured / "gpu-roofs.json")
+    assert (unpacked / "logs" / "one.log").read_text() == "output"
 
 
-def test_modelled_stands_beside_measured() -> None:
+def test_table_of_modelled_and_measured_cycles() -> None:
     first, second, _ = counters.LOOPS
     items = {
         first: {"counters": {"sm__cycles_elapsed.max": "40,000 cycle"}},
@@ -155,32 +155,32 @@ def test_a_dry_run_writes_nothing_into_the_repository(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_error_names_quick(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "--quick" in capsys.readouterr().err
 
 
-def test_a_table_of_a_dry_run_is_not_adopted(
+def test_a_table_of_a_dry_run_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table.json"
     monkeypatch.setattr(dispatch, "TABLE", table)
-    tiles.adopt({"quick": True, "table": {"measured": True}})
-    tiles.adopt({"quick": False, "table": {"measured": False}})
+    tiles.write_table({"quick": True, "table": {"measured": True}})
+    tiles.write_table({"quick": False, "table": {"measured": False}})
     assert not table.exists()
-    tiles.adopt({"quick": False, "table": {"measured": True}})
+    tiles.write_table({"quick": False, "table": {"measured": True}})
     assert json.loads(table.read_text()) == {"measured": True}
 
 
-def test_a_command_that_hangs_is_ended_and_its_output_kept(tmp_path: Path) -> None:
+def test_a_command_that_hangs_is_killed_and_its_output_returned(tmp_path: Path) -> None:
     done = run(["bash", "-c", "echo begun; sleep 600 & sleep 600"], 0.5, tmp_path / "log")
     assert done.exit is None
     assert done.output == "begun\n"
     assert done.seconds < 5
 
 
-def test_outcomes_of_tests_that_were_cut_off() -> None:
+def test_outcomes_of_a_pytest_run_that_was_stopped() -> None:
     output = (
         "[gw3] [ 10%] PASSED tests/kernels/test_dual.py::test_a[1] \n"
         "[gw0] [ 11%] FAILED tests/kernels/test_dual.py::test_b \n"
@@ -195,7 +195,7 @@ def test_outcomes_of_tests_that_were_cut_off() -> None:
     assert collected["told"] == "7 tests collected in 1s, exit 0"
 
 
-def test_counters_are_read_out_of_the_profilers_output() -> None:
+def test_counters_in_the_profilers_output() -> None:
     output = (
         "==PROF== Connected\n"
         '"ID","Kernel Name","gpu__time_duration.sum","dram__bytes_read.sum"\n'
