@@ -1,4 +1,4 @@
-"""The regression guard: what counts as slower, and what does not."""
+"""bench.compare reports slower results, and does not report noise."""
 
 import json
 from pathlib import Path
