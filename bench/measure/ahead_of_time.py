@@ -1,7 +1,8 @@
-"""Compiles kernels for a device that this machine does not have, as a launch there would.
+"""Compiles kernels as a launch on a GPU would, on a machine without that GPU.
 
-Needs no GPU and no driver. Launchers run on meta tensors under `kernels.launch.recording`; each
-start it notes becomes a cubin, with the types, constants and divisibilities Triton would see.
+Needs no GPU and no driver. Launchers run on meta tensors under `kernels.launch.recording`. Each
+recorded launch is compiled to a cubin with the types, constants and divisibilities that Triton
+would use.
 """
 
 import os
@@ -33,7 +34,7 @@ _TYPE_NAME = {
 
 @dataclass(frozen=True)
 class Specialisation:
-    """What Triton compiles anew for: launches equal in all of this share a cubin."""
+    """What Triton specialises on: launches equal in all of these fields share a cubin."""
 
     kernel: str
     types: tuple[tuple[str, str], ...]
@@ -45,7 +46,7 @@ class Specialisation:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A cubin; registers and stack (what spills) a thread, shared memory in bytes."""
+    """A cubin, its registers and stack (spilled bytes) per thread, and shared memory in bytes."""
 
     cubin: bytes
     registers: int
@@ -120,7 +121,7 @@ def _type_of(value: object) -> str:
 
 
 def _divides_by_16(value: Any) -> bool:
-    """For a tensor: allocations are aligned, so its offset in its storage decides."""
+    """Of a tensor only the offset counts, because allocations are aligned."""
     if isinstance(value, Tensor):
         return value.storage_offset() * value.itemsize % 16 == 0
     return value % 16 == 0

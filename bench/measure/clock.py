@@ -19,7 +19,7 @@ def call_seconds(run: Run) -> float:
 
 
 def thread_seconds(run: Run) -> float:
-    """CPU time of the calling thread in a call: what other programs take is not counted."""
+    """CPU time of the calling thread in a call; excludes the time of other programs."""
     start = time.thread_time()
     run()
     return time.thread_time() - start
@@ -32,10 +32,10 @@ def sweep_seconds(*options: str) -> float:
 
 
 def host_seconds(run: Run) -> float:
-    """Seconds of a call, after one that is not timed.
+    """Seconds of a call, after a call that is not timed.
 
-    After a contestant's work OpenMP's threads keep spinning for a while, which would slow the next
-    one down.
+    OpenMP's threads keep spinning for a while after a contestant's work, which would slow down the
+    next contestant.
     """
     run()
     return call_seconds(run)
@@ -53,5 +53,5 @@ def event_seconds(run: Run) -> float:
 
 
 def stopwatch(device: torch.device | str) -> Stopwatch:
-    """How calls that work on `device` are timed."""
+    """The function that times calls on `device`."""
     return event_seconds if torch.device(device).type == "cuda" else host_seconds

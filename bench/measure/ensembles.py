@@ -1,8 +1,8 @@
-"""What one would write in PyTorch to train many small models at once: ensembles, full batch.
+"""Plain PyTorch that trains many small models at once: ensembles, full batch.
 
 All models of an ensemble have one shape, so models of several widths are padded to the widest.
-AdamW's update is the optimizer's own over the stacked weights. On a GPU the steps of a call go into
-one CUDA graph, with the fused, capturable AdamW.
+torch's AdamW updates the stacked weights. On a GPU one CUDA graph holds the steps of a call, and
+AdamW is fused and capturable.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _TRAIN_FRAC = 0.75
 
 
 def stacked(p: int, jobs: Sequence[Job], device: torch.device | str = "cpu") -> list[Tensor]:
-    """w_l, w_r (models, d, 2p), w_p (models, p, d): d the largest width, zeros past one's own."""
+    """w_l, w_r (models, d, 2p), w_p (models, p, d): d the largest width, narrower models padded."""
     d = max(job.d_hidden for job in jobs)
     padded = [torch.zeros(len(jobs), *s, device=device) for s in ((d, 2 * p), (d, 2 * p), (p, d))]
     for i, job in enumerate(jobs):
@@ -35,8 +35,8 @@ def ensemble(
     """A call that takes `steps` training steps of all models; `kind` is "vmap" or "bmm".
 
     "vmap": `torch.func.grad` of one model's loss, mapped. "bmm": autograd through batched matmuls.
-    The first reads columns of w_l and w_r where the second multiplies by one-hot rows, as each
-    does best.
+    "vmap" reads columns of w_l and w_r, and "bmm" multiplies by one-hot rows: the faster form for
+    each.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
@@ -58,7 +58,7 @@ def ensemble(
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """Replay of a CUDA graph of `run`."""
+    """Capture `run` in a CUDA graph and return its replay."""
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""The machine, versions and commit a result was measured with, and the file both are stored in."""
+"""Describes the machine, versions and commit of a result, and writes the result's file."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, Any]:
-    """Clocks as found, never set: MHz of the cores, and of a GPU by nvidia-smi."""
+    """Current clocks: MHz of the cores, and of a GPU by nvidia-smi. Changes no setting."""
     mhz = [float(value) for value in _cpuinfo("cpu MHz")]
     found: dict[str, Any] = {
         "cpu MHz": {"least": min(mhz), "median": median(mhz), "most": max(mhz)} if mhz else None

@@ -1,4 +1,4 @@
-"""Ways to run the layer or the MLP, ours among them, on one set of inputs."""
+"""Ways to run the layer or the MLP on the same inputs: this library's and its peers'."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from bilinear.functional import bilinear, bilinear_mlp
 FUSED: dict[str, peers.Layer] = {"layer": bilinear, "mlp": bilinear_mlp}
 OURS = ("fused", "recompute")
 Shape = tuple[int, int, int]  # M, d_in, d
-# An H200's L2 cache, four times over.
+# Bytes: four times the L2 cache of an H200.
 _PAST_THE_CACHE = 2**28
 
 
@@ -53,8 +53,8 @@ def contestants(
 ) -> Contestants:
     """Calls of each way: `direction` is "forward", without gradients, or "forward and backward".
 
-    On a GPU each call takes the next of `sets` inputs, as many as pass its cache. A peer from
-    elsewhere that fails is left out, and `refused` says why.
+    On a GPU each call takes the next of `sets` inputs, by default enough to exceed the cache. With
+    `refused`, a peer that fails `peers.verify` is left out and `refused` gets the reason.
     """
     m, d_in, d = shape
     d_out = d_out or d_in
@@ -83,7 +83,7 @@ def contestants(
         f = function(way, op, device)
         try:
             peers.verify(way, f, [xs[0], *parameters])
-        except Exception as error:  # adapters to other people's packages fail in many ways
+        except Exception as error:  # other packages raise many types
             if refused is None:
                 raise
             refused[way] = f"{type(error).__name__}: {error}"

@@ -1,9 +1,9 @@
 """The least work a task needs: FLOP of its algebra, and bytes that must be read or written.
 
-Bytes count every input read once and every output written once, a forward and a backward apart,
-and nothing saved in between: no way to do the task moves less, though recomputing would then cost
-more FLOP than are counted. Exponentials are not counted. So time at the roofs is a floor that
-nobody reaches, and the distance to it is at most what is left to win.
+Bytes count every input read once and every output written once, for forward and backward each, and
+no tensors saved between the two. No implementation moves fewer bytes; one that saves nothing must
+recompute, which costs more FLOP than are counted. Exponentials are not counted. So the time at the
+roofs is a lower bound that no implementation reaches.
 """
 
 from collections.abc import Iterable
@@ -28,14 +28,14 @@ class Work:
 
 
 def forward(m: int, d_in: int, d: int, d_out: int | None, itemsize: int = 4) -> Work:
-    """Layer (d_out None) or MLP: two products, their elementwise one, the projection."""
+    """Layer (d_out None) or MLP: two matmuls, their elementwise product, the projection."""
     weights = 2 * d * d_in + (d_out or 0) * d
     flop = 4 * m * d_in * d + m * d + 2 * m * d * (d_out or 0)
     return Work(flop, itemsize * (m * d_in + weights + m * (d_out or d)))
 
 
 def forward_and_backward(m: int, d_in: int, d: int, d_out: int | None, itemsize: int = 4) -> Work:
-    """And the gradients of x and of every weight: each product's two, L and R once more each."""
+    """Adds the gradients of x and weights: two matmuls for each forward one, two products for h."""
     weights = 2 * d * d_in + (d_out or 0) * d
     flop = 8 * m * d_in * d + 2 * m * d + 4 * m * d * (d_out or 0)
     # Read: x, weights, the output's gradient. Written: the gradients of x and of the weights.

@@ -1,7 +1,7 @@
-"""A driver for Triton that runs nothing: kernels compile for sm_90 and starts end in Python.
+"""A driver for Triton that runs no kernel: kernels compile for sm_90, launches call a function.
 
-For timing and testing what stands between a launcher and the device on a machine that has none.
-Install it before the first launch, in a process in which Triton does not interpret kernels.
+Serves to time and test the Python code of a launch on a machine without a GPU. Install the driver
+before the first launch, in a process in which Triton does not interpret kernels.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class NoDriver:
-    """Triton's driver interface; `started` gets the arguments of every start: see `install`."""
+    """Triton's driver interface; calls `started` at every launch: see `install`."""
 
     utils = SimpleNamespace(
         load_binary=lambda *_: (1, object(), 1, 0, 1024),
@@ -24,7 +24,7 @@ class NoDriver:
         return self._started
 
     def get_current_device(self) -> int:
-        """The number that PyTorch gives to CPU tensors, which stand for the device's."""
+        """PyTorch's device number of CPU tensors, which replace CUDA tensors here."""
         return -1
 
     def get_current_stream(self, device: int) -> int:
@@ -37,10 +37,10 @@ class NoDriver:
 
 
 def install(started: Callable[..., None] = lambda *_: None) -> None:
-    """Make it Triton's driver.
+    """Make `NoDriver` Triton's driver.
 
-    `started` takes what Triton's launcher takes: grid (three numbers), stream, function, metadata,
-    launch metadata, two hooks, and the kernel's arguments.
+    `started` takes the arguments that Triton's launcher takes: grid (three numbers), stream,
+    function, metadata, launch metadata, two hooks, and the kernel's arguments.
     """
     from triton.runtime import driver
 

@@ -1,23 +1,23 @@
-"""The layer by other means: what one would write or install instead, with one signature.
+"""Other implementations of the layer, in PyTorch and in other packages, with one signature.
 
-`make` gives f(x, weight) for the op "layer", f(x, weight, w_p) for "mlp", with weight (2d, d_in),
-left half first; `absent` says why a peer cannot be had here. eager and compile are PyTorch alone.
+`make` returns f(x, weight) for the op "layer", f(x, weight, w_p) for "mlp", with weight (2d, d_in),
+left half first; `absent` says why a peer is not available. eager and compile are plain PyTorch.
 
-    linear-binary  oneDNN's matmul with a product fused into it, which Inductor calls for weights
-                that are frozen: x W_rᵀ, then (x W_lᵀ) ∘ R in one; forward alone, on CPUs
+    linear-binary  oneDNN's matmul with a product fused into it, which Inductor calls for frozen
+                weights: x W_rᵀ, then (x W_lᵀ) ∘ R in one call; forward only, CPU only
     matmul+mul  one library matmul over the packed weight, then one elementwise kernel forward and
                 one backward: Liger-Kernel's pattern for SwiGLU, applied to the plain product with
                 this library's own kernels (kernels/pointwise.py)
     liger       Liger-Kernel's own operator: two matmuls, one kernel. It has no identity gate:
-                silu(L) ∘ R is computed, a sigmoid an element more, the same traffic
+                it computes silu(L) ∘ R: one more sigmoid per element, the same traffic
     liger mlp   Liger-Kernel's fused MLP (`LigerMLPFunction`): both products and the gate in one
                 kernel, silu(L) ∘ R, with a projection back to d_in columns only, 16 bits only
-    quack       its gated MLP (Hopper and later) with relu(L) ∘ R, the cheapest gate it has, with a
-                projection only, 16 bits only
+    quack       its gated MLP (Hopper and later) with relu(L) ∘ R, its cheapest gate; MLP only,
+                16 bits only
 
 The last four need a CUDA device, and the last three their packages (`pip install '.[peers]'`).
-Their adapters follow the packages' sources; THEY HAVE NOT BEEN RUN ON A GPU YET. A stand-in that
-does not compute the formula named here is refused by `verify`, not timed.
+Their adapters follow the packages' sources; THEY HAVE NOT BEEN RUN ON A GPU YET. `verify` raises
+for a package that does not compute the formula named here, so that it is not timed.
 """
 
 import importlib
@@ -40,7 +40,7 @@ PACKAGES = {
     "liger mlp": ("liger_kernel.ops.mlp", ("mlp",)),
     "quack": ("quack.mlp", ("mlp",)),
 }
-# Those that both directions, and a GPU, may have.
+# Peers with forward and backward; on a GPU too.
 PEERS = ("eager", "compile", "max-autotune", "matmul+mul", *PACKAGES)
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "liger": F.silu,
@@ -58,13 +58,13 @@ EAGER: dict[str, Layer] = {"layer": eager.compose, "mlp": _eager_mlp}
 
 
 def absent(name: str, op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Why a peer cannot be had here; nothing if it can."""
+    """Why a peer is not available here; empty if it is available."""
     if name in ("compile", "max-autotune") and device.type == "cpu":
         has_compiler = shutil.which("c++") or shutil.which("g++")
         return "" if has_compiler else "torch.compile needs a C++ compiler, none is on the path"
     if name == "linear-binary":
         has_it = device.type == "cpu" and torch.backends.mkldnn.is_available()
-        return "" if has_it else f"{name} is oneDNN's, forward alone, on CPUs"
+        return "" if has_it else f"{name} needs oneDNN on a CPU, and has no backward"
     if name in ("matmul+mul", *PACKAGES) and device.type != "cuda":
         return f"{name} needs a CUDA device; torch.cuda.is_available() is False"
     if name not in PACKAGES:
@@ -76,18 +76,18 @@ def absent(name: str, op: str, device: torch.device, dtype: torch.dtype = torch.
         return f"{name} takes 16 bits only, not {dtype}"
     try:
         importlib.import_module(module)
-    except Exception as error:  # a package of another PyTorch fails in many ways
+    except Exception as error:  # a package built for another PyTorch raises many types
         return f"{name}: {type(error).__name__}: {error}"
     return ""
 
 
 def make(name: str, op: str, device: torch.device) -> Layer:
-    """The peer as a function; `absent` must have returned no reason against it."""
+    """The peer as a function; `absent` must have returned an empty string."""
     if name == "eager":
         return EAGER[op]
     if name in ("compile", "max-autotune"):
         torch.compiler.reset()
-        # CUDA graphs would copy every new input into their own.
+        # CUDA graphs would copy each new input into a fixed buffer.
         tuned = "max-autotune" if device.type == "cpu" else "max-autotune-no-cudagraphs"
         mode = tuned if name == "max-autotune" else "default"
         compiled: Layer = torch.compile(EAGER[op], fullgraph=True, dynamic=False, mode=mode)
@@ -96,7 +96,7 @@ def make(name: str, op: str, device: torch.device) -> Layer:
 
 
 def verify(name: str, f: Layer, inputs: list[Tensor]) -> None:
-    """Raise ValueError if a stand-in is not the gate it is said to be, to within 16 bits."""
+    """Raise ValueError if a peer does not compute its gate, within the precision of 16 bits."""
     if name not in GATES:
         return
     x, weight, *w_p = (tensor.detach() for tensor in inputs)
@@ -112,7 +112,7 @@ def verify(name: str, f: Layer, inputs: list[Tensor]) -> None:
 
 
 class _Product(torch.autograd.Function):
-    """L ∘ R of packed [L, R] by one kernel each way."""
+    """L ∘ R of packed [L, R] by one kernel forward and one backward."""
 
     @staticmethod
     def forward(ctx: Any, preact: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def _liger_mlp(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
 
 def _quack(x: Tensor, weight: Tensor, w_p: Tensor) -> Tensor:
     mlp = importlib.import_module("quack.mlp").mlp_func
-    # Its gates take pairs of neighbouring rows unless told that the halves are one after another.
+    # By default quack's gates take pairs of neighbouring rows, not two halves.
     out: Tensor = mlp(x, weight, w_p, activation="reglu", concat_layout=True)
     return out
 

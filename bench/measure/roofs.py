@@ -1,7 +1,7 @@
 """The highest rates of this machine: bytes a second of a copy, FLOP/s of a matmul.
 
 Both are measured in the same run as the results that are compared with them. A roof is the rate of
-the quickest round, as no result should lie above it. A copy counts the bytes it reads and writes.
+the fastest round, because no result should exceed it. A copy counts the bytes it reads and writes.
 """
 
 import time
@@ -14,7 +14,7 @@ import torch
 
 from bench.measure.clock import stopwatch
 
-# Out of any cache: 256 MB a tensor on a CPU, 4 GB on a GPU.
+# Elements per tensor; larger than any cache: 256 MB on a CPU, 4 GB on a GPU.
 _COPY = {"cpu": 2**26, "cuda": 2**30}
 _MATMUL = {"cpu": 2048, "cuda": 8192}
 # The arithmetics measured on a GPU (on a CPU fp32 alone): a dtype, and torch's float32 precision.
@@ -28,7 +28,7 @@ _ROUNDS, _SECONDS = 5, 1.0
 
 @dataclass(frozen=True)
 class Roof:
-    """Work a second: of the quickest round, and of the median one."""
+    """Work a second: in the fastest round, and in the median one."""
 
     best: float
     median: float
@@ -43,11 +43,11 @@ class Roofs:
     matmul: dict[str, Roof]
 
     def least_seconds(self, flop: float, moved: float, kind: str = "fp32") -> float:
-        """How long work takes at least: the longer of its arithmetic and its traffic."""
+        """Lower bound of the time: the longer of arithmetic and memory traffic at the roofs."""
         return max(flop / self.matmul[kind].best, moved / self.copy.best)
 
     def share(self, flop: float, moved: float, seconds: float, kind: str = "fp32") -> float:
-        """How near the nearer roof work came, 1 being on it."""
+        """Fraction of the limiting roof's rate that was reached; 1 is the roof itself."""
         return self.least_seconds(flop, moved, kind) / seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Roofs:
 
 
 def measure(device: torch.device | str, *, tiny: bool = False) -> Roofs:
-    """Measure both on `device`, in seconds; `tiny` is to see that it runs, and means nothing."""
+    """Measure both on `device`, in seconds; `tiny` only tests that it runs; ignore its rates."""
     device = torch.device(device)
     n = 2**16 if tiny else _COPY[device.type]
     size = 64 if tiny else _MATMUL[device.type]
@@ -88,7 +88,7 @@ def measure(device: torch.device | str, *, tiny: bool = False) -> Roofs:
 
 @cache
 def measured(device: str = "cpu") -> Roofs:
-    """The roofs of this run: measured when first asked for."""
+    """The roofs of this run, measured at the first call."""
     return measure(device)
 
 

@@ -1,12 +1,12 @@
 """Several ways to do one thing, timed in turns, shown in pytest-benchmark's own table.
 
-A machine's speed drifts while benchmarks run, so contestants that are to be compared take turns:
-round by round, each once. pytest-benchmark itself times one test after another; here it is given
-rounds that were measured in turns, so the medians in its table and JSON can be divided.
+A machine's speed drifts while benchmarks run, so contestants take turns: each runs once a round.
+pytest-benchmark itself times one test after another. This module reports rounds measured in turns
+to pytest-benchmark, so that the medians in its table and JSON can be compared.
 
 On the CPU every contest runs in processes of its own, in which malloc keeps freed memory. Otherwise
-earlier tests, or chance, decide whether a tensor gets pages in use before or new ones, which the
-system clears one by one: times then differ by a factor of two.
+a tensor may get reused pages or new ones, depending on earlier tests and chance. The system clears
+new pages one by one, so times would differ by a factor of two.
 """
 
 import itertools
@@ -27,9 +27,9 @@ from bench.measure.least_work import Work
 
 Contestants = dict[str, Callable[[], object]]
 
-# glibc's malloc: no tensor gets a mapping of its own, and no memory goes back to the system.
+# glibc's malloc gives no tensor a mapping of its own and returns no memory to the system.
 _KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-# Inductor would start workers, each of which imports torch while the contest is timed.
+# Otherwise Inductor starts workers, each of which imports torch while the contest is timed.
 _ALONE = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
@@ -125,14 +125,14 @@ def enter(
     keep_memory: bool = True,
     processes: int = 1,
 ) -> dict[str, float]:
-    """Report contestant `name` of `make(*arguments)`; the first to ask has all of them timed.
+    """Report contestant `name` of `make(*arguments)`; the first such call times all contestants.
 
-    `work` is the least that the task needs; the report then says how near the roofs `name` came,
-    in arithmetic of `kind`. `times` says how often a call of each contestant does the task, where
-    one call would be too short to be timed: what is reported is the time of one. Of the
-    `processes`, one after another, each has its part of `seconds`; without `keep_memory` malloc is
-    left to its defaults (on Linux: elsewhere it always is).
-    Returns the median seconds of all, and notes in the report how many times faster `name` is.
+    `work` is the least work of the task. If given, the report compares `name` with the roofs, in
+    arithmetic of `kind`. `times` is how often one call of each contestant does the task, where once
+    is too short to time; times are reported per task. The `processes` run one after another and
+    share `seconds`. Without `keep_memory` malloc keeps its defaults, as it always does on other
+    systems than Linux.
+    Returns the median seconds of all contestants, and reports how many times faster `name` is.
     """
     raw = _contest(make, arguments, seconds, least_rounds, device, keep_memory, processes)
     contest = {

@@ -1,1 +1,1 @@
-"""What machine code says of a kernel before a device has run it: modelled, never measured."""
+"""Models a kernel's speed from its machine code; nothing here is measured."""

@@ -1,8 +1,8 @@
-"""Hopper machine code as the disassembler prints it: instructions, their waits, and loops.
+"""Parses the disassembler's Hopper machine code: instructions, their waits, and loops.
 
-Each instruction carries what the scheduler needs (in its upper 64 bits, as published reverse
-engineering of Volta and later describes): cycles to stall, and six scoreboards that instructions of
-unknown latency set and later ones wait for.
+The upper 64 bits of each instruction control the scheduler, as published reverse engineering of
+Volta and later describes. They hold the cycles to stall, and which of six scoreboards the
+instruction sets or waits for. Scoreboards track instructions of variable latency.
 """
 
 import re
@@ -13,9 +13,9 @@ from itertools import pairwise
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s+/\* 0x[0-9a-f]{16} \*/")
 _UPPER = re.compile(r"^\s+/\* (0x[0-9a-f]{16}) \*/")
 _TARGET = re.compile(r"BRA.*?(0x[0-9a-f]+)")
-_NONE = 7  # of the three bits that name a scoreboard
+_NONE = 7  # value of a three-bit scoreboard field that names none
 
-# The first name that begins an opcode says its class.
+# An opcode's class is the first one with a prefix of the opcode.
 _CLASSES = {
     "tensor": ("HGMMA", "HMMA", "DMMA", "QGMMA", "IMMA"),
     "MUFU": ("MUFU",),
@@ -33,7 +33,7 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `sets` are scoreboards it sets (when written, when read), if any."""
+    """One instruction; `sets`: scoreboards it sets for its results and its operands, or None."""
 
     address: int
     opcode: str
@@ -45,7 +45,7 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """Its class: what `_CLASSES` lists, or "ALU"."""
+        """Its class in `_CLASSES`, or "ALU"."""
         for kind, names in _CLASSES.items():
             if self.opcode.startswith(names):
                 return kind
@@ -70,7 +70,7 @@ class Loop:
 
 
 def parse(text: str) -> list[Instruction]:
-    """Instructions of `cuobjdump -sass`, of its first function."""
+    """Instructions of the first function in the output of `cuobjdump -sass`."""
     found: list[Instruction] = []
     lines = text.splitlines()
     for line, after in pairwise(lines):
@@ -99,7 +99,7 @@ def _board(bits: int) -> int | None:
 
 
 def innermost_loops(code: list[Instruction]) -> list[Loop]:
-    """Loops that hold no other, in order of address."""
+    """Loops that contain no other loop, in order of address."""
     spans = [
         (one.target, one.address)
         for one in code
@@ -117,6 +117,6 @@ def innermost_loops(code: list[Instruction]) -> list[Loop]:
 
 
 def hot_loop(code: list[Instruction]) -> Loop | None:
-    """The innermost loop with most tensor work, or the longest one; None without loops."""
+    """The innermost loop with most tensor instructions, then the longest; None without loops."""
     loops = innermost_loops(code)
     return max(loops, key=lambda loop: (loop.counts["tensor"], len(loop.body)), default=None)

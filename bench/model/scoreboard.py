@@ -1,12 +1,12 @@
-"""A model of one multiprocessor's scheduler on a loop of Hopper machine code: cycles, and waits.
+"""Models one multiprocessor's scheduler on a loop of Hopper machine code: cycles and waits.
 
-A multiprocessor has four schedulers alike; a program's warps are dealt to them in turn, so one with
-its share of the warps says all. Each warp issues in order, once its stall cycles are over, the
-scoreboards it waits for are free and the unit is; a scheduler issues one instruction a cycle, from
-the warp that could issue first, or of several the one that waited longest. Latencies and rates are
-from public microbenchmarks and NVIDIA's tables of throughput, caches always hit: good to a third,
-for comparing two ways of writing a loop and for finding what it waits for. Nothing this gives was
-measured.
+A multiprocessor has four equal schedulers, and a program's warps are distributed evenly, so the
+model simulates one scheduler with a quarter of the warps. Each warp issues in order, once its stall
+cycles are over and the unit and the scoreboards it waits for are free. A scheduler issues one
+instruction a cycle, from the warp that can issue first; among equals, from the one that waited
+longest. Latencies and rates are from public microbenchmarks and NVIDIA's tables of throughput, and
+caches always hit. The model is accurate to about a third. It serves to compare two versions of a
+loop and to find what a loop waits for. Its results are not measurements.
 """
 
 import re
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from bench.model.machine_code import Instruction, Loop
 
-# What a warp's instruction takes of its unit, in cycles, and how long until its result is there.
+# Unit, cycles for which a warp's instruction occupies it, and cycles until the result is ready.
 _ALU = ("alu", 2.0, 5)
 _UNITS = {
     "FMA": ("fma", 1.0, 4),
@@ -34,7 +34,7 @@ _UNITS = {
 _BAR_CYCLES = 22
 _FENCE_CYCLES = 12
 _TENSOR_LATENCY = 24
-# Cycles a second of an H200 under load, to make times of cycles.
+# Cycles a second of an H200 under load, to convert cycles to seconds.
 CLOCK = 1.755e9
 _TURNS = 6
 _COUNTED_FROM = 2
@@ -42,9 +42,9 @@ _COUNTED_FROM = 2
 
 @dataclass(frozen=True)
 class Modelled:
-    """An iteration of a loop: cycles, of them the tensor cores busy, issue slots used, waits.
+    """One iteration of a loop: its cycles, busy tensor core cycles, issue slots used, and waits.
 
-    `waits` are cycles in which nothing was issued, by what the warp that issued next was held by.
+    `waits` counts the cycles without an issue, by the cause that delayed the warp that issued next.
     """
 
     cycles: float
@@ -58,15 +58,15 @@ class _Warp:
     program: int
     at: int = 0
     free: float = 0.0  # when its stall cycles are over
-    last: float = 0.0  # when it issued last
+    last: float = 0.0  # time of its last issue
     boards: dict[int, tuple[float, str]] = field(default_factory=dict)
     tensor_done: float = 0.0
     turns: list[float] = field(default_factory=list)
-    arrived: float | None = None  # at a barrier
+    arrived: float | None = None  # time at which it reached a barrier
 
 
 def tensor_cycles(one: Instruction) -> float:
-    """Of a warpgroup's product: its rate is bound by multiplying, or by reading shared memory."""
+    """Cycles of a warpgroup's matmul; multiplying or reading shared memory limits the rate."""
     shape = re.search(r"64x(\d+)x", one.opcode)
     if shape is None:
         return 16.0
@@ -77,7 +77,7 @@ def tensor_cycles(one: Instruction) -> float:
 
 
 def model(loop: Loop, warps: int, programs: int = 1) -> Modelled:
-    """Model `programs` on a multiprocessor, each of `warps` warps: figures of one iteration."""
+    """Model one iteration with `programs` of `warps` warps each on a multiprocessor."""
     return _Scheduler(loop, max(1, warps // 4), programs).run()
 
 
@@ -106,7 +106,7 @@ class _Scheduler:
         )
 
     def _step(self) -> None:
-        """Issue the instruction that can go first."""
+        """Issue the instruction that can be issued first."""
         ready = [
             (*self._ready(warp), i)
             for i, warp in enumerate(self._warps)
@@ -120,7 +120,7 @@ class _Scheduler:
         self._now += 1
 
     def _ready(self, warp: _Warp) -> tuple[float, str]:
-        """When a warp's next instruction can be issued, and what holds it until then."""
+        """When a warp's next instruction can be issued, and what delays it until then."""
         one = self._body[warp.at]
         time, cause = warp.free, "stall"
         for board in range(6):
@@ -162,7 +162,7 @@ class _Scheduler:
             warp.turns.append(time)
 
     def _arrive(self, warp: _Warp, time: float) -> None:
-        """All warps of a program go on from a barrier together."""
+        """Release a program's warps from a barrier once all of them have arrived."""
         warp.arrived = time
         together = [other for other in self._warps if other.program == warp.program]
         if all(other.arrived is not None for other in together):
@@ -171,7 +171,7 @@ class _Scheduler:
 
 
 def _width(one: Instruction) -> float:
-    """32-bit words a lane that an access of memory moves."""
+    """32-bit words that a memory access moves for each lane."""
     if ".128" in one.opcode or "88.4" in one.opcode:
         return 4.0
     return 2.0 if ".64" in one.opcode and one.kind in ("shared", "global", "spill") else 1.0

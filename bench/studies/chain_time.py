@@ -1,8 +1,8 @@
 """How long does a chain take? `python -m bench.studies.chain_time [ROUNDS]`.
 
-Whole commands as a user runs them, cold start to finished folder, in turns: one narrowed seed from
-64 units to 2, and the default sweep of independent widths, for each of a few seeds. A chain's time
-depends on its seed: a unit that could not be dropped is tried again, and failed tries take time.
+Times whole commands as a user runs them, from cold start to finished folder. For each of a few
+seeds it runs one narrowed sweep from 64 units to 2, then the default sweep of independent widths.
+A chain's time depends on its seed: each failed try to drop a unit costs time.
 """
 
 import sys
@@ -17,7 +17,7 @@ CHAIN, INDEPENDENT = ("--narrow", "--widths", "64..2"), ()
 
 
 def seconds(options: tuple[str, ...], seed: int) -> float:
-    """Of the whole command for one seed."""
+    """Wall-clock seconds of the whole command for one seed."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "run")
         return sweep_seconds(*options, "--seeds", f"{seed}..{seed}", "--out", out)

@@ -1,13 +1,13 @@
-"""A fused MLP of two weights beside the same module unfused, from one row up: eager over ours.
+"""Times a fused MLP with separate gate and up weights against the unfused module, from one row up.
 
     python -m bench.studies.few_rows
 
-CPU time of one thread, calls in turns, medians and quartiles of the ratio; with and without
-gradients. All three contestants share their weights: ours, the module unfused, and a copy of that
-one, whose ratio shows what mere chance does. malloc keeps what is freed: with its defaults the
-gradients' pages are new at every call, which took as long as the work, in some calls and not in
-others. And what the guard of a fused call takes, beside reading the weights as modules do. Results
-go to bench/results/few_rows.json.
+Measures CPU time of one thread, with and without gradients; contestants take turns. Reports the
+median and quartiles of eager's time over ours. The three contestants share their weights: the fused
+module, the unfused one, and a copy of the unfused one, whose ratio shows the measurement noise.
+malloc is set to keep freed memory. With malloc's defaults some calls get new pages for the
+gradients, and clearing these pages took as long as the work itself. Also times the guard of a fused
+call against a plain read of the modules' weights. Writes bench/results/few_rows.json.
 """
 
 import copy

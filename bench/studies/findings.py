@@ -1,8 +1,9 @@
 """Recompute docs/findings.md from its results folder: `python -m bench.studies.findings`.
 
 Prints the tables as Markdown; `--write` puts them into docs/findings.md, between its markers.
-"two-units" sets models of two units beside the closed form; its symmetries are the frequency,
-adding n to b and to the sum, and the scale. "chains" counts bench/results/narrowing-p*.json.
+The table "two-units" compares models of two units with the closed form. The closed form's
+symmetries are the frequency, the scale, and adding n both to b and to the sum. The table "chains"
+is made from bench/results/narrowing-p*.json.
 """
 
 import argparse
@@ -48,7 +49,7 @@ COLUMNS = {
 
 
 class Reading(NamedTuple):
-    """What one model computes with; `COLUMNS` says it in words."""
+    """Statistics of one model; `COLUMNS` describes each field."""
 
     frequencies: int
     units: float
@@ -62,7 +63,7 @@ class Reading(NamedTuple):
 
 
 def read(model: Readable) -> Reading:
-    """Read one model."""
+    """Compute the statistics of one model."""
     weights = weights_of(model).double()
     shares = frequency_shares(weights)
     used = used_frequencies(shares)
@@ -86,7 +87,7 @@ def read(model: Readable) -> Reading:
 
 
 def by_width(results: Results) -> dict[int, list[Reading]]:
-    """Read every model of a results folder."""
+    """Statistics of every model of a results folder, by width."""
     found: dict[int, list[Reading]] = {}
     for (d, _), state in sorted(results.models.items(), reverse=True):
         found.setdefault(d, []).append(read(state))
@@ -94,7 +95,7 @@ def by_width(results: Results) -> dict[int, list[Reading]]:
 
 
 def random_model(p: int, d: int, seed: int) -> Reading:
-    """Read a model of random weights."""
+    """Statistics of a model with random weights."""
     source = torch.Generator().manual_seed(seed)
     shapes = ((d, 2 * p), (d, 2 * p), (p, d))
     w_l, w_r, w_p = (torch.randn(*shape, generator=source) for shape in shapes)
@@ -102,7 +103,7 @@ def random_model(p: int, d: int, seed: int) -> Reading:
 
 
 def closed_form(p: int, frequency: int, n: int = 0) -> Weights:
-    """`exact_circuit` of b − n, whose class is the sum less n: right on all pairs as well."""
+    """`exact_circuit` with b and the output class both shifted by n; also right on all pairs."""
     circuit = exact_circuit(p, frequency)
     w_l, w_r = (
         torch.cat([w[:, :p], w[:, p:].roll(n, 1)], 1) for w in (circuit["w_l"], circuit["w_r"])
@@ -123,7 +124,7 @@ def likeness(model: Readable) -> float:
 
 
 def least_margin(model: Readable) -> float:
-    """Over all pairs, against the spread (root mean square about their mean) of all logits."""
+    """Smallest margin over all pairs, divided by the standard deviation of the logits."""
     tables = logit_table(weights_of(model).double())
     a, b = torch.meshgrid(*[torch.arange(len(tables))] * 2, indexing="ij")
     own = tables[(a + b) % len(tables), a, b]
@@ -156,7 +157,7 @@ def two_units() -> str:
 
 
 def chains() -> str:
-    """Return the table of narrowed sweeps: right on all pairs, of so many, by width."""
+    """Return the table of narrowed sweeps: how many chains are right on all pairs, by width."""
     widths = [*range(2, 9), 12, 16, 24, 32]
     lines = [
         "| p, what goes | chains | " + " | ".join(map(str, widths)) + " |",

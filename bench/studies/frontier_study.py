@@ -1,8 +1,8 @@
 """How few hidden units, how often? `python -m bench.studies.frontier_study FOLDER [FOLDER …]`.
 
 Gathers finished sweeps of one recipe into bench/results/frontier-pP.json: by width the share of
-models that are right on all p² pairs, with its 95 % Wilson interval. bench.studies.narrowing draws
-them. Each figure can be made again from the command stored with it.
+models that are right on all p² pairs, with its 95 % Wilson interval. bench.studies.narrowing plots
+these shares. The JSON file also stores the commands that train the models again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from bilinear.results.sweep_results import Results
 
 
 def check_same_recipe(results: list[Results], may_differ: tuple[str, ...]) -> None:
-    """Raise ConfigError if two folders differ in a setting other than those that may."""
+    """Raise ConfigError if two folders differ in a setting that `may_differ` does not name."""
     first, *others = results
     for other in others:
         different = [

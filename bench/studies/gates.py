@@ -1,13 +1,14 @@
-"""Every gate on the CPU beside eager and torch.compile: the quicker of these over ours.
+"""Times every gate on the CPU against the faster of eager PyTorch and torch.compile.
 
     python -m bench.studies.gates [--gates silu gelu] [--seconds 1.5] [--threads 2] [--cpu-time]
 
-The layer, the MLP of a packed weight, and a model's MLP of two weights after `fuse`, in float32,
-forward without gradients and forward and backward into all inputs. A process for each gate and
-form; calls in turns; the ratio is taken round by round. And what is saved for backward, as a share
-of eager's. On a machine that others use, --cpu-time with one thread counts its own time alone. The
-first run compiles for minutes; with Inductor's cache a whole run takes under six. Results go to
-bench/results/gates.json, those of gates not asked for stay.
+Measures three forms in float32: the layer, the MLP with a packed weight, and a model's MLP with two
+weights after `fuse`. Each is timed forward without gradients, and forward and backward into all
+inputs. Each gate and form gets a new process; contestants take turns, and the ratio is computed for
+each round. Also reports the bytes saved for backward as a share of eager's. On a shared machine,
+--cpu-time with --threads 1 excludes the time of other programs. The first run compiles for minutes;
+with Inductor's cache a whole run takes under six minutes. Writes bench/results/gates.json and keeps
+its entries for gates that --gates does not name.
 """
 
 import argparse
@@ -36,7 +37,7 @@ FORMS = ("layer", "mlp", "two weights")
 
 
 class Relu2(nn.Module):
-    """No module of torch's is this gate."""
+    """relu(x)², for which torch has no module."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.square(nn.functional.relu(x))
@@ -54,7 +55,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 def ways(form: str, gate: str, shape: tuple[int, int, int]) -> tuple[dict[str, Any], list[Tensor]]:
-    """(Ours and eager as functions of x, …; those tensors, x first)."""
+    """Ours and eager as functions of the input tensors, and these tensors, x first."""
     if form != "two weights":
 
         def composed(x: Tensor, weight: Tensor, *w_p: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
-"""What Python takes for a CUDA call of the layer, beside eager's, without a GPU.
+"""Times the Python overhead of a CUDA call of the layer against eager's, without a GPU.
 
     TRITON_INTERPRET=1 python -m bench.studies.host_path [--out bench/results/host_path.json]
 
-Small float32 tensors on the CPU take the way of CUDA tensors, as under Triton's interpreter, but
-no kernel of ours is run. Torch's own operations, eager's and those between our kernels, do run:
-their arithmetic, on two rows, is in both figures. Left out on both sides is what a driver takes to
-launch, and what a CUDA operation asks of its device and its allocator; of ours alone, what Triton
-does in Python at each launch, which is timed apart (`launch`), with a driver that does nothing.
+Under TRITON_INTERPRET=1 the library handles small float32 CPU tensors as it handles CUDA tensors;
+this study skips the library's kernels themselves. Torch's operations do run, in eager and between
+our kernels, so both figures include their arithmetic on two rows. Neither figure includes the
+driver's launch time or the time that a CUDA operation spends on its device and allocator. Ours also
+excludes Triton's Python work at each launch, which `--launch` times separately with a driver that
+does nothing.
 
-CPU time of one thread, calls in turns, medians and quartiles. `python_calls` are calls of Python
-functions, counted: the same on any machine.
+Measures CPU time of one thread; contestants take turns; reports medians and quartiles.
+`python_calls` counts calls of Python functions, which does not depend on the machine's speed.
 """
 
 import argparse
@@ -36,24 +37,25 @@ from bilinear.layer.triton_kernels import detail
 
 Run = Callable[[], Any]
 ROWS, TURNS = 2, 41
-# d_in, d, d_out: a kernel each way; a library matmul and a kernel; likewise for the MLP.
+# d_in, d, d_out. Two layers: one kernel in each direction, or a matmul of torch's and a kernel.
+# Then the same two for the MLP.
 SIZES = [(16, 16, None), (160, 16, None), (16, 16, 16), (16, 300, 16)]
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor, w_p: Tensor | None, b_p: Tensor | None) -> Any:
-    """The layer as one would write it."""
+    """The layer or MLP in plain PyTorch."""
     left, right = F.linear(x, weight, bias).chunk(2, -1)
     h = left * right
     return h if w_p is None else F.linear(h, w_p, b_p)
 
 
 def ours(x: Tensor, weight: Tensor, bias: Tensor, w_p: Tensor | None, b_p: Tensor | None) -> Any:
-    """The same call of the library."""
+    """The layer or MLP of this library."""
     return bilinear(x, weight, bias) if w_p is None else bilinear_mlp(x, weight, w_p, bias, b_p)
 
 
 def ways(size: tuple[int, int, int | None]) -> tuple[list[str], dict[str, tuple[Run, Run]]]:
-    """The kernels a call takes forward and backward; eager and ours by what is asked for."""
+    """Names of the forward and backward kernels; the eager and our call for each direction."""
     d_in, d, d_out = size
     shapes = [(ROWS, d_in), (2 * d, d_in), (2 * d,), (d_out, d), (d_out,)]
     given = [torch.randn(one, requires_grad=True) if None not in one else None for one in shapes]
@@ -80,7 +82,7 @@ def ways(size: tuple[int, int, int | None]) -> tuple[list[str], dict[str, tuple[
 
 
 def python_calls(run: Run) -> int:
-    """Python functions entered by a call, on this thread."""
+    """Number of Python functions that one call enters on this thread."""
     count = 0
 
     def noted(frame: object, event: str, argument: object) -> None:
@@ -95,17 +97,17 @@ def python_calls(run: Run) -> int:
             run()
         finally:
             sys.setprofile(None)
-    return count - 1  # `run` itself
+    return count - 1  # without `run` itself
 
 
 def microseconds(run: Run, calls: int) -> float:
-    """CPU time of a call on this thread, which does all the work."""
+    """CPU time of one call; the calling thread also runs the backward pass."""
     with torch.autograd.set_multithreading_enabled(False):
         return 1e6 * timeit.timeit(run, number=calls, timer=time.thread_time) / calls
 
 
 def contest(theirs: Run, mine: Run) -> dict[str, Any]:
-    """Both in turns."""
+    """Time eager and ours in turns; times, Python calls and the ratio."""
     for run in (theirs, mine):
         microseconds(run, 200)
     pairs = [(microseconds(theirs, 100), microseconds(mine, 100)) for _ in range(TURNS)]
@@ -118,7 +120,7 @@ def contest(theirs: Run, mine: Run) -> dict[str, Any]:
 
 
 def launch_microseconds() -> dict[str, float]:
-    """Of `kernels/launch.py` and Triton, of one kernel: without the interpreter."""
+    """Time that `kernels/launch.py` and Triton take to launch one kernel, uninterpreted."""
     from bilinear.kernels import dual
     from bilinear.kernels.launch import recording
 
@@ -142,7 +144,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results/host_path.json"))
-    parser.add_argument("--launch", action="store_true", help="the launch of a kernel alone")
+    parser.add_argument("--launch", action="store_true", help="time only the launch of a kernel")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.launch:
@@ -157,11 +159,11 @@ def main() -> None:
                 found.append(how | contest(*pair))
                 print(found[-1], flush=True)
     alone = [sys.executable, "-m", "bench.studies.host_path", "--launch"]
-    told = subprocess.check_output(alone, env=os.environ | {"TRITON_INTERPRET": "0"})
+    printed = subprocess.check_output(alone, env=os.environ | {"TRITON_INTERPRET": "0"})
     result: dict[str, Any] = {
         "command": "TRITON_INTERPRET=1 python -m bench.studies.host_path",
         "environment": environment(), "rows": ROWS, "contests": found,
-        "launch, us": json.loads(told),
+        "launch, us": json.loads(printed),
     }  # fmt: skip
     print(result["launch, us"])
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,13 +1,13 @@
-"""Does the sweep's device kernel itself keep the reference's learning curve?
+"""Does the sweep's GPU kernel reproduce the reference's learning curve?
 
     TRITON_INTERPRET=1 python -m bench.studies.interpreted [--steps 200] [--sizes 7,8 64,16]
 
-Trains models for 200 steps of the default recipe by `kernels/grid_device.py`, two launches a step
-as on a GPU, under Triton's interpreter, and in float64 by torch's operations; writes the largest
-relative difference of the training loss, over evaluations every ten steps. What the interpreter
-does not know is put in its place: the instructions that make bfloat16 parts (here float32 numbers
-of 8 bits, whose products are summed in float32) and `ex2.approx.ftz`, with its largest error at
-random. With `ieee` the kernel multiplies float32 itself.
+Trains models for 200 steps of the default recipe twice: by `kernels/grid_device.py` under Triton's
+interpreter, with two launches a step as on a GPU, and in float64 by torch's operations. Writes the
+largest relative difference of the training loss, evaluated every ten steps. This module emulates
+the GPU instructions that the interpreter lacks. The bfloat16 parts become float32 numbers of 8
+significant bits, whose products are summed in float32. `ex2.approx.ftz` becomes 2ˣ with a random
+relative error up to the instruction's bound. With `ieee` the kernel multiplies in float32.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _like(x: tl.tensor, data: np.ndarray) -> tl.tensor:
 
 
 def _parts(x: tl.tensor, PRECISION: Any) -> tuple[tl.tensor, ...]:
-    """In the place of `split_products.parts`."""
+    """Replaces `split_products.parts`."""
     n = _PARTS.get(getattr(PRECISION, "value", PRECISION), 0)
     found = precision._parts(torch.from_numpy(np.ascontiguousarray(x.handle.data)), n)
     parts = [_like(x, part.numpy()) for part in found] or [x]
@@ -51,37 +51,37 @@ def _parts(x: tl.tensor, PRECISION: Any) -> tuple[tl.tensor, ...]:
 
 
 def _exp2(x: tl.tensor, PRECISION: Any) -> tl.tensor:
-    """In the place of `split_products.exp2`."""
+    """Replaces `split_products.exp2`."""
     e = np.exp2(x.handle.data.astype(np.float64))
     e = (e * (1 + precision._EXP2_ERROR * _random.uniform(-1, 1, e.shape))).astype(np.float32)
     return _like(x, np.where(e < precision._LEAST, np.float32(0), e))
 
 
 def _exactly(reduction: Any) -> Any:
-    """A reduction of two tensors as the interpreter knows it: one after the other."""
+    """Call a reduction of two tensors in its "ieee" form, which the interpreter supports."""
     return lambda x, y, axis, PRECISION: reduction(x, y, axis, "ieee")
 
 
 def losses(config: SweepConfig, job: Job, products: str) -> list[float]:
-    """Training losses every `precision.EVERY` steps, by the kernel."""
+    """Training losses of the kernel, every `precision.EVERY` steps."""
     grid = make_grid(config, [job], CPU, chunks_of(recipe_of(config)))
     models = torch.zeros(1, dtype=torch.int32)
     grid._precision = products
     stand_ins = {} if products == "ieee" else {"parts": _parts, "exp2": _exp2}
     stand_ins |= {name: _exactly(getattr(grid_device, name)) for name in _REDUCTIONS}
     with mock.patch.multiple(grid_device, **stand_ins):
-        for _ in range(precision.STEPS + 1):  # a step writes what the one before it was worth
+        for _ in range(precision.STEPS + 1):  # each step writes the loss of the step before it
             grid.step(models)
     found = grid.history[0, : precision.STEPS // precision.EVERY, 0]
     return [float(loss) for loss in found]
 
 
 def main() -> None:
-    """Train, compare, write after each."""
+    """Train and compare; rewrite the file after every run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["7,8", "64,16", "59,12"])
     parser.add_argument("--steps", type=int, default=precision.STEPS)
-    parser.add_argument("--name", default="interpreted", help="of the file in bench/results")
+    parser.add_argument("--name", default="interpreted", help="name of the file in bench/results")
     args = parser.parse_args()
     precision.STEPS = args.steps
     rows, path = [], Path()

@@ -1,8 +1,8 @@
-"""Does a folder of 100,000 models open at once? `python -m bench.studies.large_folder`.
+"""How fast does a folder of 100,000 models open? `python -m bench.studies.large_folder`.
 
-The folder is synthetic: random weights of true size (P = 64, widths 64 to 1, a learning curve of
-600 evaluations each), written by the library's own writer. Opening and reading are timed in fresh
-processes: with the page cache as it is, and with the folder dropped from it.
+The folder is synthetic: random weights of the real sizes (P = 64, widths 64 to 1, a learning curve
+of 600 evaluations each), written by the library's own writer. Opening and reading are timed in new
+processes, once with the page cache unchanged and once after dropping the folder from it.
 """
 
 import argparse
@@ -48,7 +48,7 @@ print(json.dumps({
 
 
 def make(folder: Path, config: SweepConfig) -> dict[str, float]:
-    """Fill a folder; return what writing the models took, and the table at the end."""
+    """Fill a folder; return the seconds and peak memory of writing the models and the table."""
     rows = random.Random(0)
     begun = Record(config)
     for step in range(config.eval_every, config.steps, config.eval_every):
@@ -77,18 +77,18 @@ def make(folder: Path, config: SweepConfig) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held so far, all it has imported included."""
+    """Peak resident memory of this process so far, imported modules included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read(folder: Path) -> dict:
-    """Open, read 200 models at random places, then the table, in a fresh process."""
+    """In a new process, time opening, reading 200 random models, and reading the table."""
     line = [sys.executable, "-c", READ, str(folder)]
     return json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Have the next read come from the disk."""
+    """Drop the folder from the page cache, so that the next read comes from the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -100,7 +100,7 @@ def main() -> None:
     """Make, measure, print and write bench/results/large_folder.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=100_000)
-    parser.add_argument("--keep", type=Path, help="a folder made before, or to be kept")
+    parser.add_argument("--keep", type=Path, help="reuse this folder, or create and keep it")
     args = parser.parse_args()
     seeds = tuple(range(-(-args.models // 64)))
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,10 +1,11 @@
-"""The CPU layer on one thread and on two, in turns; and by bytes a core on paper.
+"""Times the CPU layer on one thread and on two, and models its memory traffic on more cores.
 
     python -m bench.studies.layer_threads
 
-Forward and backward, float32. Two cores must be idle. "On paper" is modelled: cores at the rate
-that one thread reached, all busy as long as there are shares of the rows, and the bytes a second
-that they would then ask memory for: inputs, outputs, and [L, R] written once and read once.
+Forward and backward in float32; two cores must be idle. The figures "on paper" are modelled, not
+measured: every core works at the measured rate of one thread, up to `MOST_SHARES` cores. They give
+the bytes a second that these cores would read and write: the inputs, the outputs, and [L, R]
+written once and read once.
 """
 
 import json
@@ -22,12 +23,12 @@ from bench.suites.bench_layer import SHAPES, d_out_of
 
 WAYS = ("fused", "eager")
 CORES = (2, 16, 64)
-MOST_SHARES = 16  # of backward's rows, in kernels/layer_cpu.c
+MOST_SHARES = 16  # into which kernels/layer_cpu.c divides the rows of a backward
 SECONDS = 3.0
 
 
 def on(threads: int, run: Callable[[], object]) -> Callable[[], object]:
-    """A call with a number of threads; to set it takes a microsecond or two."""
+    """`run` on a number of threads; setting the number takes one or two microseconds."""
 
     def call() -> object:
         torch.set_num_threads(threads)
@@ -37,7 +38,7 @@ def on(threads: int, run: Callable[[], object]) -> Callable[[], object]:
 
 
 def contest(op: str, shape: Shape) -> dict[str, Any]:
-    """One thread's time over two threads', by way: median and quartiles of the rounds."""
+    """For each way, one thread's time over two threads': quartiles over the rounds."""
     calls = contestants(op, shape, WAYS, "forward and backward")
     turns = {f"{way} {n}": on(n, calls[way]) for way in WAYS for n in (1, 2)}
     seconds = take_turns(turns, SECONDS)
@@ -49,7 +50,7 @@ def contest(op: str, shape: Shape) -> dict[str, Any]:
 
 
 def on_paper(op: str, shape: Shape, seconds: float) -> dict[str, float]:
-    """GB/s that so many cores would ask for, at one core's measured rate."""
+    """Modelled GB/s of memory traffic for each number of cores, at one core's measured rate."""
     m, _, d = shape
     work = least_work.forward_and_backward(*shape, d_out_of(op, shape))
     moved = work.moved + 2 * 4 * m * 2 * d
@@ -57,7 +58,7 @@ def on_paper(op: str, shape: Shape, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Time the suite's shapes and write what was found."""
+    """Time the shapes of the layer suite and write the results."""
     found = []
     for op in ("layer", "mlp"):
         for shape in SHAPES:

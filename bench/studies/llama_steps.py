@@ -1,12 +1,12 @@
-"""A small Llama trained before and after `fuse`: losses, bytes saved for backward, peak memory.
+"""Trains a small Llama with and without `fuse`; compares losses and memory.
 
     python -m bench.studies.llama_steps
 
-50 steps of AdamW in float32 on batches of 8 x 128 tokens, each way in a process of its own from the
-same weights. `saved`: what a forward keeps that is no parameter. `peak`: the most that PyTorch
-allocates at once in a forward and backward. `resident`: by how much the process grew over the 50
-steps at its largest, the optimiser's state and what compiled code allocates included. Results go to
-bench/results/llama_steps.json.
+Takes 50 steps of AdamW in float32 on batches of 8 x 128 tokens. Each way starts from the same
+weights in a process of its own. `saved`: bytes saved for backward, parameters excluded. `peak`: the
+most bytes that PyTorch has allocated at once during a forward and backward. `resident`: growth of
+the process's peak resident memory over the 50 steps, including the optimizer's state and
+allocations by compiled code. Writes bench/results/llama_steps.json.
 """
 
 import resource
@@ -42,7 +42,7 @@ def run(way: str) -> dict[str, Any]:
         fuse(model, strict=True, recompute=recompute)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(1)
-    # Counting up, so that there is something to learn.
+    # Each sequence counts up, so that the model can learn it.
     starts = torch.randint(512, (STEPS, 8, 1), generator=generator)
     batches = (starts + torch.arange(128)) % 512
 

@@ -1,10 +1,10 @@
-"""How far trained models narrow: `python -m bench.studies.narrowing FOLDER [FOLDER …]`.
+"""How far can trained models narrow? `python -m bench.studies.narrowing FOLDER [FOLDER …]`.
 
-Gathers the whole chains of narrowed sweeps into bench/results/narrowing-pP.json, for each way to
-choose the unit that goes: by width the share of chains whose model is right on all p² pairs, with
-its 95 % Wilson interval. Every model is judged a second time, by the arithmetic below, which shares
-no line with the library's. For P = 64 a picture shows the shares beside those of models trained
-from scratch (bench/results/frontier-p64.json).
+Gathers the finished chains of narrowed sweeps into bench/results/narrowing-pP.json, one entry for
+each rule that chooses the unit to drop. By width, an entry holds the share of chains whose model is
+right on all p² pairs, with its 95 % Wilson interval. Every model's answers are checked a second
+time by `margins` below, which shares no code with the library. If bench/results/frontier-pP.json
+exists, a figure also compares these shares with those of models trained from scratch.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def from_file(tensors: dict[str, np.ndarray]) -> Weights:
 
 
 def judged(results: Results) -> pd.DataFrame:
-    """The rows of whole chains with each model's right answers in two precisions, ties wrong."""
+    """Rows of finished chains, with right answers recounted in two precisions; ties are wrong."""
     table = pd.DataFrame(results.rows())
     whole = table.groupby("seed").size() == len(results.config.widths)
     rows = []
@@ -90,7 +90,7 @@ def judged(results: Results) -> pd.DataFrame:
 
 
 def gathered(tables: list[pd.DataFrame]) -> dict[str, Any]:
-    """Shares by width of chains of one kind, with what the second judge found."""
+    """Shares by width of chains of one kind, with the results of the second check."""
     table = pd.concat(tables).drop_duplicates(["d_hidden", "seed"])
     found = frontier(table)
     pairs = (table["right_float64"] / table["full_acc"]).round().mode()[0]
@@ -106,7 +106,7 @@ def gathered(tables: list[pd.DataFrame]) -> dict[str, Any]:
 
 
 def command(results: Results, chains: int) -> str:
-    """What trains these models of a folder again."""
+    """The command that trains the models of a folder again."""
     config = results.config
     assert config.narrow is not None
     usual, narrow = Narrowing(), config.narrow
@@ -139,7 +139,7 @@ def draw(kinds: dict[str, dict[str, Any]], scratch: list[dict[str, Any]], p: int
         ax.fill_between(d, low, high, color=colour, alpha=0.18, lw=0)
         ax.plot(d, share, color=colour, marker=marker, ms=4, label=label)
         if label == names["circuit"]:
-            # In wider models weight decay leaves units without amplitude, needed or not.
+            # Narrow models only: in wider ones weight decay drives units to zero, needed or not.
             few = [w for w in shown if w["d_hidden"] <= 16]
             working = [w["perfect_with_every_unit_working"] / w["models"] for w in few]
             at = [w["d_hidden"] for w in few]

@@ -1,10 +1,10 @@
-"""Where the compiled CPU layer pays: `python -m bench.studies.native_or_torch [--threads N]`.
+"""When is the compiled layer faster? `python -m bench.studies.native_or_torch [--threads N]`.
 
-Times it against torch's matmuls (`layer/matmuls.py`), forward and backward, in turns in one
-process, and writes times-faster by sizes, dtype, recompute and threads to
-bilinear/layer/native_table.json, which `layer/native.py` reads. Rows of other numbers of threads
-stay. On one thread the clock is that of the thread, so a shared machine does; on more the machine
-must be otherwise idle.
+Times the compiled layer against torch's matmuls (`layer/matmuls.py`), forward and backward, in
+turns in one process. Writes how many times faster it is, by sizes, dtype, recompute and threads, to
+bilinear/layer/native_table.json, which `layer/native.py` reads. Rows for other numbers of threads
+are kept. One thread is timed by its own CPU time, so the machine may be shared; with more threads
+the machine must be otherwise idle.
 """
 
 import argparse
@@ -25,13 +25,13 @@ WIDTHS = (  # d_in, d
     (16, 16), (64, 64), (128, 64), (64, 512), (256, 512), (512, 512), (768, 768), (1024, 1024),
 )  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Longer calls take seconds: what holds for them is seen at the next smaller one.
+# Longer calls take seconds, and their ratio is close to that of the next smaller size.
 MOST_FLOP = {torch.float32: 2e10, torch.bfloat16: 1e10, torch.float16: 2e8}
 ROUNDS, SECONDS = 5, 0.1
 
 
 def both_ways(call: Call, implementation: Implementation) -> Callable[[], object]:
-    """One forward and backward into every weight and x, as an implementation does it."""
+    """One forward and backward into x and every weight, by an implementation."""
     x, weight = torch.randn(call.m, call.d_in), torch.randn(2 * call.d, call.d_in) / call.d_in**0.5
     w_p = None if call.d_out is None else torch.randn(call.d_out, call.d) / call.d**0.5
     x, weight = x.to(call.dtype), weight.to(call.dtype)
@@ -48,9 +48,9 @@ def both_ways(call: Call, implementation: Implementation) -> Callable[[], object
 
 
 def times_faster(call: Call) -> float:
-    """Torch's time over that of the compiled layer, the quickest of interleaved rounds each.
+    """Torch's time over the compiled layer's, each in its fastest round.
 
-    Other programs on the machine make rounds longer, most of all torch's with their many barriers.
+    Other programs on the machine slow rounds down, most of all torch's with their many barriers.
     """
     once = thread_seconds if torch.get_num_threads() == 1 else call_seconds
     ways = {"ours": both_ways(call, native), "torch": both_ways(call, matmuls)}

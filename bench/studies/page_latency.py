@@ -1,10 +1,10 @@
-"""How soon does the page of a sweep paint, and how soon does it follow the slider?
+"""How long does the page of a sweep take to paint, and to respond to its slider?
 
     python -m bench.studies.page_latency RESULTS [--rounds 5]
 
-Writes the page of a results folder, opens it in headless Chromium, and stores both times as
-bench/results/page_latency.json. A response is timed in the page, from the slider's input event to
-the end of the second animation frame after it, by which what the event drew has been presented.
+Writes the page of a results folder, opens it in headless Chromium, and stores both times in
+bench/results/page_latency.json. A script in the page times each response, from the slider's input
+event until the second animation frame after it. By then the browser has displayed the change.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from bench.measure.environment import write_result
 from bilinear.page.write import write_page
 from bilinear.results.open import load_results
 
-# One width further at a time. `drawn` ends with the page's own work, `shown` at the frame after
-# the one in which it is painted, so that it holds the wait for both frames, 17 ms each.
+# Moves the slider one width at a time. `drawn` ends when the page's event handler returns. `shown`
+# ends at the frame after the one that paints, so it includes waiting for two frames, 17 ms each.
 STEPS = """
 const done = arguments[arguments.length - 1], slider = document.getElementById("slider");
 const drawn = [], shown = [], last = +slider.max;
@@ -86,7 +86,7 @@ def main() -> None:
         driver = browser()
         version = driver.capabilities["browserVersion"]
         driver.set_script_timeout(60)
-        one_round(driver, path)  # the first load reads the browser itself from the disk
+        one_round(driver, path)  # not counted: it loads the browser from the disk
         rounds = [one_round(driver, path) for _ in range(args.rounds)]
         driver.quit()
     content = {

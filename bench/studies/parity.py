@@ -1,9 +1,9 @@
-"""Does the fused notebook protocol end where the notebook does? `python -m bench.studies.parity`.
+"""Does the fused notebook protocol reach the notebook's accuracy? `python -m bench.studies.parity`.
 
-Both train the same splits from independent inits, by the same protocol: batch 64, reshuffled, last
-partial batch dropped, AdamW 3e-3/3e-4, at most 600 epochs, stop at 100 % validation. Compared are
-the validation accuracies over seeds: means with 95 % t-intervals, and Welch's interval of their
-difference.
+Both train on the same splits from independent inits by the same protocol: batches of 64, reshuffled
+each epoch, the last partial batch dropped, AdamW with lr 3e-3 and weight decay 3e-4, at most 600
+epochs, stop at 100 % validation accuracy. Compares the validation accuracies over seeds: means with
+95 % t-intervals, and Welch's interval of their difference.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from bilinear.experiment.record import Finished
 from bilinear.training.backend import train
 from bilinear.training.choose import choose
 
-# Student's t at 97.5 % for 1…40 degrees of freedom would need scipy; 8 seeds and more use these.
+# Computing Student's t would need scipy; these degrees of freedom serve 8 seeds and more.
 _T975 = {7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145}
 _T975 |= {15: 2.131, 19: 2.093, 23: 2.069, 31: 2.040}
 
 
 def t975(freedom: float) -> float:
-    """Student's t at 97.5 %, for the next smaller tabled degrees of freedom: a wider interval."""
+    """Student's t at 97.5 %; rounds the degrees of freedom down to a listed number."""
     return _T975[max(k for k in _T975 if k <= freedom or k == 7)]
 
 

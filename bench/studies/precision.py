@@ -1,10 +1,10 @@
-"""Which products keep the reference's learning curve? `python -m bench.studies.precision`.
+"""Which products reproduce the reference's learning curve? `python -m bench.studies.precision`.
 
-Trains a few models for 200 steps of the default recipe in float64, and in float32 with the matrix
-products a GPU's tensor cores would form, emulated: operands rounded to tf32, or split into two or
+Trains a few models for 200 steps of the default recipe in float64, and in float32 with emulated
+matrix products of a GPU's tensor cores. Their operands are rounded to tf32, or split into two or
 three bfloat16 parts whose products are summed in float32. As in the kernel, W_p is multiplied by
-log₂ e before logits are made, and softmax takes 2ˣ with the error of the GPU's instruction. Writes
-the largest relative difference of the training loss, over evaluations every ten steps.
+log₂ e before the logits are computed, and softmax uses 2ˣ with the error of the GPU's instruction.
+Writes the largest relative difference of the training loss, evaluated every ten steps.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from bilinear.training.cpu import make_model
 SIZES = [(64, 64), (64, 16), (64, 8), (59, 12)]
 STEPS, EVERY = 200, 10
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
-# Of ex2.approx.ftz.f32 (PTX ISA); below the least normal number it gives 0.
+# Relative error of ex2.approx.ftz.f32 (PTX ISA), and its smallest nonzero result.
 _EXP2_ERROR, _LEAST = 2**-22, 2**-126
 
 
@@ -66,7 +66,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _softmax(bits: Tensor) -> Tensor:
-    """Softmax of logits in bits, each 2ˣ off by up to the instruction's error."""
+    """Softmax of logits in bits; each 2ˣ gets a random error up to the instruction's."""
     e = torch.exp2((bits - bits.amax(1, keepdim=True)).double())
     e = (e * (1 + _EXP2_ERROR * (2 * torch.rand_like(e) - 1))).float()
     e = torch.where(e < _LEAST, 0.0, e)
@@ -74,7 +74,7 @@ def _softmax(bits: Tensor) -> Tensor:
 
 
 class Emulated(TorchFunctionMode):
-    """Forms every matrix product by `product`, and the kernel's softmax from logits in bits."""
+    """Computes every matrix product by `product`, and the kernel's softmax of logits in bits."""
 
     def __init__(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Take the product of two matrices."""
@@ -82,13 +82,13 @@ class Emulated(TorchFunctionMode):
         self.product = product
 
     def _matmul(self, x: Tensor, y: Tensor) -> Tensor:
-        # W_pᵀ, of all second operands the only one that is transposed, makes logits.
+        # Only W_pᵀ, which produces the logits, is a transposed second operand.
         return self.product(x, y if y.is_contiguous() else y * LOG2E)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replace the products and leave all else."""
+        """Replace matrix products and softmax; call every other function unchanged."""
         if func in (torch.Tensor.matmul, torch.Tensor.__matmul__):
             with torch._C.DisableTorchFunction():
                 return self._matmul(*args)

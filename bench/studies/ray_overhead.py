@@ -1,10 +1,10 @@
-"""What does Ray cost a study? `python -m bench.studies.ray_overhead`.
+"""How much longer does a study take on Ray? `python -m bench.studies.ray_overhead`.
 
-One study by two commands in turns, each timed as a user runs it, from the cold start to the
-finished folder: `--engine local` on all cores of this machine, and `--engine ray` on a loopback
-cluster of as many nodes of one core each. The cluster is started outside the clock, the start of
-its agents included, and stopped before the local command, whose cores it would share. Both folders
-must hold the same bits.
+Runs one study by two commands in turns: `--engine local` on all cores of this machine, and
+`--engine ray` on a local cluster with one single-core node per core. Each command is timed from
+cold start to finished folder. The time to start the cluster and its agents is not counted, and the
+cluster is stopped before the local command, since both use the same cores. Both folders must be
+equal in every bit.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def timed(out: Path, *engine: str) -> float:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[str]:
-    """Give the address of a head without cores and so many nodes of one core."""
+    """Start a head without cores and `nodes` nodes of one core; yield the cluster's address."""
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
@@ -47,14 +47,14 @@ def cluster(nodes: int) -> Iterator[str]:
 
 
 def different_files(ours: Path, theirs: Path) -> list[str]:
-    """Names of files that only one folder has, or that differ in a bit."""
+    """Names of files that only one folder has, or that are not equal in both."""
     a, b = ({str(f.relative_to(x)) for f in x.rglob("*") if f.is_file()} for x in (ours, theirs))
     _, different, unreadable = filecmp.cmpfiles(ours, theirs, sorted(a & b), shallow=False)
     return sorted(a ^ b) + different + unreadable
 
 
 def one_round(cores: int) -> tuple[float, float, int]:
-    """Run both and compare; seconds of the local run and of the one on Ray, and the models."""
+    """Run and compare both; return the local seconds, Ray's seconds and the number of models."""
     with tempfile.TemporaryDirectory() as folder:
         local, on_ray = Path(folder) / "local", Path(folder) / "ray"
         local_seconds = timed(local, "local")
@@ -62,7 +62,7 @@ def one_round(cores: int) -> tuple[float, float, int]:
             ray_seconds = timed(on_ray, "ray", "--ray-address", address)
         different = different_files(local, on_ray)
         if different:
-            raise AssertionError(f"expected the bits of the local run, got other {different}")
+            raise AssertionError(f"expected the files of the local run, got different {different}")
         return local_seconds, ray_seconds, len(load_results(local).table)
 
 

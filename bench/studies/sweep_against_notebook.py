@@ -1,10 +1,11 @@
 """Is the sweep 25 times faster than the notebook? `python -m bench.studies.sweep_against_notebook`.
 
-The fused sweep is timed as a user runs it: the whole command, cold start to finished folder. The
-notebook's loop would take the better part of an hour, so its epochs are timed at a few widths, in
-turns with the fused sweep, and added up: the time of an epoch, interpolated over the width, times
-the epochs that the notebook's own logged sweep of 64 widths took with its early stops (36,410 of
-38,400). The fused sweep's models are held to a stricter goal: all pairs right, and held.
+The fused sweep is timed as a user runs it: the whole command, from cold start to finished folder.
+The notebook's whole loop would take most of an hour, so only some epochs at a few widths are timed,
+in turns with the fused sweep. Its total is estimated as the mean time of an epoch, interpolated
+over the widths, times the number of epochs of the notebook's own logged sweep of 64 widths (36,410
+of 38,400, because some widths stopped early). The fused sweep has a stricter goal: its models must
+be right on all pairs for several evaluations in a row.
 """
 
 import os
@@ -25,7 +26,7 @@ from bilinear.training.notebook_loop import train_notebook
 NOTEBOOK_EPOCHS = 36_410  # github.com/loganriggs/tn_4_interp, its logged sweep: 10 of 64 stop early
 WIDTHS = (1, 16, 32, 48, 64)
 ROUNDS, EPOCHS_TIMED = 3, 8
-# Models this small gain nothing from a second thread; the notebook is given the faster way.
+# Models this small may gain nothing from more threads; the faster of the two counts.
 THREADS = (1, max(2, os.cpu_count() or 2))
 
 
@@ -41,7 +42,7 @@ def time_fused() -> tuple[float, dict[int, bool]]:
 
 
 def time_notebook_epoch(d_hidden: int, threads: int) -> float:
-    """Seconds an epoch: the median over some, the first (with its warm-up) left out."""
+    """Median seconds of an epoch, without the first one, which includes the warm-up."""
     torch.set_num_threads(threads)
     ends = [time.perf_counter()]
     train_notebook(

@@ -1,7 +1,8 @@
-"""How fast are interaction matrices and eigenpairs? Through the weights' span, and the dense way.
+"""How fast are interaction matrices and eigenpairs, within the weights' span and densely?
 
 P = 64 (d_in = 128), float32, random weights, every remainder, on all cores. The dense way builds
-each matrix by one einsum and calls `torch.linalg.eigh`; at d = 64 both solve 128 × 128.
+each matrix by one einsum and calls `torch.linalg.eigh`; at d = 64 both ways solve 128 × 128
+matrices.
 
     pytest bench/suites/bench_interactions.py --benchmark-only
 """

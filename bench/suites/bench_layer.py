@@ -1,9 +1,9 @@
 """How fast is the layer, and how much does it save for backward? Ours, eager, and torch.compile.
 
 On the CPU in float32: a batch of M rows through d_in -> d (-> d_out), forward without gradients,
-and forward and backward into all inputs. "recompute" saves the input and the weights alone.
-"Memory given back" is what a program sees whose malloc is left to its defaults: tensors of 32 MB
-and more go back to the system as they are freed, and smaller ones by chance.
+and forward and backward into all inputs. "recompute" saves only the input and the weights. The
+tests of "memory given back" leave malloc at its defaults: it returns tensors of 32 MB and more to
+the system when they are freed, and smaller ones sometimes.
 """
 
 import sys
@@ -18,7 +18,7 @@ from bench.measure.layer_ways import OURS, Shape, contestants, function, inputs
 from bench.measure.turns import Contestants, enter
 
 SHAPES = [(64, 128, 64), (4096, 128, 64), (4096, 256, 512), (16384, 64, 512)]
-# Searching for the best tiles takes long: one shape.
+# Only one shape, because searching for the best tiles takes long.
 AUTOTUNED = (4096, 256, 512)
 CPU = torch.device("cpu")
 FORWARD = ("fused", "eager", "compile", "linear-binary")
@@ -28,7 +28,7 @@ TRAINING = ("fused", "recompute", "eager", "compile", "max-autotune")
 
 
 def ways_at(op: str, shape: Shape) -> tuple[str, ...]:
-    """Those of forward and backward that can be had here."""
+    """The ways of forward and backward that are available here."""
     ways = [way for way in TRAINING if way != "max-autotune" or shape == AUTOTUNED]
     return tuple(way for way in ways if way in OURS or not peers.absent(way, op, CPU))
 
@@ -79,7 +79,7 @@ def test_forward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -> None:
     if way == "max-autotune" and shape != AUTOTUNED:
-        pytest.skip(f"max-autotune is searched for at {AUTOTUNED} alone: it takes long")
+        pytest.skip(f"max-autotune is timed only at {AUTOTUNED}, because its search takes long")
     if way not in OURS and peers.absent(way, op, CPU):
         pytest.skip(peers.absent(way, op, CPU))
     benchmark.group = f"{op} forward and backward, M, d_in, d = {shape}"
@@ -94,7 +94,7 @@ def test_forward_and_backward(benchmark: Any, way: str, op: str, shape: Shape) -
         benchmark.extra_info["activation bytes saved, of eager's"] = round(share, 3)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="is about glibc's malloc")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures glibc's malloc")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", peers.OPS)
 @pytest.mark.parametrize("way", MEMORY)

@@ -1,8 +1,8 @@
-"""How fast is the layer on a GPU? Ours, PyTorch's, and every fused layer that installs.
+"""How fast is the layer on a GPU? Ours, PyTorch's, and every installed fused layer.
 
-bfloat16 and float32 (true and tf32), by CUDA events, inputs rotated past L2. A few shapes of those
-that `python -m bench.gpu` measures. Skipped, with the reason shown, without a CUDA device; a peer
-that is not installed likewise.
+bfloat16 and float32 (true and tf32), timed by CUDA events. Each call takes the next of several
+inputs, which together exceed the L2 cache. Covers a few of the shapes of `python -m bench.gpu`.
+Skipped, with the reason shown, without a CUDA device or where a peer is not installed.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from bench.measure.turns import Contestants, enter
 HAS_GPU = torch.cuda.is_available()
 SHAPES = [(16384, 128, 64), (16384, 512, 512), (16384, 1024, 4096)]
 WAYS = (*OURS, *peers.PEERS)
-# Without a GPU one of each is enough to say so.
+# Without a GPU one case per way is enough to report the skip.
 CASES = [
     (direction, shape, kind, op)
     for direction in least_work.DIRECTIONS
@@ -29,7 +29,7 @@ CASES = [
 
 
 def refusal(way: str, op: str, kind: str) -> str:
-    """Why a way is not timed; nothing if it is."""
+    """Why a way is not timed; empty if it is timed."""
     if not HAS_GPU:
         return f"{way} on a GPU needs one; torch.cuda.is_available() is False"
     return "" if way in OURS else peers.absent(way, op, torch.device("cuda"), KINDS[kind][0])

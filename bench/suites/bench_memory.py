@@ -1,9 +1,9 @@
 """How much memory does the layer take? Bytes saved for backward, and the peak of a training step.
 
-Bytes are counted, not timed: `extra_info` holds them. Without `recompute` at most x and [L, R] are
-saved: (d_in + 2d) / (d_in + 3d) of what eager saves for the MLP, and as much as eager for the layer
-alone, where h is an output. With `recompute`, x alone. The peak is of what PyTorch's profiler sees
-allocated on the CPU during one step.
+`extra_info` holds the counted bytes. Without `recompute` at most x and [L, R] are saved. For the
+MLP this is (d_in + 2d) / (d_in + 3d) of what eager saves. For the layer alone, where h is the
+output, it is as much as eager saves. With `recompute` only x is saved. The peak counts the
+allocations that PyTorch's profiler records on the CPU during one step.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def peak_bytes(f: peers.Layer, tensors: list[Tensor], upstream: Tensor) -> int:
 
 
 def most_allocated(run: Callable[[], object]) -> int:
-    """Most bytes that PyTorch's own allocations of a call take at once."""
+    """Most bytes that PyTorch has allocated at once during a call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = run()
     del kept

@@ -1,7 +1,7 @@
 """How does it scale? The layer with M and d, a training step with the number of models and P.
 
-A few points each, forward and backward of the layer at d_in = 128; steps at d = 16. Peers that
-compile are left out: each point would be a compilation.
+A few points on each axis: forward and backward of the layer at d_in = 128, and training steps at
+d = 16. Peers that compile are left out, because every point would need a compilation.
 """
 
 from typing import Any

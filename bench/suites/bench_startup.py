@@ -1,7 +1,6 @@
-"""How long until the library is there? Import, and the first result, each in a new process.
+"""How long do the import and the first result take? Each in a new process, ours and torch alone.
 
-Beside them PyTorch alone. `import bilinear` loads torch only at first use, so compare first
-results.
+`import bilinear` loads torch only at first use, so compare the times of the first result.
 """
 
 import subprocess

@@ -1,7 +1,7 @@
-"""How fast is a training step? Ours, and what one would write with PyTorch.
+"""How fast is a training step? Ours, and plain PyTorch.
 
-Full batch, three quarters of the pairs, float32, AdamW. Every contestant takes some steps with each
-of some models of one width, on all cores.
+Full batch, three quarters of the pairs, float32, AdamW. One call of a contestant takes `STEPS`
+steps with each of `MODELS` models of one width, on all cores.
 """
 
 import os
@@ -65,12 +65,12 @@ def trainings(ways: tuple[str, ...], p: int, d: int, models: int, steps: int) ->
 
 
 def work_of_steps(p: int, d: int, models: int, steps: int) -> least_work.Work:
-    """Of one contestant's call."""
+    """Least work of one contestant's call."""
     return least_work.steps(SweepConfig(p=p, remainders=()), [d] * models, steps)
 
 
 def skip_without_a_kernel(way: str) -> None:
-    """Skip the compiled way, with the reason, where it was not compiled."""
+    """Skip the compiled way, with the reason, if the C kernel was not compiled."""
     if way == "compiled" and grid_cpu.unavailable_because():
         pytest.skip(str(grid_cpu.unavailable_because()))
 

@@ -1,24 +1,24 @@
-"""How fast is the whole sweep? As the user runs it, and what one would write with PyTorch.
+"""How fast is the whole sweep? As the user runs it, and in plain PyTorch.
 
-P = 64, widths 64, 32, 16 and 8, one seed each, three quarters of the pairs, nobody stops early.
-What is compared is an epoch: every one of the four models sees its 3,072 training pairs once.
+P = 64, widths 64, 32, 16 and 8, one seed each, three quarters of the pairs, no early stops.
+Compares the time of an epoch, in which each of the four models sees its 3,072 training pairs once.
 
 full batch (an epoch is a step)
     fused       `run_sweep` on the backend that `sweep.py --fused` would choose, into a new folder:
-                set-up, evaluation of all pairs every ten steps, interaction matrices, files forced
-                to disk; the time of the whole call over its epochs
-    vmap, bmm   ensembles (bench/measure/ensembles.py) of the four models padded to width 64, steps
-                alone: nothing is evaluated, nothing is written
+                set-up, evaluation of all pairs every ten steps, interaction matrices, and files
+                flushed to disk; the time of the whole call divided by its epochs
+    vmap, bmm   ensembles (bench/measure/ensembles.py) of the four models padded to width 64;
+                training steps only, without evaluations or files
     notebook    `train_notebook`, one width after another: 48 minibatches of 64 an epoch, so 48
                 times as many updates from the same data, and its evaluation of the validation
-                pairs, on one thread, the faster way for it (the others have all cores)
+                pairs; on one thread, which is faster for it (the others use all cores)
 minibatches of 64 (an epoch is 48 steps)
-    fused       `run_sweep` with the notebook's protocol: the notebook's own number of updates
+    fused       `run_sweep` with the notebook's protocol and number of updates
     notebook    as above
 
-A third contest is one seed of every width: P = 32, widths 32 to 2, `run_sweep` whole.
+A third contest trains one seed of every width: P = 32, widths 32 to 2, a whole `run_sweep`.
     fused        narrowed: each width from the next wider one's weights
-    independent  each width from initial weights, many of which take all their steps
+    independent  each width from initial weights; many widths use all their steps
 (bench/studies/chain_time.py times the whole commands at P = 64.)
 """
 
@@ -48,7 +48,7 @@ WHERE = " on a GPU" if DEVICE == "cuda" else ""
 NEVER = 10**6  # evaluations in a row that would have to be perfect before a model stops
 FULL_BATCH = SweepConfig(p=P, widths=WIDTHS, hold=NEVER)
 MINIBATCHES = replace(FULL_BATCH, batch_size=64)
-# Epochs of one call, so that each takes some tenths of a second; what is reported is one epoch.
+# Epochs of one call, so that a call takes some tenths of a second; one epoch's time is reported.
 EPOCHS = {"fused": 400, "vmap": 20, "bmm": 20, "notebook": 2}
 EPOCHS_BY_MINIBATCHES = {"fused": 40, "notebook": 2}
 EVERY_WIDTH = SweepConfig(p=32, widths=tuple(range(32, 1, -1)), remainders=())
@@ -104,7 +104,7 @@ def minibatch_sweeps() -> Contestants:
 
 
 def every_width() -> Contestants:
-    """Ways to a model of every width."""
+    """Ways to train a model of every width."""
     narrowed = replace(EVERY_WIDTH, narrow=Narrowing())
     return {"fused": _whole(narrowed), "independent": _whole(EVERY_WIDTH)}
 

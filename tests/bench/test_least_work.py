@@ -1,4 +1,4 @@
-"""FLOP and bytes as counted are those that PyTorch's own counters see."""
+"""FLOP and bytes in least_work agree with PyTorch's counters."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_layer_bytes_are_what_goes_in_and_comes_out(op: str) -> None:
     d_out = d_in if op == "mlp" else None
     ins, grads = (sum(t.nbytes for t in some) for some in (tensors, gradients))
     assert least_work.forward(m, d_in, d, d_out).moved == ins + out.nbytes
-    # Backward reads the inputs and the output's gradient, and writes theirs.
+    # Backward reads the inputs and the output's gradient, and writes the inputs' gradients.
     both = ins + out.nbytes + ins + out.nbytes + grads
     assert least_work.forward_and_backward(m, d_in, d, d_out).moved == both
 

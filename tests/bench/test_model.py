@@ -1,4 +1,4 @@
-"""The model of a scheduler on machine code written here, whose cycles can be counted by hand."""
+"""The scheduler model on small machine code, whose cycles can be counted by hand."""
 
 import random
 
@@ -13,7 +13,7 @@ NONE = 7
 def line(
     address: int, text: str, stall: int = 1, sets: int = NONE, waits: int = 0, reads: int = NONE
 ) -> str:
-    """An instruction as the disassembler prints it, its control bits in the second word."""
+    """An instruction as the disassembler prints it, with control bits in the second word."""
     control = stall | sets << 5 | reads << 8 | waits << 11
     upper = control << 41
     return (

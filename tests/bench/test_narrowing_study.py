@@ -1,4 +1,4 @@
-"""The committed chain, judged by arithmetic that shares no line with the library's."""
+"""`margins`, which shares no code with the library, finds the committed chain right."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bilinear.reading.exact_circuit import exact_state_dict, smallest_margin
 CHAIN = Path(__file__).parents[2] / "docs" / "findings" / "chain" / "models"
 
 
-def test_the_second_judge_knows_the_exact_circuit() -> None:
+def test_margins_of_the_exact_circuit() -> None:
     circuit = {name: w.numpy() for name, w in exact_state_dict(13, 2).items()}
     least = margins(circuit, np.float64).min()
     assert least == pytest.approx(smallest_margin(13), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Other people's fused layers, by stand-ins of their packages with their signatures."""
+"""Adapters to other packages' fused layers, tested on stand-ins with the same signatures."""
 
 import sys
 from types import ModuleType
@@ -15,7 +15,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class _SiLUMul(torch.autograd.Function):
-    """Overwrites what it saved, as Liger-Kernel's does, and asks for rows that are contiguous."""
+    """Requires contiguous inputs, as Liger-Kernel's operator does."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class _SiLUMul(torch.autograd.Function):
 
 
 class _LigerMLP(torch.autograd.Function):
-    """Overwrites what it saved, and gives as many columns as it took."""
+    """Overwrites saved tensors in backward, and returns as many columns as x has."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_l: Tensor, w_r: Tensor, w_p: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs the suites' own tests without the timing: their contestants exist, their work adds up."""
+"""Runs the suites' tests without timing: every contestant exists and its work is consistent."""
 
 from dataclasses import replace
 from types import SimpleNamespace

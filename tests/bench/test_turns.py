@@ -1,4 +1,4 @@
-"""The measuring itself: that contestants take turns, and that the GPU visit's code runs."""
+"""Contestants take turns, contests run in their own processes, and roofs are plausible."""
 
 import os
 import time
@@ -28,7 +28,7 @@ def test_contestants_take_turns() -> None:
 
 
 class _Benchmark:
-    """As much of pytest-benchmark's fixture as a contest touches."""
+    """The parts of pytest-benchmark's fixture that `enter` uses."""
 
     def __init__(self) -> None:
         self.extra_info: dict[str, Any] = {}
