@@ -112,6 +112,7 @@ def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, 
 def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
     """See `call.Implementation`."""
     x, weight, bias, w_p, preact = saved
+    del saved  # its reference to preact would keep that in memory
     dual, mlp, pointwise = _launchers()
     how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
     db_p = dout.sum(0) if needs[4] else None
@@ -135,6 +136,7 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
     else:
         preact = linear(x, weight, bias) if preact is None else preact
         dpreact, h = pointwise.product_backward(dh, preact, call.gate, with_h=needs[3])
+    del preact, dh  # freed before the gradients are made
     return (
         torch.mm(dpreact, weight) if needs[0] else None,
         torch.mm(dpreact.t(), x) if needs[1] else None,
