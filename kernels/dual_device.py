@@ -18,30 +18,12 @@ from .products import products, tile_order, widen
 
 @triton.jit(do_not_specialize=["m"])
 def dual_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    dh_ptr,
-    h_ptr,
-    preact_ptr,
-    m,
-    d,
-    d_in,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_gm,
-    stride_gn,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-    GATE: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, dh_ptr, h_ptr, preact_ptr,
+    m, d, d_in,
+    stride_xm, stride_xk, stride_wn, stride_wk, stride_gm, stride_gn,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
     """L, R tiles (BM, BD) from one pass over x (BM, BK) and the two weights (BK, BD).
 
     Reads x, weight, bias and, for gradients, dh. Writes h if h_ptr; at preact_ptr, if there
@@ -75,27 +57,12 @@ def dual_kernel(
 
 @triton.jit(do_not_specialize=["m"])
 def dual_input_kernel(
-    dh_ptr,
-    preact_ptr,
-    weight_ptr,
-    dx_ptr,
-    m,
-    d,
-    d_in,
-    stride_gm,
-    stride_gn,
-    stride_lm,
-    stride_ln,
-    stride_wn,
-    stride_wk,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-    GATE: tl.constexpr,
-):
+    dh_ptr, preact_ptr, weight_ptr, dx_ptr,
+    m, d, d_in,
+    stride_gm, stride_gn, stride_lm, stride_ln, stride_wn, stride_wk,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
     """dx tile (BM, BN).
 
     Each step over d reads dh, L, R (BM, BD) and both weights (BD, BN), and forms dL, dR in
@@ -137,29 +104,12 @@ def dual_input_kernel(
 
 @triton.jit(do_not_specialize=["m", "chunk"])
 def dual_weight_kernel(
-    dh_ptr,
-    preact_ptr,
-    x_ptr,
-    partial_ptr,
-    bias_partial_ptr,
-    m,
-    d,
-    d_in,
-    chunk,
-    stride_gm,
-    stride_gn,
-    stride_lm,
-    stride_ln,
-    stride_xm,
-    stride_xk,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-    GATE: tl.constexpr,
-):
+    dh_ptr, preact_ptr, x_ptr, partial_ptr, bias_partial_ptr,
+    m, d, d_in, chunk,
+    stride_gm, stride_gn, stride_lm, stride_ln, stride_xm, stride_xk,
+    BM: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
     """dW_l, dW_r tiles (BD, BN), summed over `chunk` rows.
 
     Each step reads dh, L, R (BM, BD) and x (BM, BN). Writes this chunk's share of dweight

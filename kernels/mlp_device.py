@@ -18,32 +18,13 @@ from .products import hidden_grad, products, widen
 
 @triton.jit(do_not_specialize=["m"])
 def mlp_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    w_p_ptr,
-    b_p_ptr,
-    out_ptr,
-    m,
-    d,
-    d_in,
-    d_out,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_pn,
-    stride_pd,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, w_p_ptr, b_p_ptr, out_ptr,
+    m, d, d_in, d_out,
+    stride_xm, stride_xk, stride_wn, stride_wk, stride_pn, stride_pd,
+    BM: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EVEN_K: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     GATE: tl.constexpr,
-):
+):  # fmt: skip
     """out tile (BM, BN): for each block of units, L and R (BM, BD) over d_in, then h times W_p.
 
     Reads x, weight, bias, w_p, b_p; writes out (M, d_out).
@@ -75,34 +56,13 @@ def mlp_kernel(
 
 @triton.jit(do_not_specialize=["m"])
 def mlp_input_kernel(
-    dout_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    w_p_ptr,
-    dx_ptr,
-    m,
-    d,
-    d_in,
-    d_out,
-    stride_gm,
-    stride_gn,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_pn,
-    stride_pd,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
+    dout_ptr, x_ptr, weight_ptr, bias_ptr, w_p_ptr, dx_ptr,
+    m, d, d_in, d_out,
+    stride_gm, stride_gn, stride_xm, stride_xk, stride_wn, stride_wk, stride_pn, stride_pd,
+    BM: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EVEN_K: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     GATE: tl.constexpr,
-):
+):  # fmt: skip
     """dx tile (BM, BN).
 
     For each block of units, L and R over d_in, dh over d_out, then both products with the
@@ -140,36 +100,13 @@ def mlp_input_kernel(
 
 @triton.jit(do_not_specialize=["m", "chunk"])
 def mlp_weight_kernel(
-    dout_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    w_p_ptr,
-    partial_ptr,
-    bias_partial_ptr,
-    m,
-    d,
-    d_in,
-    d_out,
-    chunk,
-    stride_gm,
-    stride_gn,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_pn,
-    stride_pd,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
+    dout_ptr, x_ptr, weight_ptr, bias_ptr, w_p_ptr, partial_ptr, bias_partial_ptr,
+    m, d, d_in, d_out, chunk,
+    stride_gm, stride_gn, stride_xm, stride_xk, stride_wn, stride_wk, stride_pn, stride_pd,
+    BM: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EVEN_K: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     GATE: tl.constexpr,
-):
+):  # fmt: skip
     """dW_l, dW_r tiles (BD, BN), summed over `chunk` rows.
 
     Each step forms L, R, dh (BM, BD) and reads x (BM, BN). Writes this chunk's share of
@@ -225,32 +162,13 @@ def mlp_weight_kernel(
 
 @triton.jit(do_not_specialize=["m", "chunk"])
 def mlp_projection_kernel(
-    dout_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    partial_ptr,
-    m,
-    d,
-    d_in,
-    d_out,
-    chunk,
-    stride_gm,
-    stride_gn,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
+    dout_ptr, x_ptr, weight_ptr, bias_ptr, partial_ptr,
+    m, d, d_in, d_out, chunk,
+    stride_gm, stride_gn, stride_xm, stride_xk, stride_wn, stride_wk,
+    BM: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EVEN_K: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     GATE: tl.constexpr,
-):
+):  # fmt: skip
     """dW_pᵀ tile (BD, BN), summed over `chunk` rows.
 
     Each step forms h (BM, BD) and reads dout (BM, BN). Writes this chunk's share of dW_p
@@ -285,37 +203,13 @@ def mlp_projection_kernel(
 
 @triton.jit(do_not_specialize=["m", "chunk"])
 def mlp_backward_kernel(
-    dout_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    w_p_ptr,
-    dx_ptr,
-    partial_ptr,
-    bias_partial_ptr,
+    dout_ptr, x_ptr, weight_ptr, bias_ptr, w_p_ptr, dx_ptr, partial_ptr, bias_partial_ptr,
     w_p_partial_ptr,
-    m,
-    d,
-    d_in,
-    d_out,
-    chunk,
-    stride_gm,
-    stride_gn,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_pn,
-    stride_pd,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BK: tl.constexpr,
-    BN: tl.constexpr,
-    WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-    GATE: tl.constexpr,
-):
+    m, d, d_in, d_out, chunk,
+    stride_gm, stride_gn, stride_xm, stride_xk, stride_wn, stride_wk, stride_pn, stride_pd,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
     """Every gradient in one pass over x (BM, BK) and dout (BM, BN).
 
     BD, BK, BN cover all of d, d_in and d_out. One program walks `chunk` rows, keeps the weights

@@ -67,21 +67,11 @@ def _start(shape: torch.Size, strides: tuple[int, ...], dh: Place, gate: str) ->
 
 @triton.jit(do_not_specialize=["m"])
 def product_kernel(
-    preact_ptr,
-    dh_ptr,
-    h_ptr,
-    dpreact_ptr,
-    m,
-    d,
-    stride_lm,
-    stride_ln,
-    stride_gm,
-    stride_gn,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    WIDE: tl.constexpr,
-    GATE: tl.constexpr,
-):
+    preact_ptr, dh_ptr, h_ptr, dpreact_ptr,
+    m, d,
+    stride_lm, stride_ln, stride_gm, stride_gn,
+    BM: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
     """One (BM, BD) tile of L, R and, for gradients, dh.
 
     Writes h if h_ptr, [dL, dR] if dpreact_ptr.

@@ -30,25 +30,12 @@ def tile_order(pid, n_m, n_n, GROUP: tl.constexpr):
 
 @triton.jit
 def products(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    rows,
-    units,
-    m,
-    d,
-    d_in,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BK: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr,
+    rows, units, m, d, d_in,
+    stride_xm, stride_xk, stride_wn, stride_wk,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """L and R of one tile, one pass over x: each step's x tile feeds both products."""
     ks = tl.arange(0, BK)
     unit = tl.minimum(units, d - 1)
@@ -80,23 +67,12 @@ def products(
 
 @triton.jit
 def hidden_grad(
-    dout_ptr,
-    w_p_ptr,
-    rows,
-    units,
-    last,
-    d,
-    d_out,
-    stride_gm,
-    stride_gn,
-    stride_pn,
-    stride_pd,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    dout_ptr, w_p_ptr,
+    rows, units, last, d, d_out,
+    stride_gm, stride_gn, stride_pn, stride_pd,
+    BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
     ACC: tl.constexpr,
-):
+):  # fmt: skip
     """dh = dout W_p of one tile; zero for rows from `last` on and for units from d on."""
     ks = tl.arange(0, BK)
     dout_at = dout_ptr + rows[:, None] * stride_gm + ks[None, :] * stride_gn
