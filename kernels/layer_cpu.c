@@ -190,6 +190,9 @@ static void run(Task *t, void (*work)(void *)) {
 
 #define BODY "layer_cpu_body.h"
 #include "isa_cpu.h"
+#ifdef IS_X86
+#include <cpuid.h>
+#endif
 
 /* What each thread runs, by instruction set. */
 static const struct {
@@ -517,6 +520,25 @@ static PyObject *py_best_isa(PyObject *self, PyObject *none) {
     return PyLong_FromLong(best_isa());
 }
 
+/* The newest instructions of this processor that decide how fast PyTorch's matmuls are, and ours. */
+static const char *newest_instructions(void) {
+#ifdef IS_X86
+    unsigned eax, ebx, ecx, edx;
+    if (best_isa() == 1) return "avx2";
+    if (best_isa() == 2) {
+        if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 23 & 1)) return "avx512_fp16";
+        if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1)) return "avx512_bf16";
+        return "avx512";
+    }
+#endif
+    return "baseline";
+}
+
+static PyObject *py_processor(PyObject *self, PyObject *none) {
+    (void)self, (void)none;
+    return PyUnicode_FromString(newest_instructions());
+}
+
 static PyObject *py_has_float16(PyObject *self, PyObject *none) {
     (void)self, (void)none;
     return PyBool_FromLong(HAS_FLOAT16);
@@ -531,6 +553,7 @@ static PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL, NULL},
     {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL, NULL},
     {"best_isa", py_best_isa, METH_NOARGS, NULL},
+    {"processor", py_processor, METH_NOARGS, NULL},
     {"has_float16", py_has_float16, METH_NOARGS, NULL},
     {"can_share_work", py_can_share_work, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL}};

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 ISAS = ("baseline", "avx2", "avx512")
+# By the newest instructions that decide how fast PyTorch's matmuls are, and these kernels.
+PROCESSORS = ("baseline", "avx2", "avx512", "avx512_bf16", "avx512_fp16")
 # In the order of the C source's enums.
 GATES = ("identity", "silu", "gelu", "gelu_tanh", "relu", "sigmoid", "relu2")
 _GATES = {gate: index for index, gate in enumerate(GATES)}
@@ -44,6 +46,12 @@ def unavailable_because(dtype: torch.dtype, gate: str) -> str:
 def best_isa() -> str:
     """Name the widest instruction set that this build and this processor share."""
     return ISAS[_best_isa]
+
+
+def processor() -> str:
+    """Name this processor's class, one of `PROCESSORS`."""
+    name: str = _compiled.processor()
+    return name
 
 
 def shares_work() -> bool:

@@ -2,7 +2,10 @@
 
 Whether it pays is read from a table of what was measured, which `python -m
 bench.studies.native_or_torch` makes: the call runs here if the compiled layer was no slower than
-torch's matmuls at the nearest sizes of its dtype, with and without a projection and `recompute`.
+torch's matmuls at the nearest sizes of its dtype, with and without a projection and `recompute`, on
+this class of processor. What is faster depends on the processor more than on the sizes: torch
+multiplies float16 at a tenth of float32's rate, or faster than float32 where there are
+instructions for it.
 """
 
 import json
@@ -26,6 +29,7 @@ TABLE = Path(__file__).with_name("native_table.json")
 class Measured(NamedTuple):
     """A row of the table: torch's time over the compiled layer's, forward and backward."""
 
+    processor: str  # one of layer_cpu.PROCESSORS
     m: int
     d_in: int
     d: int
@@ -38,28 +42,29 @@ class Measured(NamedTuple):
 
 @cache
 def table() -> tuple[Measured, ...]:
-    """What was measured, on the machine that docs/decisions.md names."""
+    """What was measured, on the machines that docs/decisions.md names."""
     return tuple(Measured(*row) for row in json.loads(TABLE.read_text())["rows"])
 
 
 def nearest(call: Call) -> Measured | None:
-    """The row whose sizes are nearest by ratios; None where the dtype was not measured."""
+    """The row whose sizes are nearest by ratios; None if none is of this processor and dtype."""
     dtype, has_projection = str(call.dtype).removeprefix("torch."), call.d_out is not None
     sizes = max(int(call.m), 1), int(call.d_in), int(call.d)
-    return _nearest(sizes, has_projection, dtype, call.recompute, torch.get_num_threads())
+    kind = layer_cpu.processor(), has_projection, dtype, call.recompute
+    return _nearest(sizes, kind, torch.get_num_threads())
 
 
 @lru_cache(4096)
 def _nearest(
-    sizes: tuple[int, ...], has_projection: bool, dtype: str, recompute: bool, threads: int
+    sizes: tuple[int, ...], kind: tuple[str, bool, str, bool], threads: int
 ) -> Measured | None:
-    kind = has_projection, dtype, recompute
-
     def distance(row: Measured) -> tuple[float, float]:
-        far = sum(abs(log2(mine / its)) for mine, its in zip(sizes, row[:3], strict=True))
+        far = sum(abs(log2(mine / its)) for mine, its in zip(sizes, row[1:4], strict=True))
         return far, abs(log2(threads / row.threads))
 
-    rows = (row for row in table() if (row.d_out > 0, row.dtype, row.recompute) == kind)
+    rows = [
+        row for row in table() if (row.processor, row.d_out > 0, row.dtype, row.recompute) == kind
+    ]
     return min(rows, key=distance, default=None)
 
 
@@ -72,13 +77,15 @@ def refusal(call: Call) -> str:
     if missing := layer_cpu.unavailable_because(call.dtype, call.gate):
         return missing
     row = nearest(call)
-    return "" if row is None or row.times_faster >= 1 else f"torch's matmuls are faster {_at(row)}"
+    if row is None:
+        return f"the compiled layer was not measured on {layer_cpu.processor()} processors"
+    return "" if row.times_faster >= 1 else f"torch's matmuls are faster {_at(row)}"
 
 
 def _at(row: Measured) -> str:
     sizes = f"{row.m}, {row.d_in}, {row.d}" + (f", {row.d_out}" if row.d_out else "")
     rate = f"the compiled layer at {row.times_faster} times torch's rate at ({sizes})"
-    return f"(measured: {rate}, threads: {row.threads})"
+    return f"(measured on {row.processor}: {rate}, threads: {row.threads})"
 
 
 def saves_preact(call: Call) -> bool:

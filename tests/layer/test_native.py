@@ -37,26 +37,34 @@ def test_refusals_say_why() -> None:
 
 def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
-        native.Measured(64, 64, 64, 0, "float32", False, 1, 0.9),
-        native.Measured(64, 64, 64, 0, "float32", False, 2, 1.1),
-        native.Measured(4096, 64, 64, 0, "float32", False, 1, 1.5),
-        native.Measured(64, 64, 64, 0, "float32", True, 1, 1.5),
-        native.Measured(64, 64, 64, 64, "float32", False, 1, 1.0),
+        native.Measured("avx2", 64, 64, 64, 0, "float32", False, 1, 0.9),
+        native.Measured("avx2", 64, 64, 64, 0, "float32", False, 2, 1.1),
+        native.Measured("avx2", 4096, 64, 64, 0, "float32", False, 1, 1.5),
+        native.Measured("avx2", 64, 64, 64, 0, "float32", True, 1, 1.5),
+        native.Measured("avx2", 64, 64, 64, 64, "float32", False, 1, 1.0),
+        native.Measured("avx512", 64, 64, 64, 0, "float32", False, 1, 1.2),
     ]
     monkeypatch.setattr(native, "table", lambda: rows)
     native._nearest.cache_clear()
-    threads = 1
+    threads, processor = 1, "avx2"
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(layer_cpu, "processor", lambda: processor)
     try:
         said = native.refusal(CALL)
+        assert "measured on avx2" in said
         assert "0.9 times torch's rate at (64, 64, 64), threads: 1" in said
         assert not native.refusal(CALL._replace(m=1000))
         assert not native.refusal(CALL._replace(recompute=True))
         assert not native.refusal(CALL._replace(d_out=9))  # equal speed is enough
-        assert not native.refusal(CALL._replace(dtype=torch.float16))  # not measured
         assert native.nearest(CALL._replace(m=0)) == rows[0]
         threads = 2
         assert not native.refusal(CALL)
+        threads, processor = 1, "avx512"
+        assert not native.refusal(CALL)
+        # What was not measured is left to torch.
+        assert "not measured on avx512" in native.refusal(CALL._replace(dtype=torch.float16))
+        processor = "baseline"
+        assert "not measured on baseline" in native.refusal(CALL)
     finally:
         native._nearest.cache_clear()
 
@@ -64,16 +72,43 @@ def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_table_holds_what_select_asks_for() -> None:
     """The table has rows for every kind of call, large matmuls included, and none twice."""
     rows = native.table()
-    assert {(row.dtype, row.recompute, row.d_out > 0) for row in rows} == {
-        (dtype, recompute, projects)
+    assert {
+        (row.processor, row.dtype, row.recompute, row.d_out > 0, row.threads) for row in rows
+    } == {
+        (processor, dtype, recompute, projects, threads)
+        for processor in layer_cpu.PROCESSORS[1:]
         for dtype in ("float32", "bfloat16", "float16")
         for recompute in (False, True)
         for projects in (False, True)
+        for threads in (1, 2)
     }
     assert len({row[:-1] for row in rows}) == len(rows)
     assert all(0 < row.times_faster < 1000 for row in rows)
-    assert not native.refusal(CALL)
-    assert native.refusal(CALL._replace(m=1024, d_in=1024, d=1024))
+
+
+def test_each_processor_has_a_choice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled layer multiplies 16-bit numbers where torch has no instructions for them."""
+    small = CALL._replace(m=1024)
+    large = CALL._replace(m=1024, d_in=1024, d=1024)
+    for processor, dtype, is_compiled in (
+        ("avx2", torch.float32, True), ("avx512_fp16", torch.float32, True),
+        ("avx2", torch.bfloat16, True), ("avx512", torch.bfloat16, True),
+        ("avx512_bf16", torch.bfloat16, False), ("avx512_fp16", torch.bfloat16, False),
+        ("avx512_bf16", torch.float16, True), ("avx512_fp16", torch.float16, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(layer_cpu, "processor", lambda processor=processor: processor)
+        call = (small if dtype == torch.float32 else large)._replace(dtype=dtype)
+        assert (not native.refusal(call)) == is_compiled, (processor, dtype)
+        assert native.refusal(large), processor
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_processor_is_known_by_its_instructions() -> None:
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    best = layer_cpu.best_isa()
+    named = [name for name in ("avx512_fp16", "avx512_bf16") if name in flags]
+    assert layer_cpu.processor() == (named[0] if named and best == "avx512" else best)
 
 
 def test_one_thread_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
