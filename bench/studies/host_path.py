@@ -7,7 +7,8 @@ this study skips the library's kernels themselves. Torch's operations do run, in
 our kernels, so both figures include their arithmetic on two rows. Neither figure includes the
 driver's launch time or the time that a CUDA operation spends on its device and allocator. Ours also
 excludes Triton's Python work at each launch, which `--launch` times separately with a driver that
-does nothing.
+does nothing. What skipped kernels would have written is uninitialised memory, so subnormal numbers
+are flushed to zero: products of them take many times as long.
 
 Measures CPU time of one thread; contestants take turns; reports medians and quartiles.
 `python_calls` counts calls of Python functions, which does not depend on the machine's speed.
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--launch", action="store_true", help="time only the launch of a kernel")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     if args.launch:
         print(json.dumps(launch_microseconds()))
         return

@@ -31,6 +31,15 @@ SHAPES: list[Shape] = [
 ]
 # torch.compile is measured at the first only: it compiles for seconds for each number of rows.
 ROWS = [16384, 4096, 65536]
+# So few rows that Python and the launches take longer than the kernels: these contests tell whether
+# such calls should run a library matmul and a kernel, as they do, or eager.
+FEW_ROWS = 64
+FEW_ROWS_SHAPES: list[Shape] = [
+    (128, 64, 64),
+    (512, 512, None),
+    (512, 256, 512),
+    (1024, 4096, None),
+]
 # Shapes at which torch.compile with max-autotune is measured, too; its search takes a minute.
 AUTOTUNED: list[Shape] = [(128, 64, 64), (512, 512, None)]
 _BACKWARD = "forward and backward"
@@ -40,14 +49,19 @@ _roofs = cache(measure)  # a process measures them once
 def items(visit: Visit) -> list[Item]:
     """Return a contest for each number of rows, dtype, shape and direction.
 
-    All contests of 16384 rows come first, then those with max-autotune, then other numbers of rows.
+    Those of 16384 rows come first, but after the first dtype's come those of few rows; then those
+    with max-autotune; then other numbers of rows.
     """
+    directions = least_work.DIRECTIONS
     if visit.quick:
-        small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], least_work.DIRECTIONS)
+        small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], directions)
         return [_item(*one) for one in small]
-    found = [_item(*one) for one in product(ROWS[:1], KINDS, SHAPES, least_work.DIRECTIONS)]
-    found += [_item(ROWS[0], "bf16", shape, _BACKWARD, searched=True) for shape in AUTOTUNED]
-    return found + [_item(*one) for one in product(ROWS[1:], KINDS, SHAPES, least_work.DIRECTIONS)]
+    first, *kinds = KINDS
+    found = [_item(*one) for one in product(ROWS[:1], [first], SHAPES, directions)]
+    found += [_item(*one) for one in product([FEW_ROWS], [first], FEW_ROWS_SHAPES, directions)]
+    found += [_item(*one) for one in product(ROWS[:1], kinds, SHAPES, directions)]
+    found += [_item(ROWS[0], first, shape, _BACKWARD, searched=True) for shape in AUTOTUNED]
+    return found + [_item(*one) for one in product(ROWS[1:], KINDS, SHAPES, directions)]
 
 
 def finish(content: dict[str, Any], visit: Visit) -> None:
