@@ -90,6 +90,7 @@ def test_imported_finds_every_kind_of_import() -> None:
 TESTED_ELSEWHERE = {
     "bilinear/__main__.py": "tests/test_packaging.py",
     "bilinear/cli/commands.py": "tests/test_command.py",
+    "bilinear/cli/options.py": "tests/test_command_study.py",
     "bilinear/cli/session.py": "tests/cli/test_runs.py",
     "bilinear/cli/durations.py": "tests/training/forecast/test_estimate.py",
     "bilinear/cli/start.py": "tests/cli/test_signals.py",

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import bilinear
-from bilinear.cli.commands import build_parser, main, study_from
+from bilinear.cli.commands import main
+from bilinear.cli.options import build_parser, study_from
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.task import modular_addition
 from bilinear.reading.interactions import interaction_matrices

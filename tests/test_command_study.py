@@ -15,7 +15,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import bilinear
-from bilinear.cli.commands import build_parser, main, study_from
+from bilinear.cli.commands import main
+from bilinear.cli.options import build_parser, study_from
 from bilinear.errors import ConfigError, ResultsError
 from bilinear.experiment.study import Study
 from bilinear.plots import accuracy_by_modulus, perfect_share_map

@@ -14,7 +14,7 @@ from statistics import mean, variance
 import torch
 
 from bench.measure.environment import write_result
-from bilinear.cli.commands import build_parser, study_from
+from bilinear.cli.options import build_parser, study_from
 from bilinear.experiment.record import Finished
 from bilinear.training.backend import train
 from bilinear.training.choose import choose

@@ -21,7 +21,7 @@ def complete_if_asked() -> None:
 
 def _parser(line: str) -> argparse.ArgumentParser:
     """Complete options and commands; after the name of a command, folders alone."""
-    from bilinear.cli.commands import COMMANDS, build_parser
+    from bilinear.cli.options import COMMANDS, build_parser
 
     if COMMANDS.keys() & line.split()[1:-1]:
         parser = argparse.ArgumentParser(add_help=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bilinear.cli.commands import COMMANDS, build_parser
+from bilinear.cli.options import COMMANDS, build_parser
 from bilinear.cli.parser import naming_options
 from bilinear.errors import ConfigError
 from bilinear.experiment.config import SweepConfig
@@ -35,7 +35,7 @@ def test_errors_name_the_option() -> None:
 
 def test_help_has_the_commands_and_the_defaults_with_their_numbers() -> None:
     text = " ".join(build_parser().format_help().split())
-    assert all(f" {name} {what}" in text for name, (_, what) in COMMANDS.items())
+    assert all(f" {name} {what}" in text for name, what in COMMANDS.items())
     own, book = SweepConfig(), PRESETS["notebook"]
     pairs = {
         "first step": (own.lr.start, book["lr"].start),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bilinear.cli.commands import build_parser, study_from
 from bilinear.cli.durations import duration
+from bilinear.cli.options import build_parser, study_from
 from bilinear.cli.report import comparison, print_forecast
 from bilinear.experiment.config import SweepConfig
 from bilinear.experiment.cost import work_of_step
