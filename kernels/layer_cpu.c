@@ -11,6 +11,8 @@
  * other, whatever the strides and the dtype (float32, bfloat16, float16) outside. Weights are
  * packed once a call, x and dout a block at a time; forward's products read rows of float32 in place.
  *
+ * Threads divide the rows, in blocks; in forward of few rows they divide the units, then the outputs.
+ *
  * Tiles: 6 rows and 64 bytes times 1..4 of C stay in registers while k runs over a whole block.
  * Reads: x, dout, weights, biases, and [L, R] where forward saved it. Writes: out and [L, R] if
  * asked to; gradients. h, dh and [dL, dR] never leave the cache.
@@ -36,15 +38,17 @@
 #define CHUNK 192 /* terms that are summed before they are added to the total; a multiple of 16 */
 #define MOST_BLOCK_ROWS 384
 #define FEWEST_BLOCK_ROWS 16
-#define BLOCK_BYTES (384 * 1024) /* what a block may take of a core's second-level cache */
+/* What a block may take of a core's second-level cache; twice as much with large weights. */
+#define BLOCK_BYTES (384 * 1024)
 #define MOST_ROW 1024 /* floats from row to row of x that products read in place */
 #ifndef FEW_ROWS
 #define FEW_ROWS 128
 #endif
+#define MOST_ROWS_BY_UNITS 256 /* of a forward that threads divide by units */
 #define MOST_SHARES 16
 #define MOST_THREADS 64
 #define SHARE_ROWS 256
-#define LARGE_SUMS (INT64_C(1) << 17)   /* floats */
+#define LARGE_WEIGHTS (INT64_C(1) << 17) /* floats */
 #define LARGE_OUTPUT (INT64_C(1) << 23) /* floats; about the size of a last-level cache */
 /* In multiplications. With less work for each thread, another one costs more time than it saves. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
@@ -129,6 +133,7 @@ typedef struct {
     int threads;
     int64_t d_in16, d16, d_out16;
     int64_t block, blocks, shares;
+    int divides_units; /* whether threads divide forward's units among them, and not its rows */
     int streams; /* whether [L, R] and h are written past the caches, being larger than they */
     /* Weights in panels: _t for products with Wᵀ (panels of W's rows), _n for products with W. */
     float *w_t, *w_n, *w_p_t, *w_p_n, *bias, *b_p;
@@ -139,6 +144,15 @@ typedef struct {
     int64_t sums_floats, sums_dw_p, sums_dbias, sums_db_p;
     Counter pack, add, unit[MOST_THREADS]; /* `unit`: of the blocks or shares of each thread */
 } Task;
+
+/* Panels from `first` to before `end`. */
+typedef struct {
+    int64_t first, end;
+} Range;
+
+static Range range_of(const Task *t, int64_t thread, int64_t panels) {
+    return (Range){thread * panels / t->threads, (thread + 1) * panels / t->threads};
+}
 
 static int64_t take(Counter *counter) {
     return __atomic_fetch_add(&counter->taken, 1, __ATOMIC_RELAXED);
@@ -205,19 +219,24 @@ static const struct {
 #endif
 };
 
+/* Whether the weights, and the sums of their gradients, are larger than a block: each block reads the
+ * weights and adds to the sums once, so fewer and larger blocks move less. */
+static int has_large_weights(const Task *t) {
+    return 2 * t->d16 * t->d_in16 + t->d16 * t->d_out16 > LARGE_WEIGHTS;
+}
+
 /* The number of shares. A share's sums are as large as the weights, so shares are few enough that
  * computing one takes longer than writing and adding its sums. */
 static int64_t shares_of(const Task *t) {
     const Layer *l = &t->layer;
-    int64_t sums = 2 * t->d16 * t->d_in16 + t->d16 * t->d_out16;
-    int64_t rows = sums > LARGE_SUMS ? 2 * SHARE_ROWS : SHARE_ROWS;
+    int64_t rows = has_large_weights(t) ? 2 * SHARE_ROWS : SHARE_ROWS;
     int64_t fewest = l->m >= 4 * FEWEST_BLOCK_ROWS ? 2 : 1;
     return least(MOST_SHARES, most(fewest, l->m / rows));
 }
 
 /* Rows of a block, which takes `row_floats` a row: a share is cut into equal blocks that fit the cache. */
 static int64_t block_rows(const Task *t, int64_t row_floats) {
-    int64_t fitting = BLOCK_BYTES / (4 * row_floats);
+    int64_t fitting = BLOCK_BYTES / (4 * row_floats) * (has_large_weights(t) ? 2 : 1);
     fitting = most(FEWEST_BLOCK_ROWS, least(MOST_BLOCK_ROWS, fitting));
     int64_t rows = most(1, (t->layer.m + t->shares - 1) / t->shares);
     int64_t blocks = (rows + fitting - 1) / fitting;
@@ -238,7 +257,8 @@ static void plan(Task *t, int threads, int is_backward) {
     t->shares = shares_of(t);
     int64_t row_floats = t->d_in16 + (l->d_out ? t->d16 : 0);
     if (is_backward) row_floats += 2 * t->d16 + t->d_out16;
-    t->block = block_rows(t, row_floats);
+    t->divides_units = !is_backward && l->m <= MOST_ROWS_BY_UNITS && 4 * l->m * row_floats <= 2 * BLOCK_BYTES;
+    t->block = t->divides_units ? most(1, l->m) : block_rows(t, row_floats);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);
     t->streams = streams(l);
@@ -253,7 +273,7 @@ static void plan(Task *t, int threads, int is_backward) {
     t->sums_floats = t->sums_db_p + t->d_out16;
     t->shares = least(t->shares, t->blocks);
     int64_t work = l->m * l->d * (2 * l->d_in + l->d_out) * (is_backward ? 2 : 1);
-    int64_t units = is_backward ? t->shares : t->blocks;
+    int64_t units = is_backward ? t->shares : t->divides_units ? t->d16 / PANEL : t->blocks;
     t->threads = (int)least(least(threads, units), work / LEAST_WORK_A_THREAD);
     t->threads = (int)least(t->threads, MOST_THREADS);
     if (t->threads < 1 || !can_share_work()) t->threads = 1;

@@ -418,8 +418,8 @@ INLINE void N(fetch_outputs)(const Task *t, const Block *b, int64_t row, int64_t
     N(fetch)(l->preact, (2 * index + 1) * l->d + column, 2 * l->d, rows, columns);
 }
 
-/* [L, R] = x Wᵀ + bias; a tile has as many vectors of L as of R. */
-static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
+/* [L, R] = x Wᵀ + bias of the units in some panels; a tile has as many vectors of L as of R. */
+static void N(form_preact)(const Task *t, const Block *b, Range panels, int is_forward) {
     BUFFER;
     Factors f = {b->x, t->w_t, b->stride, t->w_t_stride, PANEL, t->layer.d_in, 1, 0, 0, PANELS};
     if (reads_rows(&t->layer)) {
@@ -427,9 +427,9 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
         f.a_stride = t->layer.x.row;
         f.form = ROWS;
     }
-    int64_t vectors = t->d16 / LANES;
-    for (int64_t j = 0; j < vectors; j += VECTORS / 2) {
-        int64_t n = least(vectors - j, VECTORS / 2);
+    int64_t vectors = t->d16 / LANES, end = panels.end * PANEL / LANES;
+    for (int64_t j = panels.first * PANEL / LANES; j < end; j += VECTORS / 2) {
+        int64_t n = least(end - j, VECTORS / 2);
         const float *columns[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < 2 * n; v++) {
             int64_t column = (v < n ? j + v : vectors + j + v - n);
@@ -449,13 +449,13 @@ static void N(form_preact)(const Task *t, const Block *b, int is_forward) {
     }
 }
 
-/* C = A B + start for a block's rows to memory, (m, width). */
-static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f,
-                                 const float *first, char *to, int64_t width) {
+/* C = A B + start for a block's rows to memory, (m, width), the columns in some panels. */
+static void N(product_to_memory)(const Task *t, const Block *b, const Factors *f, const float *first,
+                                 char *to, int64_t width, Range panels) {
     BUFFER;
-    int64_t vectors = (width + LANES - 1) / LANES;
-    for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = least(vectors - j, VECTORS);
+    int64_t end = least((width + LANES - 1) / LANES, panels.end * PANEL / LANES);
+    for (int64_t j = panels.first * PANEL / LANES; j < end; j += VECTORS) {
+        int64_t n = least(end - j, VECTORS);
         int in_place = t->layer.dtype == FLOAT32 && (j + n) * LANES <= width;
         const float *at[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < n; v++) {
@@ -493,13 +493,18 @@ INLINE void N(take_dh)(const Task *t, const Block *b, const float *dh, int64_t d
 
 /* --- Forward. --- */
 
+/* out = h W_pᵀ + b_p, the columns in some panels. */
+static void N(form_out)(const Task *t, const Block *b, Range panels) {
+    const Layer *l = &t->layer;
+    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, PANEL, l->d, 1, 0, 0, PANELS};
+    N(product_to_memory)(t, b, &f, t->b_p, l->out, l->d_out, panels);
+}
+
 static void N(forward_block)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
     if (!reads_rows(l)) N(pack_rows)(t, b, b->x, l->x, l->d_in);
-    N(form_preact)(t, b, 1);
-    if (!l->d_out) return;
-    Factors f = {b->h, t->w_p_t, b->stride, t->w_p_t_stride, PANEL, l->d, 1, 0, 0, PANELS};
-    N(product_to_memory)(t, b, &f, t->b_p, l->out, l->d_out);
+    N(form_preact)(t, b, (Range){0, t->d16 / PANEL}, 1);
+    if (l->d_out) N(form_out)(t, b, (Range){0, t->d_out16 / PANEL});
 }
 
 /* One panel of Wᵀ, of either half. */
@@ -508,6 +513,13 @@ static void N(pack_w_t)(const Task *t, int64_t panel) {
     int64_t half = panel >= t->d16 / PANEL, column = panel * PANEL - half * t->d16;
     N(pack_transposed)(t->w_t + panel * t->w_t_stride, l->weight, half * l->d + column,
                        least(PANEL, l->d - column), l->d_in, l->dtype);
+}
+
+/* One panel of W_pᵀ. */
+static void N(pack_w_p_t)(const Task *t, int64_t panel) {
+    const Layer *l = &t->layer;
+    N(pack_transposed)(t->w_p_t + panel * t->w_p_t_stride, l->w_p, panel * PANEL,
+                       least(PANEL, l->d_out - panel * PANEL), l->d, l->dtype);
 }
 
 /* A bias to float32, zeros where there is none. */
@@ -525,25 +537,50 @@ static void N(pack_biases)(const Task *t) {
     N(pack_bias)(t->b_p, l->b_p, 0, l->d_out, t->d_out16, l->dtype);
 }
 
-static void N(forward)(void *task) {
-    Task *t = task;
+/* Forward of few rows, one block: each thread packs the weights of some units, and then of some outputs,
+ * which it alone reads. So no thread waits for cache lines that another wrote, but for those of h. */
+static void N(forward_units)(Task *t, int64_t thread, float *scratch) {
     const Layer *l = &t->layer;
-    int64_t thread = thread_of(t);
-    float *scratch = t->scratch + thread * t->thread_floats;
+    Block b = N(block_of)(t, scratch, 0);
+    b.h = N(block_of)(t, t->scratch, 0).h;
+    Range units = range_of(t, thread, t->d16 / PANEL), outs = range_of(t, thread, t->d_out16 / PANEL);
+    if (!reads_rows(l)) N(pack_rows)(t, &b, b.x, l->x, l->d_in);
+    for (int64_t i = units.first; i < units.end; i++)
+        for (int64_t half = 0; half < 2; half++) {
+            N(pack_w_t)(t, i + half * t->d16 / PANEL);
+            N(pack_bias)(t->bias + half * t->d16 + i * PANEL, l->bias, half * l->d + i * PANEL,
+                         l->d - i * PANEL, PANEL, l->dtype);
+        }
+    N(form_preact)(t, &b, units, 1);
+    if (!l->d_out) return;
+    for (int64_t i = outs.first; i < outs.end; i++) {
+        N(pack_w_p_t)(t, i);
+        N(pack_bias)(t->b_p + i * PANEL, l->b_p, i * PANEL, l->d_out - i * PANEL, PANEL, l->dtype);
+    }
+    wait_for_all(t);
+    N(form_out)(t, &b, outs);
+}
+
+static void N(forward_rows)(Task *t, int64_t thread, float *scratch) {
     int64_t halves = 2 * t->d16 / PANEL, panels = halves + t->d_out16 / PANEL;
     for (int64_t i; (i = take(&t->pack)) <= panels;) {
-        int64_t out = i - halves;
         if (i == panels) N(pack_biases)(t);
         else if (i < halves) N(pack_w_t)(t, i);
-        else
-            N(pack_transposed)(t->w_p_t + out * t->w_p_t_stride, l->w_p, out * PANEL,
-                               least(PANEL, l->d_out - out * PANEL), l->d, l->dtype);
+        else N(pack_w_p_t)(t, i - halves);
     }
     wait_for_all(t);
     for (int64_t i; (i = take_unit(t, thread, t->blocks)) >= 0;) {
         Block b = N(block_of)(t, scratch, i);
         N(forward_block)(t, &b);
     }
+}
+
+static void N(forward)(void *task) {
+    Task *t = task;
+    int64_t thread = thread_of(t);
+    float *scratch = t->scratch + thread * t->thread_floats;
+    if (t->divides_units) N(forward_units)(t, thread, scratch);
+    else N(forward_rows)(t, thread, scratch);
 #if LANES == 16 && !defined(__clang__)
     __builtin_ia32_sfence(); /* so that streamed writes are visible to others once this thread ends */
 #endif
@@ -648,7 +685,7 @@ static void N(form_dpreact)(const Task *t, const Block *b) {
         N(pack_rows)(t, b, b->preact, left, l->d);
         N(pack_rows)(t, b, b->preact + t->d16 / PANEL * b->stride, right, l->d);
     } else {
-        N(form_preact)(t, b, 0);
+        N(form_preact)(t, b, (Range){0, t->d16 / PANEL}, 0);
     }
     if (l->d_out) N(form_dh)(t, b);
     else N(take_dout)(t, b);
@@ -663,7 +700,7 @@ static void N(form_dx)(const Task *t, const Block *b) {
         f.b_stride = PANEL, f.b_row = l->d_in, f.b_part = d * l->d_in;
     }
     if (d == t->d16) f.k = 2 * d, f.parts = 1; /* no padding between dL and dR */
-    N(product_to_memory)(t, b, &f, 0, l->dx, l->d_in);
+    N(product_to_memory)(t, b, &f, 0, l->dx, l->d_in, (Range){0, t->d_in16 / PANEL});
 }
 
 static void N(backward_block)(const Task *t, const Block *b, float *sums, int is_first) {

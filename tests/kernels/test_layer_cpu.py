@@ -276,7 +276,11 @@ def test_a_lazy_minus_sign_counts() -> None:
     check(a, gradient_of(a))
 
 
-SHAPES = [(3000, 33, 65, 9), (64, 128, 64, None), (700, 130, 400, 200)]
+SHAPES = [
+    (3000, 33, 65, 9), (700, 130, 400, 200),
+    # So few rows that threads divide the units: fewer panels of them than threads, and more.
+    (64, 128, 64, None), (256, 40, 100, 33), (101, 300, 77, 50), (5, 400, 700, 300),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -285,7 +289,7 @@ def test_the_same_bits_on_any_number_of_threads(shape: tuple[int, int, int, int 
     dout, threads = gradient_of(a), torch.get_num_threads()
     found = []
     try:
-        for n in (1, 2, 3, 1, 2):
+        for n in (1, 2, 3, 7, 1, 2):
             torch.set_num_threads(n)
             found.append(compiled(a, dout, "silu"))
     finally:
