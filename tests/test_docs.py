@@ -87,9 +87,11 @@ def test_named_files_exist(page: str) -> None:
 
 
 def test_decisions_quote_the_committed_contests() -> None:
-    """Its tables of the training step, the layer's times and the layer's memory."""
+    """Its tables of the training step, the layer's times on two machines, and its memory."""
     content = json.loads((RESULTS / "cpu.json").read_text())
     found = {contest.group: contest for contest in contests(content)}
+    intel = contests(json.loads((RESULTS / "layer_intel.json").read_text()))
+    found_on_intel = {contest.group: contest for contest in intel}
     steps = [found[f"5 steps of 8 models, d={d}"] for d in (8, 16, 64)]
     rows = [
         [
@@ -109,12 +111,14 @@ def test_decisions_quote_the_committed_contests() -> None:
         rows.append([f"times faster than {name}", *ratios])
     for shape in ((64, 128, 64), (4096, 128, 64), (4096, 256, 512), (16384, 64, 512)):
         sizes = ", ".join(map(str, shape))
-        ratios = [
-            found[f"{op} {direction}, M, d_in, d = {shape}"].ratio
+        groups = [
+            f"{op} {direction}, M, d_in, d = {shape}"
             for direction in ("forward", "forward and backward")
             for op in ("layer", "mlp")
         ]
-        rows.append([sizes, *(f"{r:.2f} ({low:.2f}–{high:.2f})" for r, low, high in ratios)])
+        for machine in (found, found_on_intel):
+            ratios = [machine[group].ratio for group in groups]
+            rows.append([sizes, *(f"{r:.2f} ({low:.2f}–{high:.2f})" for r, low, high in ratios)])
         memory = [found[f"memory, {op}, M, d_in, d = {shape}"].ways for op in ("layer", "mlp")]
         peaks = (
             ways["fused"].notes["peak bytes"] / ways["eager"].notes["peak bytes"] for ways in memory
