@@ -150,8 +150,9 @@ typedef struct {
     int64_t first, end;
 } Range;
 
-static Range range_of(const Task *t, int64_t thread, int64_t panels) {
-    return (Range){thread * panels / t->threads, (thread + 1) * panels / t->threads};
+/* The i-th of as many ranges as there are threads. */
+static Range range_of(const Task *t, int64_t i, int64_t panels) {
+    return (Range){i * panels / t->threads, (i + 1) * panels / t->threads};
 }
 
 static int64_t take(Counter *counter) {
@@ -257,7 +258,9 @@ static void plan(Task *t, int threads, int is_backward) {
     t->shares = shares_of(t);
     int64_t row_floats = t->d_in16 + (l->d_out ? t->d16 : 0);
     if (is_backward) row_floats += 2 * t->d16 + t->d_out16;
-    t->divides_units = !is_backward && l->m <= MOST_ROWS_BY_UNITS && 4 * l->m * row_floats <= 2 * BLOCK_BYTES;
+    /* Units of a row of other lengths would share cache lines, for which threads that write them compete. */
+    t->divides_units = !is_backward && l->m <= MOST_ROWS_BY_UNITS && l->d % PANEL == 0 &&
+                       4 * l->m * row_floats <= 2 * BLOCK_BYTES;
     t->block = t->divides_units ? most(1, l->m) : block_rows(t, row_floats);
     t->blocks = (l->m + t->block - 1) / t->block;
     t->block_stride = PANEL_FLOATS(t->block);

@@ -537,28 +537,42 @@ static void N(pack_biases)(const Task *t) {
     N(pack_bias)(t->b_p, l->b_p, 0, l->d_out, t->d_out16, l->dtype);
 }
 
-/* Forward of few rows, one block: each thread packs the weights of some units, and then of some outputs,
- * which it alone reads. So no thread waits for cache lines that another wrote, but for those of h. */
-static void N(forward_units)(Task *t, int64_t thread, float *scratch) {
+/* Packs the weights of some units, and forms their [L, R] and h. */
+static void N(form_units)(const Task *t, const Block *b, Range units) {
     const Layer *l = &t->layer;
-    Block b = N(block_of)(t, scratch, 0);
-    b.h = N(block_of)(t, t->scratch, 0).h;
-    Range units = range_of(t, thread, t->d16 / PANEL), outs = range_of(t, thread, t->d_out16 / PANEL);
-    if (!reads_rows(l)) N(pack_rows)(t, &b, b.x, l->x, l->d_in);
     for (int64_t i = units.first; i < units.end; i++)
         for (int64_t half = 0; half < 2; half++) {
             N(pack_w_t)(t, i + half * t->d16 / PANEL);
             N(pack_bias)(t->bias + half * t->d16 + i * PANEL, l->bias, half * l->d + i * PANEL,
                          l->d - i * PANEL, PANEL, l->dtype);
         }
-    N(form_preact)(t, &b, units, 1);
-    if (!l->d_out) return;
+    N(form_preact)(t, b, units, 1);
+}
+
+/* Packs the part of W_p of some columns of out, and forms them. */
+static void N(form_outs)(const Task *t, const Block *b, Range outs) {
+    const Layer *l = &t->layer;
     for (int64_t i = outs.first; i < outs.end; i++) {
         N(pack_w_p_t)(t, i);
         N(pack_bias)(t->b_p + i * PANEL, l->b_p, i * PANEL, l->d_out - i * PANEL, PANEL, l->dtype);
     }
+    N(form_out)(t, b, outs);
+}
+
+/* Forward of few rows, one block: a thread packs the weights that it alone reads, so it waits for no
+ * cache lines that another wrote but those of h. A range is taken as blocks are, not given to a thread:
+ * OpenMP may run fewer threads than it was asked for. */
+static void N(forward_units)(Task *t, int64_t thread, float *scratch) {
+    const Layer *l = &t->layer;
+    Block b = N(block_of)(t, scratch, 0);
+    b.h = N(block_of)(t, t->scratch, 0).h;
+    if (!reads_rows(l)) N(pack_rows)(t, &b, b.x, l->x, l->d_in);
+    for (int64_t i; (i = take_unit(t, thread, t->threads)) >= 0;)
+        N(form_units)(t, &b, range_of(t, i, t->d16 / PANEL));
+    if (!l->d_out) return;
     wait_for_all(t);
-    N(form_out)(t, &b, outs);
+    for (int64_t i; (i = take(&t->add)) < t->threads;)
+        N(form_outs)(t, &b, range_of(t, i, t->d_out16 / PANEL));
 }
 
 static void N(forward_rows)(Task *t, int64_t thread, float *scratch) {

@@ -279,7 +279,7 @@ def test_a_lazy_minus_sign_counts() -> None:
 SHAPES = [
     (3000, 33, 65, 9), (700, 130, 400, 200),
     # So few rows that threads divide the units: fewer panels of them than threads, and more.
-    (64, 128, 64, None), (256, 40, 100, 33), (101, 300, 77, 50), (5, 400, 700, 300),
+    (64, 128, 64, None), (256, 40, 96, 33), (101, 300, 80, 50), (5, 400, 704, 300),
 ]  # fmt: skip
 
 

@@ -241,3 +241,34 @@ def test_threads_are_as_many_as_torch_is_told() -> None:
         OMP_NUM_THREADS="1",
     )
     assert counts.split() == ["0", "2", "0"]
+
+
+@pytest.mark.parametrize("limits", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_THREAD_LIMIT": "2"}])
+def test_fewer_threads_than_were_asked_for_do_all_the_work(limits: dict[str, str]) -> None:
+    """OpenMP may start fewer threads than a call asks for."""
+    run_alone(
+        """
+        import torch
+        from bilinear.kernels import layer_cpu
+
+        def results(m, d_out):
+            torch.manual_seed(0)
+            x, weight, bias = torch.randn(m, 90), torch.randn(320, 90), torch.randn(320)
+            w_p = torch.randn(d_out, 160) if d_out else None
+            b_p = torch.randn(d_out) if d_out else None
+            given = x, weight, bias, w_p, b_p
+            out, preact = layer_cpu.forward(*given, gate="silu", save_preact=True)
+            needs = (True, True, True, w_p is not None, w_p is not None)
+            saved = torch.randn(out.shape), x, weight, bias, w_p, preact
+            return out, preact, *layer_cpu.backward(*saved, needs, gate="silu")
+
+        for case in ((64, 0), (64, 70), (2000, 0), (2000, 70)):
+            torch.set_num_threads(1)
+            want = results(*case)
+            torch.set_num_threads(5)
+            for _ in range(3):
+                for one, other in zip(results(*case), want, strict=True):
+                    assert one is other or torch.equal(one, other), case
+        """,
+        **limits,
+    )
