@@ -52,6 +52,9 @@
 #define LARGE_OUTPUT (INT64_C(1) << 23) /* floats; about the size of a last-level cache */
 /* In multiplications. With less work for each thread, another one costs more time than it saves. */
 #define LEAST_WORK_A_THREAD (INT64_C(1) << 18)
+/* The same for elementwise work, in elements of h; and how many a thread takes at a time. */
+#define LEAST_ELEMENTS_A_THREAD (INT64_C(1) << 14)
+#define ELEMENTS_AT_ONCE (INT64_C(1) << 13)
 #ifndef KEPT_FLOATS /* of scratch that is kept between calls; the sanitizers' tests keep none */
 #define KEPT_FLOATS (INT64_C(1) << 19)
 #endif
@@ -155,6 +158,15 @@ static Range range_of(const Task *t, int64_t i, int64_t panels) {
     return (Range){i * panels / t->threads, (i + 1) * panels / t->threads};
 }
 
+/* h of [L, R], and with dh also [dL, dR], without any product; float32 or bfloat16. */
+typedef struct {
+    int64_t m, d, rows; /* `rows` are taken at a time */
+    int dtype, gate;
+    const char *preact, *dh; /* contiguous */
+    char *h, *dpreact;       /* h: null where it is not asked for; it may be dh's memory */
+    Counter taken;
+} Pointwise;
+
 static int64_t take(Counter *counter) {
     return __atomic_fetch_add(&counter->taken, 1, __ATOMIC_RELAXED);
 }
@@ -196,11 +208,11 @@ static void wait_for_all(const Task *t) {
     if (t->threads > 1) omp_barrier();
 }
 
-static void run(Task *t, void (*work)(void *)) {
-    if (t->threads > 1)
-        omp_parallel(work, t, (unsigned)t->threads, 0);
+static void run(void *task, int threads, void (*work)(void *)) {
+    if (threads > 1)
+        omp_parallel(work, task, (unsigned)threads, 0);
     else
-        work(t);
+        work(task);
 }
 
 #define BODY "layer_cpu_body.h"
@@ -211,12 +223,12 @@ static void run(Task *t, void (*work)(void *)) {
 
 /* What each thread runs, by instruction set. */
 static const struct {
-    void (*forward)(void *), (*backward)(void *);
+    void (*forward)(void *), (*backward)(void *), (*pointwise)(void *);
 } WORK[] = {
-    {forward_baseline, backward_baseline},
+    {forward_baseline, backward_baseline, pointwise_baseline},
 #ifdef IS_X86
-    {forward_avx2, backward_avx2},
-    {forward_avx512, backward_avx512},
+    {forward_avx2, backward_avx2, pointwise_avx2},
+    {forward_avx512, backward_avx512, pointwise_avx512},
 #endif
 };
 
@@ -351,8 +363,8 @@ static PyObject *empty, *empty_like, *get_num_threads;
 static PyObject *options[FLOAT16 + 1]; /* of `empty`, by dtype */
 static PyObject *is_neg, *resolve_neg, *contiguous;
 
-enum Operand { X, WEIGHT, BIAS, W_P, B_P, PREACT, DOUT, OPERANDS };
-static const char *const NAMES[] = {"x", "weight", "bias", "w_p", "b_p", "preact", "dout"};
+enum Operand { X, WEIGHT, BIAS, W_P, B_P, PREACT, DOUT, DH, OPERANDS };
+static const char *const NAMES[] = {"x", "weight", "bias", "w_p", "b_p", "preact", "dout", "dh"};
 
 typedef struct {
     PyObject *held[OPERANDS]; /* null where there is none */
@@ -379,7 +391,7 @@ static int become(Operands *o, enum Operand which, PyObject *method) {
     return exchange->see(made, &o->seen[which]) == 0;
 }
 
-/* A tensor of `dims` sizes, of x's dtype; None stays null. All but x and dout are made contiguous, and a
+/* A tensor of `dims` sizes, of x's dtype; None stays null. All but x, dout and dh are made contiguous, and a
  * lazy minus sign, which a pointer does not show (a conjugate's imaginary part may have one), is formed. */
 static int read_tensor(Operands *o, enum Operand which, PyObject *given, int dims, int64_t rows,
                        int64_t columns) {
@@ -397,7 +409,7 @@ static int read_tensor(Operands *o, enum Operand which, PyObject *given, int dim
                      NAMES[which], (long long)rows, (long long)columns);
         return 0;
     }
-    return which == X || which == DOUT || is_dense(s) || become(o, which, contiguous);
+    return which == X || which == DOUT || which == DH || is_dense(s) || become(o, which, contiguous);
 }
 
 static int dtype_of(const Seen *s) {
@@ -442,9 +454,16 @@ static PyObject *new_at(PyObject *made, char **at) {
     return made;
 }
 
+static PyObject *new_matrix(const Layer *l, int64_t rows, int64_t columns, char **at) {
+    PyObject *sizes = Py_BuildValue("(LL)", (long long)rows, (long long)columns);
+    PyObject *made = sizes ? PyObject_Call(empty, sizes, options[l->dtype]) : NULL;
+    Py_XDECREF(sizes);
+    return new_at(made, at);
+}
+
 static PyObject *new_tensor(const Layer *l, int64_t rows, int64_t columns, char **at) {
-    PyObject *sizes = columns ? Py_BuildValue("(LL)", (long long)rows, (long long)columns)
-                              : Py_BuildValue("(L)", (long long)rows);
+    if (columns) return new_matrix(l, rows, columns, at);
+    PyObject *sizes = Py_BuildValue("(L)", (long long)rows);
     PyObject *made = sizes ? PyObject_Call(empty, sizes, options[l->dtype]) : NULL;
     Py_XDECREF(sizes);
     return new_at(made, at);
@@ -454,21 +473,27 @@ static PyObject *new_like(PyObject *tensor, char **at) {
     return new_at(PyObject_CallFunctionObjArgs(empty_like, tensor, NULL), at);
 }
 
-static int execute(const Layer *layer, int isa, int is_backward) {
-    Task task = {.layer = *layer};
-    void *memory;
+/* An exception is set if torch raised one. */
+static int threads_of_torch(void) {
     PyObject *number = PyObject_CallNoArgs(get_num_threads);
     long threads = number ? PyLong_AsLong(number) : 1;
     Py_XDECREF(number);
+    return (int)threads;
+}
+
+static int execute(const Layer *layer, int isa, int is_backward) {
+    Task task = {.layer = *layer};
+    void *memory;
+    int threads = threads_of_torch();
     if (PyErr_Occurred()) return 0;
-    plan(&task, (int)threads, is_backward);
+    plan(&task, threads, is_backward);
     int64_t floats = allocate(&task, is_backward, &memory);
     if (!floats) {
         PyErr_NoMemory();
         return 0;
     }
     PyThreadState *state = PyEval_SaveThread();
-    run(&task, is_backward ? WORK[isa].backward : WORK[isa].forward);
+    run(&task, task.threads, is_backward ? WORK[isa].backward : WORK[isa].forward);
     release(memory, floats);
     PyEval_RestoreThread(state);
     return 1;
@@ -543,6 +568,77 @@ static PyObject *py_best_isa(PyObject *self, PyObject *none) {
     return PyLong_FromLong(best_isa());
 }
 
+/* What `product_forward` and `product_backward` share: `isa, gate, preact`. */
+static int read_pointwise(PyObject *const *args, Operands *o, Layer *l, Pointwise *p, int *isa) {
+    Seen preact;
+    *isa = (int)PyLong_AsLong(args[0]);
+    p->gate = (int)PyLong_AsLong(args[1]);
+    if (PyErr_Occurred() || exchange->see(args[2], &preact)) return 0;
+    l->dtype = p->dtype = dtype_of(&preact);
+    if (*isa < 0 || *isa > best_isa() || p->gate < 0 || p->gate > RELU2 || preact.dims != 2 ||
+        preact.shape[1] % 2 || (p->dtype != FLOAT32 && p->dtype != BFLOAT16)) {
+        PyErr_SetString(PyExc_ValueError, "a size, a dtype, a gate or an instruction set that cannot be");
+        return 0;
+    }
+    p->m = preact.shape[0], p->d = preact.shape[1] / 2;
+    o->seen[X] = preact; /* the dtype that dh must have */
+    if (!read_tensor(o, PREACT, args[2], 2, p->m, 2 * p->d)) return 0;
+    p->preact = o->seen[PREACT].data;
+    return 1;
+}
+
+static int execute_pointwise(Pointwise *p, int isa) {
+    int threads = threads_of_torch();
+    if (PyErr_Occurred()) return 0;
+    threads = (int)least(least(threads, MOST_THREADS), p->m * p->d / LEAST_ELEMENTS_A_THREAD);
+    if (threads < 1 || !can_share_work()) threads = 1;
+    p->rows = most(1, ELEMENTS_AT_ONCE / most(1, p->d));
+    PyThreadState *state = PyEval_SaveThread();
+    run(p, threads, WORK[isa].pointwise);
+    PyEval_RestoreThread(state);
+    return 1;
+}
+
+/* (isa, gate, preact) → h */
+static PyObject *py_product_forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    Operands o = {0};
+    Layer l = {0};
+    Pointwise p = {0};
+    int isa;
+    PyObject *h = NULL;
+    (void)self;
+    if (n != 3) return PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", n);
+    if (read_pointwise(args, &o, &l, &p, &isa) && (h = new_matrix(&l, p.m, p.d, &p.h)) &&
+        !execute_pointwise(&p, isa))
+        Py_CLEAR(h);
+    let_go(&o);
+    return h;
+}
+
+/* (isa, gate, preact, dh, into_dh) → [dL, dR]; with `into_dh`, h replaces dh */
+static PyObject *py_product_backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    Operands o = {0};
+    Layer l = {0};
+    Pointwise p = {0};
+    int isa;
+    PyObject *dpreact = NULL;
+    (void)self;
+    if (n != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", n);
+    if (read_pointwise(args, &o, &l, &p, &isa) && read_tensor(&o, DH, args[3], 2, p.m, p.d)) {
+        int copied = !is_dense(&o.seen[DH]);
+        if ((args[4] == Py_True && (copied || o.held[DH] != args[3]))) {
+            PyErr_SetString(PyExc_ValueError, "dh: expected contiguous memory, to be replaced by h");
+        } else if ((!copied || become(&o, DH, contiguous)) &&
+                   (dpreact = new_matrix(&l, p.m, 2 * p.d, &p.dpreact))) {
+            p.dh = o.seen[DH].data;
+            p.h = args[4] == Py_True ? o.seen[DH].data : NULL;
+            if (!execute_pointwise(&p, isa)) Py_CLEAR(dpreact);
+        }
+    }
+    let_go(&o);
+    return dpreact;
+}
+
 /* The newest instructions of this processor that decide how fast PyTorch's matmuls are, and ours. */
 static const char *newest_instructions(void) {
 #ifdef IS_X86
@@ -575,6 +671,8 @@ static PyObject *py_can_share_work(PyObject *self, PyObject *none) {
 static PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))py_forward, METH_FASTCALL, NULL},
     {"backward", (PyCFunction)(void (*)(void))py_backward, METH_FASTCALL, NULL},
+    {"product_forward", (PyCFunction)(void (*)(void))py_product_forward, METH_FASTCALL, NULL},
+    {"product_backward", (PyCFunction)(void (*)(void))py_product_backward, METH_FASTCALL, NULL},
     {"best_isa", py_best_isa, METH_NOARGS, NULL},
     {"processor", py_processor, METH_NOARGS, NULL},
     {"has_float16", py_has_float16, METH_NOARGS, NULL},

@@ -101,3 +101,28 @@ def backward(
     found: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
     found = _compiled.backward(isa, _GATES[gate], x, weight, bias, w_p, preact, dout, needs)
     return found
+
+
+def has_pointwise(dtype: torch.dtype) -> bool:
+    """Whether `product_forward` and `product_backward` take tensors of a dtype here."""
+    return _compiled is not None and dtype in (torch.float32, torch.bfloat16)
+
+
+def product_forward(preact: Tensor, *, gate: str, isa: int = _best_isa) -> Tensor:
+    """h = g(L) ∘ R, (m, d), of preact = [L, R], (m, 2d), float32 or bfloat16.
+
+    Formed in float32 and rounded once, on `torch.get_num_threads()` threads.
+    """
+    h: Tensor = _compiled.product_forward(isa, _GATES[gate], preact)
+    return h
+
+
+def product_backward(
+    dh: Tensor, preact: Tensor, *, gate: str, into_dh: bool = False, isa: int = _best_isa
+) -> Tensor:
+    """[dL, dR] (m, 2d) of preact (m, 2d) and dh (m, d), in one pass.
+
+    With `into_dh`, h is formed in the same pass and replaces dh, which must be contiguous.
+    """
+    dpreact: Tensor = _compiled.product_backward(isa, _GATES[gate], preact, dh, into_dh)
+    return dpreact

@@ -823,6 +823,77 @@ static void N(backward)(void *task) {
     for (int64_t i; (i = take(&t->add)) <= units;) N(add_unit)(t, i);
 }
 
+/* --- Elementwise, between products that are torch's. --- */
+
+typedef uint16_t N(halves) __attribute__((vector_size(2 * LANES), aligned(2)));
+
+/* A vector of contiguous float32 or bfloat16. */
+INLINE vf N(widened)(const char *at, int64_t index, const int dtype) {
+    if (dtype == FLOAT32) return N(load_anywhere)((const float *)at + index);
+    N(halves) bits = *(const N(halves) *)((const uint16_t *)at + index);
+    return (vf)(__builtin_convertvector(bits, vu) << 16);
+}
+
+INLINE void N(write_narrowed)(char *at, int64_t index, vf v, const int dtype) {
+    if (dtype == FLOAT32) {
+        N(store_anywhere)((float *)at + index, v);
+        return;
+    }
+    vu bits = (vu)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    rounded = (vu)N(pick)(v == v, (vf)rounded, (vf)((vu){0} + 0x7fc0u));
+    *(N(halves) *)((uint16_t *)at + index) = __builtin_convertvector(rounded, N(halves));
+}
+
+/* One vector of a row: h, and with dh also [dL, dR]. */
+INLINE void N(pointwise_vector)(const Pointwise *p, int64_t row, int64_t c, const int dtype) {
+    int64_t left_at = row * 2 * p->d + c, right_at = left_at + p->d;
+    vf left = N(widened)(p->preact, left_at, dtype), right = N(widened)(p->preact, right_at, dtype), h;
+    if (p->dh) {
+        h = N(product_backward)(&left, &right, N(widened)(p->dh, row * p->d + c, dtype), p->gate);
+        N(write_narrowed)(p->dpreact, left_at, left, dtype);
+        N(write_narrowed)(p->dpreact, right_at, right, dtype);
+    } else {
+        h = N(product)(left, right, p->gate);
+    }
+    if (p->h) N(write_narrowed)(p->h, row * p->d + c, h, dtype);
+}
+
+/* The same for the last `count` < LANES elements of a row. */
+static void N(pointwise_rest)(const Pointwise *p, int64_t row, int64_t c, int64_t count) {
+    float part[3][PANEL] __attribute__((aligned(64)));
+    int64_t left_at = row * 2 * p->d + c, right_at = left_at + p->d;
+    N(read16)(part[0], p->preact, left_at, 1, count, p->dtype);
+    N(read16)(part[1], p->preact, right_at, 1, count, p->dtype);
+    vf left = load(part[0]), right = load(part[1]), h;
+    if (p->dh) {
+        N(read16)(part[2], p->dh, row * p->d + c, 1, count, p->dtype);
+        h = N(product_backward)(&left, &right, load(part[2]), p->gate);
+        store(part[0], left);
+        store(part[1], right);
+        N(write_part)(p->dpreact, left_at, part[0], count, p->dtype);
+        N(write_part)(p->dpreact, right_at, part[1], count, p->dtype);
+    } else {
+        h = N(product)(left, right, p->gate);
+    }
+    store(part[2], h);
+    if (p->h) N(write_part)(p->h, row * p->d + c, part[2], count, p->dtype);
+}
+
+INLINE void N(pointwise_row)(const Pointwise *p, int64_t row, const int dtype) {
+    int64_t c = 0;
+    for (; c + LANES <= p->d; c += LANES) N(pointwise_vector)(p, row, c, dtype);
+    if (c < p->d) N(pointwise_rest)(p, row, c, p->d - c);
+}
+
+static void N(pointwise)(void *task) {
+    Pointwise *p = task;
+    for (int64_t first; (first = take(&p->taken) * p->rows) < p->m;)
+        for (int64_t row = first; row < least(p->m, first + p->rows); row++) {
+            if (p->dtype == FLOAT32) N(pointwise_row)(p, row, FLOAT32);
+            else N(pointwise_row)(p, row, BFLOAT16);
+        }
+}
+
 #undef TILE_ROWS
 #undef MULTIPLY_ADD
 #undef TILE

@@ -3,7 +3,9 @@
     dh = dout W_p     dW_p = doutᵀ h     dL = dh ∘ R ∘ g′(L)     dR = dh ∘ g(L)
     dx = [dL, dR] W   dW = [dL, dR]ᵀ x   db, db_p = column sums
 
-All rows at once: what gains by blocks that stay in the cache is compiled (`native`).
+All rows at once: what gains by blocks that stay in the cache is compiled (`native`). On the CPU
+what lies between the products is compiled too, one pass in place of one for each of torch's
+operations.
 """
 
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilinear.kernels import layer_cpu
 from bilinear.kernels.dispatch import Detail
 from bilinear.layer.call import TRACED, TRANSFORMED, Arguments, Call, Gradients, Saved
 from bilinear.layer.gates import product, product_backward
@@ -47,15 +50,19 @@ def saves_preact(call: Call) -> bool:
 
 def detail(call: Call, direction: str) -> Detail:
     """See `call.Implementation`."""
-    return Detail("", None, f"torch's matmuls over all {call.m} rows at once")
+    between = ", and compiled code for what is between them" if _is_compiled(call) else ""
+    return Detail("", None, f"torch's matmuls over all {call.m} rows at once{between}")
+
+
+def _is_compiled(call: Call) -> bool:
+    return call.device.type == "cpu" and layer_cpu.has_pointwise(call.dtype)
 
 
 def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
     x, weight, bias, w_p, b_p = given
     preact = linear(x, weight, bias)
-    left, right = preact.chunk(2, 1)
-    h = product(left, right, call.gate, _to_write(left, call))
+    h = _h(preact, call)
     out = h if w_p is None else linear(h, w_p, b_p)
     return out, preact if save_preact else None
 
@@ -65,29 +72,42 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
     x, weight, bias, w_p, preact = saved
     del saved  # its reference to preact would keep that in memory
     dx = dweight = dbias = dw_p = None
-    inner = needs[0] or needs[1] or needs[2]
-    if inner or needs[3]:
-        preact = linear(x, weight, bias) if preact is None else preact
-        left, right = preact.chunk(2, 1)
-    if needs[3]:
-        h = product(left, right, call.gate, _to_write(left, call))
+    db_p = dout.sum(0) if needs[4] else None
+    if not any(needs[:4]):
+        return dx, dweight, dbias, dw_p, db_p
+    inner = any(needs[:3])
+    preact = linear(x, weight, bias) if preact is None else preact
+    if needs[3] and not (inner and _is_compiled(call)):
+        h = _h(preact, call)
         dw_p = torch.mm(dout.t(), h)
         del h
     if inner:
         dh = dout if w_p is None else torch.mm(dout, w_p)
-        whole = call.gate == "identity" and left.numel() < _WRITTEN_TO_HALVES // 2
-        out = None if whole else left.new_empty(left.shape[0], 2 * left.shape[1])
-        dpreact = product_backward(dh, left, right, call.gate, out)
-        del preact, left, right, dh  # freed before dx is made
+        if _is_compiled(call):
+            dpreact = layer_cpu.product_backward(dh, preact, gate=call.gate, into_dh=needs[3])
+            dw_p = torch.mm(dout.t(), dh) if needs[3] else None  # dh holds h now
+        else:
+            left, right = preact.chunk(2, 1)
+            whole = call.gate == "identity" and left.numel() < _WRITTEN_TO_HALVES // 2
+            out = None if whole else torch.empty_like(preact)
+            dpreact = product_backward(dh, left, right, call.gate, out)
+            del left, right
+        del preact, dh  # freed before dx is made
         dx = torch.mm(dpreact, weight) if needs[0] else None
         dweight = torch.mm(dpreact.t(), x) if needs[1] else None
         dbias = dpreact.sum(0) if needs[2] else None
-    return dx, dweight, dbias, dw_p, dout.sum(0) if needs[4] else None
+    return dx, dweight, dbias, dw_p, db_p
 
 
-def _to_write(left: Tensor, call: Call) -> Tensor | None:
-    """Memory for h where g(L) would be a tensor of its own beside it."""
-    return None if call.gate == "identity" else left.new_empty(left.shape)
+def _h(preact: Tensor, call: Call) -> Tensor:
+    """g(L) ∘ R, without memory for both factors."""
+    if call.gate == "identity":  # one pass of torch's
+        left, right = preact.chunk(2, 1)
+        return product(left, right, call.gate)
+    if _is_compiled(call):
+        return layer_cpu.product_forward(preact, gate=call.gate)
+    left, right = preact.chunk(2, 1)
+    return product(left, right, call.gate, left.new_empty(left.shape))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bilinear.kernels import layer_cpu
-from bilinear.layer.gates import product
+from bilinear.layer.gates import product, product_backward
 
 missing = layer_cpu.unavailable_because(torch.float32, "identity")
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing)
@@ -399,3 +399,71 @@ def test_the_entry_points_refuse_what_cannot_be() -> None:
         entry.backward(0, 0, x, weight, None, None, None, x, [True] * 5)
     with pytest.raises(TypeError):
         entry.backward(*["no"] * 9)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("gate", layer_cpu.GATES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_lies_between_matmuls(isa: int, gate: str, dtype: torch.dtype) -> None:
+    for m, d in ((0, 5), (1, 1), (7, 16), (33, 77), (129, 512)):
+        preact, dh = 3 * torch.randn(m, 2 * d).to(dtype), torch.randn(m, d).to(dtype)
+        before = preact.clone()
+        left, right = preact.double().chunk(2, 1)
+        h = product(left, right, gate)
+        dpreact = product_backward(dh.double(), left, right, gate)
+        close: dict[str, Any] = {"rtol": 5e-3 if dtype == torch.bfloat16 else 2e-6, "atol": 2e-6}
+        torch.use_deterministic_algorithms(True)  # unwritten memory reads as NaN
+        try:
+            got_h = layer_cpu.product_forward(preact, gate=gate, isa=isa)
+            got = layer_cpu.product_backward(dh, preact, gate=gate, isa=isa)
+            across = dh.t().contiguous().t()  # rows that are not contiguous
+            again = layer_cpu.product_backward(across, preact, gate=gate, isa=isa)
+            into = dh.clone()
+            third = layer_cpu.product_backward(into, preact, gate=gate, into_dh=True, isa=isa)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        torch.testing.assert_close(got_h.double(), h, **close)
+        torch.testing.assert_close(got.double(), dpreact, **close)
+        assert torch.equal(into, got_h)
+        assert torch.equal(got, again)
+        assert torch.equal(got, third)
+        assert torch.equal(preact, before)
+
+
+def test_special_numbers_between_matmuls_are_torchs() -> None:
+    special = [0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-42]
+    left, right = torch.cartesian_prod(torch.tensor(special), torch.tensor(special)).unbind(1)
+    for dtype, dh in itertools.product((torch.float32, torch.bfloat16), special[:7]):
+        preact = torch.cat((left, right))[None].to(dtype)
+        rounded = preact.chunk(2, 1)
+        given = torch.full_like(rounded[0], dh)
+        got = layer_cpu.product_backward(given, preact, gate="identity")
+        want = product_backward(given, *rounded, "identity")
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        h = layer_cpu.product_forward(preact, gate="identity")
+        torch.testing.assert_close(h, rounded[0] * rounded[1], rtol=0, atol=0, equal_nan=True)
+
+
+def test_bad_input_between_matmuls_is_refused() -> None:
+    preact, dh = torch.randn(4, 6), torch.randn(4, 3)
+    for bad in (torch.randn(4, 5), torch.randn(6), preact.double(), preact.half()):
+        with pytest.raises(ValueError, match="cannot be"):
+            layer_cpu.product_forward(bad, gate="identity")
+    for bad in (dh.double(), dh.bfloat16(), torch.randn(4, 2), torch.randn(3, 3)):
+        with pytest.raises(ValueError, match="dh: expected"):
+            layer_cpu.product_backward(bad, preact, gate="identity")
+    with pytest.raises(ValueError, match="contiguous memory"):
+        layer_cpu.product_backward(dh.t().contiguous().t(), preact, gate="silu", into_dh=True)
+
+
+def test_the_same_bits_between_matmuls_on_any_number_of_threads() -> None:
+    preact, dh, threads = torch.randn(900, 200), torch.randn(900, 100), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            found.append(layer_cpu.product_backward(dh, preact, gate="silu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -33,7 +33,7 @@ static void run_task(Layer layer, int isa, int is_backward) {
     void *memory;
     plan(&task, 1, is_backward);
     if (!allocate(&task, is_backward, &memory)) abort();
-    run(&task, is_backward ? WORK[isa].backward : WORK[isa].forward);
+    run(&task, task.threads, is_backward ? WORK[isa].backward : WORK[isa].forward);
     free(memory);
 }
 
