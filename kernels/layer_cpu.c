@@ -158,12 +158,13 @@ static Range range_of(const Task *t, int64_t i, int64_t panels) {
     return (Range){i * panels / t->threads, (i + 1) * panels / t->threads};
 }
 
-/* h of [L, R], and with dh also [dL, dR], without any product; float32 or bfloat16. */
+/* h of L and R, and with dh also dL and dR, without any product; float32 or bfloat16. */
 typedef struct {
     int64_t m, d, rows; /* `rows` are taken at a time */
     int dtype, gate;
-    const char *preact, *dh; /* contiguous */
-    char *h, *dpreact;       /* h: null where it is not asked for; it may be dh's memory */
+    const char *left, *right, *dh;
+    int64_t left_row, right_row, gradient_row; /* from row to row; d for dh and h */
+    char *h, *dleft, *dright; /* h: null where it is not asked for. One of them may be dh's memory, h left's */
     Counter taken;
 } Pointwise;
 
@@ -363,8 +364,8 @@ static PyObject *empty, *empty_like, *get_num_threads;
 static PyObject *options[FLOAT16 + 1]; /* of `empty`, by dtype */
 static PyObject *is_neg, *resolve_neg, *contiguous;
 
-enum Operand { X, WEIGHT, BIAS, W_P, B_P, PREACT, DOUT, DH, OPERANDS };
-static const char *const NAMES[] = {"x", "weight", "bias", "w_p", "b_p", "preact", "dout", "dh"};
+enum Operand { X, WEIGHT, BIAS, W_P, B_P, PREACT, DOUT, LEFT, RIGHT, DH, OPERANDS };
+static const char *const NAMES[] = {"x", "weight", "bias", "w_p", "b_p", "preact", "dout", "left", "right", "dh"};
 
 typedef struct {
     PyObject *held[OPERANDS]; /* null where there is none */
@@ -378,7 +379,7 @@ static void let_go(Operands *o) {
 static int is_dense(const Seen *s) {
     int64_t stride = 1;
     for (int i = s->dims - 1; i >= 0; stride *= s->shape[i--])
-        if (s->strides[i] != stride && s->shape[i] != 1) return 0;
+        if (s->strides[i] != stride && s->shape[i] > 1) return 0;
     return 1;
 }
 
@@ -391,7 +392,7 @@ static int become(Operands *o, enum Operand which, PyObject *method) {
     return exchange->see(made, &o->seen[which]) == 0;
 }
 
-/* A tensor of `dims` sizes, of x's dtype; None stays null. All but x, dout and dh are made contiguous, and a
+/* A tensor of `dims` sizes, of x's dtype; None stays null. Those before DOUT but x are made contiguous, and a
  * lazy minus sign, which a pointer does not show (a conjugate's imaginary part may have one), is formed. */
 static int read_tensor(Operands *o, enum Operand which, PyObject *given, int dims, int64_t rows,
                        int64_t columns) {
@@ -409,7 +410,7 @@ static int read_tensor(Operands *o, enum Operand which, PyObject *given, int dim
                      NAMES[which], (long long)rows, (long long)columns);
         return 0;
     }
-    return which == X || which == DOUT || which == DH || is_dense(s) || become(o, which, contiguous);
+    return which == X || which >= DOUT || is_dense(s) || become(o, which, contiguous);
 }
 
 static int dtype_of(const Seen *s) {
@@ -568,23 +569,37 @@ static PyObject *py_best_isa(PyObject *self, PyObject *none) {
     return PyLong_FromLong(best_isa());
 }
 
-/* What `product_forward` and `product_backward` share: `isa, gate, preact`. */
+/* An operand of elementwise work, (m, d); its rows are made contiguous. */
+static int read_rows(Operands *o, enum Operand which, PyObject *given, const Pointwise *p) {
+    if (!read_tensor(o, which, given, 2, p->m, p->d)) return 0;
+    return o->seen[which].strides[1] == 1 || p->d == 1 || become(o, which, contiguous);
+}
+
+/* What `product_forward` and `product_backward` share: `isa, gate, left, right`. */
 static int read_pointwise(PyObject *const *args, Operands *o, Layer *l, Pointwise *p, int *isa) {
-    Seen preact;
     *isa = (int)PyLong_AsLong(args[0]);
     p->gate = (int)PyLong_AsLong(args[1]);
-    if (PyErr_Occurred() || exchange->see(args[2], &preact)) return 0;
-    l->dtype = p->dtype = dtype_of(&preact);
-    if (*isa < 0 || *isa > best_isa() || p->gate < 0 || p->gate > RELU2 || preact.dims != 2 ||
-        preact.shape[1] % 2 || (p->dtype != FLOAT32 && p->dtype != BFLOAT16)) {
+    if (PyErr_Occurred() || exchange->see(args[2], &o->seen[X])) return 0;
+    const Seen *x = &o->seen[X]; /* whose dtype all must have */
+    l->dtype = p->dtype = dtype_of(x);
+    if (*isa < 0 || *isa > best_isa() || p->gate < 0 || p->gate > RELU2 || x->dims != 2 ||
+        (p->dtype != FLOAT32 && p->dtype != BFLOAT16)) {
         PyErr_SetString(PyExc_ValueError, "a size, a dtype, a gate or an instruction set that cannot be");
         return 0;
     }
-    p->m = preact.shape[0], p->d = preact.shape[1] / 2;
-    o->seen[X] = preact; /* the dtype that dh must have */
-    if (!read_tensor(o, PREACT, args[2], 2, p->m, 2 * p->d)) return 0;
-    p->preact = o->seen[PREACT].data;
+    p->m = x->shape[0], p->d = x->shape[1];
+    if (!read_rows(o, LEFT, args[2], p) || !read_rows(o, RIGHT, args[3], p)) return 0;
+    p->left = o->seen[LEFT].data, p->left_row = o->seen[LEFT].strides[0];
+    p->right = o->seen[RIGHT].data, p->right_row = o->seen[RIGHT].strides[0];
     return 1;
+}
+
+/* Sets `at` to an operand's memory, for a result to replace it: contiguous, and the caller's own. */
+static int take_memory(const Operands *o, enum Operand which, PyObject *given, char **at) {
+    *at = o->seen[which].data;
+    if (o->held[which] == given && is_dense(&o->seen[which])) return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected contiguous memory, for a result", NAMES[which]);
+    return 0;
 }
 
 static int execute_pointwise(Pointwise *p, int isa) {
@@ -599,7 +614,7 @@ static int execute_pointwise(Pointwise *p, int isa) {
     return 1;
 }
 
-/* (isa, gate, preact) → h */
+/* (isa, gate, left, right, into_left) → h */
 static PyObject *py_product_forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Operands o = {0};
     Layer l = {0};
@@ -607,36 +622,42 @@ static PyObject *py_product_forward(PyObject *self, PyObject *const *args, Py_ss
     int isa;
     PyObject *h = NULL;
     (void)self;
-    if (n != 3) return PyErr_Format(PyExc_TypeError, "expected 3 arguments, got %zd", n);
-    if (read_pointwise(args, &o, &l, &p, &isa) && (h = new_matrix(&l, p.m, p.d, &p.h)) &&
-        !execute_pointwise(&p, isa))
-        Py_CLEAR(h);
+    if (n != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", n);
+    if (read_pointwise(args, &o, &l, &p, &isa)) {
+        if (args[4] != Py_True) h = new_matrix(&l, p.m, p.d, &p.h);
+        else if (take_memory(&o, LEFT, args[2], &p.h)) h = Py_NewRef(args[2]);
+        if (h && !execute_pointwise(&p, isa)) Py_CLEAR(h);
+    }
     let_go(&o);
     return h;
 }
 
-/* (isa, gate, preact, dh, into_dh) → [dL, dR]; with `into_dh`, h replaces dh */
+/* (isa, gate, left, right, dh, into_dh) → [dL, dR], (m, 2d); with `into_dh` "h", h replaces dh; with
+ * "dleft", dL does, and dR alone is returned, (m, d) */
 static PyObject *py_product_backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Operands o = {0};
     Layer l = {0};
     Pointwise p = {0};
     int isa;
-    PyObject *dpreact = NULL;
+    PyObject *made = NULL;
+    char *own = NULL;
     (void)self;
-    if (n != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", n);
-    if (read_pointwise(args, &o, &l, &p, &isa) && read_tensor(&o, DH, args[3], 2, p.m, p.d)) {
-        int copied = !is_dense(&o.seen[DH]);
-        if ((args[4] == Py_True && (copied || o.held[DH] != args[3]))) {
-            PyErr_SetString(PyExc_ValueError, "dh: expected contiguous memory, to be replaced by h");
-        } else if ((!copied || become(&o, DH, contiguous)) &&
-                   (dpreact = new_matrix(&l, p.m, 2 * p.d, &p.dpreact))) {
-            p.dh = o.seen[DH].data;
-            p.h = args[4] == Py_True ? o.seen[DH].data : NULL;
-            if (!execute_pointwise(&p, isa)) Py_CLEAR(dpreact);
-        }
+    if (n != 6) return PyErr_Format(PyExc_TypeError, "expected 6 arguments, got %zd", n);
+    int makes_h = args[5] != Py_None && PyUnicode_CompareWithASCIIString(args[5], "h") == 0;
+    int makes_dleft = args[5] != Py_None && !makes_h;
+    if (read_pointwise(args, &o, &l, &p, &isa) && read_tensor(&o, DH, args[4], 2, p.m, p.d) &&
+        (args[5] == Py_None || take_memory(&o, DH, args[4], &own)) &&
+        (is_dense(&o.seen[DH]) || become(&o, DH, contiguous)) &&
+        (made = new_matrix(&l, p.m, makes_dleft ? p.d : 2 * p.d, &p.dright))) {
+        int64_t element = p.dtype == FLOAT32 ? 4 : 2;
+        p.dh = o.seen[DH].data, p.h = makes_h ? own : NULL;
+        p.dleft = makes_dleft ? own : p.dright;
+        p.dright += makes_dleft ? 0 : p.d * element;
+        p.gradient_row = makes_dleft ? p.d : 2 * p.d;
+        if (!execute_pointwise(&p, isa)) Py_CLEAR(made);
     }
     let_go(&o);
-    return dpreact;
+    return made;
 }
 
 /* The newest instructions of this processor that decide how fast PyTorch's matmuls are, and ours. */

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,21 +108,31 @@ def has_pointwise(dtype: torch.dtype) -> bool:
     return _compiled is not None and dtype in (torch.float32, torch.bfloat16)
 
 
-def product_forward(preact: Tensor, *, gate: str, isa: int = _best_isa) -> Tensor:
-    """h = g(L) ∘ R, (m, d), of preact = [L, R], (m, 2d), float32 or bfloat16.
+def product_forward(
+    left: Tensor, right: Tensor, *, gate: str, into_left: bool = False, isa: int = _best_isa
+) -> Tensor:
+    """h = g(L) ∘ R, (m, d) each, float32 or bfloat16; with `into_left` in L's memory.
 
     Formed in float32 and rounded once, on `torch.get_num_threads()` threads.
     """
-    h: Tensor = _compiled.product_forward(isa, _GATES[gate], preact)
+    h: Tensor = _compiled.product_forward(isa, _GATES[gate], left, right, into_left)
     return h
 
 
 def product_backward(
-    dh: Tensor, preact: Tensor, *, gate: str, into_dh: bool = False, isa: int = _best_isa
+    dh: Tensor,
+    left: Tensor,
+    right: Tensor,
+    *,
+    gate: str,
+    into_dh: Literal["h", "dleft"] | None = None,
+    isa: int = _best_isa,
 ) -> Tensor:
-    """[dL, dR] (m, 2d) of preact (m, 2d) and dh (m, d), in one pass.
+    """[dL, dR] (m, 2d) of dh, L and R (m, d), in one pass.
 
-    With `into_dh`, h is formed in the same pass and replaces dh, which must be contiguous.
+    With `into_dh` "h", h is formed in the same pass and replaces dh. With "dleft" dL replaces dh,
+    and dR (m, d) alone is returned. dh must be contiguous then.
     """
-    dpreact: Tensor = _compiled.product_backward(isa, _GATES[gate], preact, dh, into_dh)
-    return dpreact
+    made: Tensor
+    made = _compiled.product_backward(isa, _GATES[gate], left, right, dh, into_dh)
+    return made

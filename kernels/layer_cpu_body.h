@@ -844,14 +844,14 @@ INLINE void N(write_narrowed)(char *at, int64_t index, vf v, const int dtype) {
     *(N(halves) *)((uint16_t *)at + index) = __builtin_convertvector(rounded, N(halves));
 }
 
-/* One vector of a row: h, and with dh also [dL, dR]. */
+/* One vector of a row: h, and with dh also dL and dR. */
 INLINE void N(pointwise_vector)(const Pointwise *p, int64_t row, int64_t c, const int dtype) {
-    int64_t left_at = row * 2 * p->d + c, right_at = left_at + p->d;
-    vf left = N(widened)(p->preact, left_at, dtype), right = N(widened)(p->preact, right_at, dtype), h;
+    vf left = N(widened)(p->left, row * p->left_row + c, dtype), h;
+    vf right = N(widened)(p->right, row * p->right_row + c, dtype);
     if (p->dh) {
         h = N(product_backward)(&left, &right, N(widened)(p->dh, row * p->d + c, dtype), p->gate);
-        N(write_narrowed)(p->dpreact, left_at, left, dtype);
-        N(write_narrowed)(p->dpreact, right_at, right, dtype);
+        N(write_narrowed)(p->dleft, row * p->gradient_row + c, left, dtype);
+        N(write_narrowed)(p->dright, row * p->gradient_row + c, right, dtype);
     } else {
         h = N(product)(left, right, p->gate);
     }
@@ -861,17 +861,16 @@ INLINE void N(pointwise_vector)(const Pointwise *p, int64_t row, int64_t c, cons
 /* The same for the last `count` < LANES elements of a row. */
 static void N(pointwise_rest)(const Pointwise *p, int64_t row, int64_t c, int64_t count) {
     float part[3][PANEL] __attribute__((aligned(64)));
-    int64_t left_at = row * 2 * p->d + c, right_at = left_at + p->d;
-    N(read16)(part[0], p->preact, left_at, 1, count, p->dtype);
-    N(read16)(part[1], p->preact, right_at, 1, count, p->dtype);
+    N(read16)(part[0], p->left, row * p->left_row + c, 1, count, p->dtype);
+    N(read16)(part[1], p->right, row * p->right_row + c, 1, count, p->dtype);
     vf left = load(part[0]), right = load(part[1]), h;
     if (p->dh) {
         N(read16)(part[2], p->dh, row * p->d + c, 1, count, p->dtype);
         h = N(product_backward)(&left, &right, load(part[2]), p->gate);
         store(part[0], left);
         store(part[1], right);
-        N(write_part)(p->dpreact, left_at, part[0], count, p->dtype);
-        N(write_part)(p->dpreact, right_at, part[1], count, p->dtype);
+        N(write_part)(p->dleft, row * p->gradient_row + c, part[0], count, p->dtype);
+        N(write_part)(p->dright, row * p->gradient_row + c, part[1], count, p->dtype);
     } else {
         h = N(product)(left, right, p->gate);
     }

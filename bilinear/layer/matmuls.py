@@ -83,16 +83,17 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
         del h
     if inner:
         dh = dout if w_p is None else torch.mm(dout, w_p)
+        left, right = preact.chunk(2, 1)
         if _is_compiled(call):
-            dpreact = layer_cpu.product_backward(dh, preact, gate=call.gate, into_dh=needs[3])
+            dpreact = layer_cpu.product_backward(
+                dh, left, right, gate=call.gate, into_dh="h" if needs[3] else None
+            )
             dw_p = torch.mm(dout.t(), dh) if needs[3] else None  # dh holds h now
         else:
-            left, right = preact.chunk(2, 1)
             whole = call.gate == "identity" and left.numel() < _WRITTEN_TO_HALVES // 2
             out = None if whole else torch.empty_like(preact)
             dpreact = product_backward(dh, left, right, call.gate, out)
-            del left, right
-        del preact, dh  # freed before dx is made
+        del preact, left, right, dh  # freed before dx is made
         dx = torch.mm(dpreact, weight) if needs[0] else None
         dweight = torch.mm(dpreact.t(), x) if needs[1] else None
         dbias = dpreact.sum(0) if needs[2] else None
@@ -101,12 +102,11 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
 
 def _h(preact: Tensor, call: Call) -> Tensor:
     """g(L) ∘ R, without memory for both factors."""
+    left, right = preact.chunk(2, 1)
     if call.gate == "identity":  # one pass of torch's
-        left, right = preact.chunk(2, 1)
         return product(left, right, call.gate)
     if _is_compiled(call):
-        return layer_cpu.product_forward(preact, gate=call.gate)
-    left, right = preact.chunk(2, 1)
+        return layer_cpu.product_forward(left, right, gate=call.gate)
     return product(left, right, call.gate, left.new_empty(left.shape))
 
 

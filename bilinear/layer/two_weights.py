@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilinear.kernels import layer_cpu
 from bilinear.layer import eager, native, triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
 from bilinear.layer.checks import check_unchanged
@@ -165,7 +166,14 @@ def _h(halves: Halves, gate: str, into_left: bool = False) -> Tensor:
 
         return pointwise.product_forward(halves[0], gate)
     left, right = halves
+    if _is_compiled(left) and gate != "identity":  # for the identity torch takes one pass, too
+        return layer_cpu.product_forward(left, right, gate=gate, into_left=into_left)
     return product(left, right, gate, left if into_left else torch.empty_like(left))
+
+
+def _is_compiled(left: Tensor) -> bool:
+    """Whether elementwise work on the CPU is one compiled pass."""
+    return left.is_cpu and layer_cpu.has_pointwise(left.dtype)
 
 
 class TwoWeights(torch.autograd.Function):
@@ -265,6 +273,8 @@ def _halves_backward(dh: Tensor, halves: Halves, gate: str) -> tuple[Tensor, Ten
         dleft, dright = dpreact.chunk(2, 1)
         return dleft, dright
     left, right = halves
+    if _is_compiled(left):
+        return dh, layer_cpu.product_backward(dh, left, right, gate=gate, into_dh="dleft")
     dright = product(left, dh, gate, torch.empty_like(dh))
     dleft = dh.mul_(right)
     if gate != "identity":

@@ -414,19 +414,27 @@ def test_what_lies_between_matmuls(isa: int, gate: str, dtype: torch.dtype) -> N
         close: dict[str, Any] = {"rtol": 5e-3 if dtype == torch.bfloat16 else 2e-6, "atol": 2e-6}
         torch.use_deterministic_algorithms(True)  # unwritten memory reads as NaN
         try:
-            got_h = layer_cpu.product_forward(preact, gate=gate, isa=isa)
-            got = layer_cpu.product_backward(dh, preact, gate=gate, isa=isa)
-            across = dh.t().contiguous().t()  # rows that are not contiguous
-            again = layer_cpu.product_backward(across, preact, gate=gate, isa=isa)
-            into = dh.clone()
-            third = layer_cpu.product_backward(into, preact, gate=gate, into_dh=True, isa=isa)
+            halves = preact.chunk(2, 1)
+            apart = [half.clone(memory_format=torch.contiguous_format) for half in halves]
+            turned = [half.t().contiguous().t() for half in halves]  # rows are not contiguous
+            got_h = layer_cpu.product_forward(*halves, gate=gate, isa=isa)
+            got = layer_cpu.product_backward(dh, *halves, gate=gate, isa=isa)
+            across = dh.t().contiguous().t()
+            again = layer_cpu.product_backward(across, *turned, gate=gate, isa=isa)
+            into, third = dh.clone(), dh.clone()
+            fourth = layer_cpu.product_backward(into, *apart, gate=gate, into_dh="h", isa=isa)
+            dright = layer_cpu.product_backward(third, *apart, gate=gate, into_dh="dleft", isa=isa)
+            own = layer_cpu.product_forward(*apart, gate=gate, into_left=True, isa=isa)
         finally:
             torch.use_deterministic_algorithms(False)
         torch.testing.assert_close(got_h.double(), h, **close)
         torch.testing.assert_close(got.double(), dpreact, **close)
         assert torch.equal(into, got_h)
         assert torch.equal(got, again)
-        assert torch.equal(got, third)
+        assert torch.equal(got, fourth)
+        assert torch.equal(got, torch.cat((third, dright), 1))
+        assert own is apart[0]
+        assert torch.equal(own, got_h)
         assert torch.equal(preact, before)
 
 
@@ -437,32 +445,38 @@ def test_special_numbers_between_matmuls_are_torchs() -> None:
         preact = torch.cat((left, right))[None].to(dtype)
         rounded = preact.chunk(2, 1)
         given = torch.full_like(rounded[0], dh)
-        got = layer_cpu.product_backward(given, preact, gate="identity")
+        got = layer_cpu.product_backward(given, *rounded, gate="identity")
         want = product_backward(given, *rounded, "identity")
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
-        h = layer_cpu.product_forward(preact, gate="identity")
+        h = layer_cpu.product_forward(*rounded, gate="identity")
         torch.testing.assert_close(h, rounded[0] * rounded[1], rtol=0, atol=0, equal_nan=True)
 
 
 def test_bad_input_between_matmuls_is_refused() -> None:
-    preact, dh = torch.randn(4, 6), torch.randn(4, 3)
-    for bad in (torch.randn(4, 5), torch.randn(6), preact.double(), preact.half()):
+    left, right, dh = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3)
+    for bad in (torch.randn(6), left.double(), left.half()):
         with pytest.raises(ValueError, match="cannot be"):
-            layer_cpu.product_forward(bad, gate="identity")
+            layer_cpu.product_forward(bad, right, gate="identity")
     for bad in (dh.double(), dh.bfloat16(), torch.randn(4, 2), torch.randn(3, 3)):
+        with pytest.raises(ValueError, match="right: expected"):
+            layer_cpu.product_forward(left, bad, gate="identity")
         with pytest.raises(ValueError, match="dh: expected"):
-            layer_cpu.product_backward(bad, preact, gate="identity")
-    with pytest.raises(ValueError, match="contiguous memory"):
-        layer_cpu.product_backward(dh.t().contiguous().t(), preact, gate="silu", into_dh=True)
+            layer_cpu.product_backward(bad, left, right, gate="identity")
+    turned = dh.t().contiguous().t()
+    with pytest.raises(ValueError, match="dh: expected contiguous memory"):
+        layer_cpu.product_backward(turned, left, right, gate="silu", into_dh="h")
+    with pytest.raises(ValueError, match="left: expected contiguous memory"):
+        layer_cpu.product_forward(turned, right, gate="silu", into_left=True)
 
 
 def test_the_same_bits_between_matmuls_on_any_number_of_threads() -> None:
-    preact, dh, threads = torch.randn(900, 200), torch.randn(900, 100), torch.get_num_threads()
+    halves = torch.randn(900, 200).chunk(2, 1)
+    dh, threads = torch.randn(900, 100), torch.get_num_threads()
     found = []
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            found.append(layer_cpu.product_backward(dh, preact, gate="silu"))
+            found.append(layer_cpu.product_backward(dh, *halves, gate="silu"))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
