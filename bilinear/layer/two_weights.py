@@ -67,15 +67,17 @@ def gated_mlp(
     if context == PLAIN and needs:
         out: Tensor = TwoWeights.apply(x, w_l, b_l, w_r, b_r, w_p, b_p, call)
         return out
+    if needs or context != PLAIN:
+        h = product(F.linear(x, w_l, b_l), F.linear(x, w_r, b_r), gate)
+        return F.linear(h, w_p, b_p)
+    rows = x.reshape(-1, d_in)
     if is_compiled(call):
         packed, bias = _packed(w_l, b_l, w_r, b_r)
-        rows = x.reshape(-1, d_in)
         out, _ = native.forward(call, rows, packed, bias, w_p, b_p, save_preact=False)
-        return out.view(*x.shape[:-1], out.shape[1])
-    left, right = F.linear(x, w_l, b_l), F.linear(x, w_r, b_r)
-    traced = needs or context != PLAIN
-    h = product(left, right, gate) if traced else _h((left, right), gate, into_left=True)
-    return F.linear(h, w_p, b_p)
+    else:
+        h = _h((F.linear(rows, w_l, b_l), F.linear(rows, w_r, b_r)), gate, into_left=True)
+        out = F.linear(h, w_p, b_p)
+    return out.view(*x.shape[:-1], out.shape[1])
 
 
 def is_packed(call: Call, needs_gradients: bool) -> bool:

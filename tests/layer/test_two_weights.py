@@ -79,17 +79,20 @@ def assert_close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("leading", [(), (7,), (0,), (2, 3)])
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "many"), [(torch.float64, 0), (torch.float32, 0), (torch.float32, 10**9)]
+)
 def test_it_is_the_composition(
     gate: str,
     bias: bool,
     leading: tuple[int, ...],
     recompute: bool,
     dtype: torch.dtype,
+    many: int,
     paths: Callable[..., None],
 ) -> None:
-    """Runs float32 calls in the compiled layer, as calls of many rows."""
-    paths(few=0, many=0)
+    """Float32 calls run in the compiled layer, as those of many rows, and by one pass between."""
+    paths(few=0, many=many)
     given = arguments(*leading, bias=bias, dtype=dtype)
     want = plain(*given, gate=gate)
     dout = torch.randn_like(want)
