@@ -13,6 +13,9 @@
  *
  * Threads divide the rows, in blocks; in forward of few rows they divide the units, then the outputs.
  *
+ * Between products that are torch's, `product_forward` and `product_backward` make one pass over rows:
+ * they read L and R (m, d), and dh; they write h, and [dL, dR]; float32 or bfloat16, formed in float32.
+ *
  * Tiles: 6 rows and 64 bytes times 1..4 of C stay in registers while k runs over a whole block.
  * Reads: x, dout, weights, biases, and [L, R] where forward saved it. Writes: out and [L, R] if
  * asked to; gradients. h, dh and [dL, dR] never leave the cache.
@@ -365,7 +368,8 @@ static PyObject *options[FLOAT16 + 1]; /* of `empty`, by dtype */
 static PyObject *is_neg, *resolve_neg, *contiguous;
 
 enum Operand { X, WEIGHT, BIAS, W_P, B_P, PREACT, DOUT, LEFT, RIGHT, DH, OPERANDS };
-static const char *const NAMES[] = {"x", "weight", "bias", "w_p", "b_p", "preact", "dout", "left", "right", "dh"};
+static const char *const NAMES[] = {"x",      "weight", "bias", "w_p",   "b_p",
+                                    "preact", "dout",   "left", "right", "dh"};
 
 typedef struct {
     PyObject *held[OPERANDS]; /* null where there is none */
@@ -392,8 +396,9 @@ static int become(Operands *o, enum Operand which, PyObject *method) {
     return exchange->see(made, &o->seen[which]) == 0;
 }
 
-/* A tensor of `dims` sizes, of x's dtype; None stays null. Those before DOUT but x are made contiguous, and a
- * lazy minus sign, which a pointer does not show (a conjugate's imaginary part may have one), is formed. */
+/* A tensor of `dims` sizes, of x's dtype; None stays null. Weights, biases and preact are made contiguous;
+ * the others may have strides. A lazy minus sign, which a pointer does not show (a conjugate's imaginary
+ * part may have one), is formed. */
 static int read_tensor(Operands *o, enum Operand which, PyObject *given, int dims, int64_t rows,
                        int64_t columns) {
     Seen *s = &o->seen[which];
@@ -455,19 +460,19 @@ static PyObject *new_at(PyObject *made, char **at) {
     return made;
 }
 
-static PyObject *new_matrix(const Layer *l, int64_t rows, int64_t columns, char **at) {
-    PyObject *sizes = Py_BuildValue("(LL)", (long long)rows, (long long)columns);
-    PyObject *made = sizes ? PyObject_Call(empty, sizes, options[l->dtype]) : NULL;
+/* Of `sizes`, a new tuple that is given up here; null for null. */
+static PyObject *new_sized(int dtype, PyObject *sizes, char **at) {
+    PyObject *made = sizes ? PyObject_Call(empty, sizes, options[dtype]) : NULL;
     Py_XDECREF(sizes);
     return new_at(made, at);
 }
 
-static PyObject *new_tensor(const Layer *l, int64_t rows, int64_t columns, char **at) {
-    if (columns) return new_matrix(l, rows, columns, at);
-    PyObject *sizes = Py_BuildValue("(L)", (long long)rows);
-    PyObject *made = sizes ? PyObject_Call(empty, sizes, options[l->dtype]) : NULL;
-    Py_XDECREF(sizes);
-    return new_at(made, at);
+static PyObject *new_matrix(int dtype, int64_t rows, int64_t columns, char **at) {
+    return new_sized(dtype, Py_BuildValue("(LL)", (long long)rows, (long long)columns), at);
+}
+
+static PyObject *new_vector(int dtype, int64_t n, char **at) {
+    return new_sized(dtype, Py_BuildValue("(L)", (long long)n), at);
 }
 
 static PyObject *new_like(PyObject *tensor, char **at) {
@@ -510,8 +515,8 @@ static PyObject *py_forward(PyObject *self, PyObject *const *args, Py_ssize_t n)
     if (n != 8) return PyErr_Format(PyExc_TypeError, "expected 8 arguments, got %zd", n);
     if (read_layer(args, &o, &l, &isa) && read_tensor(&o, B_P, args[6], 1, l.d_out, 1)) {
         l.b_p = o.seen[B_P].data;
-        out = new_tensor(&l, l.m, l.d_out ? l.d_out : l.d, &l.out);
-        preact = args[7] == Py_True ? new_tensor(&l, l.m, 2 * l.d, &l.preact) : Py_NewRef(Py_None);
+        out = new_matrix(l.dtype, l.m, l.d_out ? l.d_out : l.d, &l.out);
+        preact = args[7] == Py_True ? new_matrix(l.dtype, l.m, 2 * l.d, &l.preact) : Py_NewRef(Py_None);
         if (out && preact && execute(&l, isa, 0)) both = PyTuple_Pack(2, out, preact);
     }
     Py_XDECREF(out);
@@ -527,12 +532,12 @@ static PyObject *new_gradients(PyObject *needs, const Operands *o, Layer *l) {
     for (int i = 0; found && i < 5; i++) {
         PyObject *need = PySequence_GetItem(needs, i), *made = NULL;
         if (need && (need != Py_True || (i == W_P && !o->held[W_P]))) made = Py_NewRef(Py_None);
-        else if (need && i == X && !is_dense(&o->seen[X])) made = new_tensor(l, l->m, l->d_in, &l->dx);
+        else if (need && i == X && !is_dense(&o->seen[X])) made = new_matrix(l->dtype, l->m, l->d_in, &l->dx);
         else if (need && i == X) made = new_like(o->held[X], &l->dx);
         else if (need && i == WEIGHT) made = new_like(o->held[WEIGHT], &l->dweight);
-        else if (need && i == BIAS) made = new_tensor(l, 2 * l->d, 0, &l->dbias);
+        else if (need && i == BIAS) made = new_vector(l->dtype, 2 * l->d, &l->dbias);
         else if (need && i == W_P) made = new_like(o->held[W_P], &l->dw_p);
-        else if (need && i == B_P) made = new_tensor(l, l->d_out, 0, &l->db_p);
+        else if (need && i == B_P) made = new_vector(l->dtype, l->d_out, &l->db_p);
         Py_XDECREF(need);
         if (!made || PyTuple_SetItem(found, i, made)) {
             Py_DECREF(found);
@@ -576,12 +581,12 @@ static int read_rows(Operands *o, enum Operand which, PyObject *given, const Poi
 }
 
 /* What `product_forward` and `product_backward` share: `isa, gate, left, right`. */
-static int read_pointwise(PyObject *const *args, Operands *o, Layer *l, Pointwise *p, int *isa) {
+static int read_pointwise(PyObject *const *args, Operands *o, Pointwise *p, int *isa) {
     *isa = (int)PyLong_AsLong(args[0]);
     p->gate = (int)PyLong_AsLong(args[1]);
     if (PyErr_Occurred() || exchange->see(args[2], &o->seen[X])) return 0;
     const Seen *x = &o->seen[X]; /* whose dtype all must have */
-    l->dtype = p->dtype = dtype_of(x);
+    p->dtype = dtype_of(x);
     if (*isa < 0 || *isa > best_isa() || p->gate < 0 || p->gate > RELU2 || x->dims != 2 ||
         (p->dtype != FLOAT32 && p->dtype != BFLOAT16)) {
         PyErr_SetString(PyExc_ValueError, "a size, a dtype, a gate or an instruction set that cannot be");
@@ -614,17 +619,19 @@ static int execute_pointwise(Pointwise *p, int isa) {
     return 1;
 }
 
+/* What replaces dh, in its memory. */
+enum Into { NOTHING, H, DLEFT };
+
 /* (isa, gate, left, right, into_left) → h */
 static PyObject *py_product_forward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Operands o = {0};
-    Layer l = {0};
     Pointwise p = {0};
     int isa;
     PyObject *h = NULL;
     (void)self;
     if (n != 5) return PyErr_Format(PyExc_TypeError, "expected 5 arguments, got %zd", n);
-    if (read_pointwise(args, &o, &l, &p, &isa)) {
-        if (args[4] != Py_True) h = new_matrix(&l, p.m, p.d, &p.h);
+    if (read_pointwise(args, &o, &p, &isa)) {
+        if (args[4] != Py_True) h = new_matrix(p.dtype, p.m, p.d, &p.h);
         else if (take_memory(&o, LEFT, args[2], &p.h)) h = Py_NewRef(args[2]);
         if (h && !execute_pointwise(&p, isa)) Py_CLEAR(h);
     }
@@ -632,28 +639,27 @@ static PyObject *py_product_forward(PyObject *self, PyObject *const *args, Py_ss
     return h;
 }
 
-/* (isa, gate, left, right, dh, into_dh) → [dL, dR], (m, 2d); with `into_dh` "h", h replaces dh; with
- * "dleft", dL does, and dR alone is returned, (m, d) */
+/* (isa, gate, left, right, dh, into_dh) → [dL, dR], (m, 2d); dR alone, (m, d), where dL replaces dh */
 static PyObject *py_product_backward(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Operands o = {0};
-    Layer l = {0};
     Pointwise p = {0};
     int isa;
     PyObject *made = NULL;
     char *own = NULL;
     (void)self;
     if (n != 6) return PyErr_Format(PyExc_TypeError, "expected 6 arguments, got %zd", n);
-    int makes_h = args[5] != Py_None && PyUnicode_CompareWithASCIIString(args[5], "h") == 0;
-    int makes_dleft = args[5] != Py_None && !makes_h;
-    if (read_pointwise(args, &o, &l, &p, &isa) && read_tensor(&o, DH, args[4], 2, p.m, p.d) &&
-        (args[5] == Py_None || take_memory(&o, DH, args[4], &own)) &&
+    long into = PyLong_AsLong(args[5]);
+    if (into < NOTHING || into > DLEFT)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "into_dh: unknown: %ld", into);
+    if (read_pointwise(args, &o, &p, &isa) && read_tensor(&o, DH, args[4], 2, p.m, p.d) &&
+        (into == NOTHING || take_memory(&o, DH, args[4], &own)) &&
         (is_dense(&o.seen[DH]) || become(&o, DH, contiguous)) &&
-        (made = new_matrix(&l, p.m, makes_dleft ? p.d : 2 * p.d, &p.dright))) {
+        (made = new_matrix(p.dtype, p.m, into == DLEFT ? p.d : 2 * p.d, &p.dright))) {
         int64_t element = p.dtype == FLOAT32 ? 4 : 2;
-        p.dh = o.seen[DH].data, p.h = makes_h ? own : NULL;
-        p.dleft = makes_dleft ? own : p.dright;
-        p.dright += makes_dleft ? 0 : p.d * element;
-        p.gradient_row = makes_dleft ? p.d : 2 * p.d;
+        p.dh = o.seen[DH].data, p.h = into == H ? own : NULL;
+        p.dleft = into == DLEFT ? own : p.dright;
+        p.dright += into == DLEFT ? 0 : p.d * element;
+        p.gradient_row = into == DLEFT ? p.d : 2 * p.d;
         if (!execute_pointwise(&p, isa)) Py_CLEAR(made);
     }
     let_go(&o);

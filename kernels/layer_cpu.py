@@ -14,6 +14,7 @@ PROCESSORS = ("baseline", "avx2", "avx512", "avx512_bf16", "avx512_fp16")
 # In the order of the C source's enums.
 GATES = ("identity", "silu", "gelu", "gelu_tanh", "relu", "sigmoid", "relu2")
 _GATES = {gate: index for index, gate in enumerate(GATES)}
+_INTO_DH = {None: 0, "h": 1, "dleft": 2}  # as in the C source's enum
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -30,6 +31,8 @@ def _import() -> tuple[ModuleType | None, str]:
 _compiled: Any
 _compiled, _missing = _import()
 _best_isa: int = -1 if _compiled is None else _compiled.best_isa()
+# Asked once: under a hypervisor the instruction that tells takes microseconds.
+_processor: str = "" if _compiled is None else _compiled.processor()
 
 
 def unavailable_because(dtype: torch.dtype, gate: str) -> str:
@@ -50,8 +53,7 @@ def best_isa() -> str:
 
 def processor() -> str:
     """Name this processor's class, one of `PROCESSORS`."""
-    name: str = _compiled.processor()
-    return name
+    return _processor
 
 
 def shares_work() -> bool:
@@ -103,9 +105,11 @@ def backward(
     return found
 
 
-def has_pointwise(dtype: torch.dtype) -> bool:
-    """Whether `product_forward` and `product_backward` take tensors of a dtype here."""
-    return _compiled is not None and dtype in (torch.float32, torch.bfloat16)
+def has_pointwise(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `product_forward` and `product_backward` take such tensors."""
+    return (
+        device.type == "cpu" and _compiled is not None and dtype in (torch.float32, torch.bfloat16)
+    )
 
 
 def product_forward(
@@ -134,5 +138,5 @@ def product_backward(
     and dR (m, d) alone is returned. dh must be contiguous then.
     """
     made: Tensor
-    made = _compiled.product_backward(isa, _GATES[gate], left, right, dh, into_dh)
+    made = _compiled.product_backward(isa, _GATES[gate], left, right, dh, _INTO_DH[into_dh])
     return made

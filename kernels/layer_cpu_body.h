@@ -858,24 +858,22 @@ INLINE void N(pointwise_vector)(const Pointwise *p, int64_t row, int64_t c, cons
     if (p->h) N(write_narrowed)(p->h, row * p->d + c, h, dtype);
 }
 
-/* The same for the last `count` < LANES elements of a row. */
+/* The same for the last `count` < LANES elements of a row, in float32 beside it. */
 static void N(pointwise_rest)(const Pointwise *p, int64_t row, int64_t c, int64_t count) {
-    float part[3][PANEL] __attribute__((aligned(64)));
-    N(read16)(part[0], p->left, row * p->left_row + c, 1, count, p->dtype);
-    N(read16)(part[1], p->right, row * p->right_row + c, 1, count, p->dtype);
-    vf left = load(part[0]), right = load(part[1]), h;
+    float left[PANEL] __attribute__((aligned(64))), right[PANEL] __attribute__((aligned(64)));
+    float dh[PANEL] __attribute__((aligned(64))), h[PANEL] __attribute__((aligned(64)));
+    char *dleft = (char *)left, *dright = (char *)right; /* in the memory of L and R */
+    Pointwise part = {.gate = p->gate, .left = dleft, .right = dright, .dh = p->dh ? (char *)dh : 0,
+                      .h = (char *)h, .dleft = dleft, .dright = dright};
+    N(read16)(left, p->left, row * p->left_row + c, 1, count, p->dtype);
+    N(read16)(right, p->right, row * p->right_row + c, 1, count, p->dtype);
+    if (p->dh) N(read16)(dh, p->dh, row * p->d + c, 1, count, p->dtype);
+    N(pointwise_vector)(&part, 0, 0, FLOAT32);
     if (p->dh) {
-        N(read16)(part[2], p->dh, row * p->d + c, 1, count, p->dtype);
-        h = N(product_backward)(&left, &right, load(part[2]), p->gate);
-        store(part[0], left);
-        store(part[1], right);
-        N(write_part)(p->dleft, row * p->gradient_row + c, part[0], count, p->dtype);
-        N(write_part)(p->dright, row * p->gradient_row + c, part[1], count, p->dtype);
-    } else {
-        h = N(product)(left, right, p->gate);
+        N(write_part)(p->dleft, row * p->gradient_row + c, left, count, p->dtype);
+        N(write_part)(p->dright, row * p->gradient_row + c, right, count, p->dtype);
     }
-    store(part[2], h);
-    if (p->h) N(write_part)(p->h, row * p->d + c, part[2], count, p->dtype);
+    if (p->h) N(write_part)(p->h, row * p->d + c, h, count, p->dtype);
 }
 
 INLINE void N(pointwise_row)(const Pointwise *p, int64_t row, const int dtype) {

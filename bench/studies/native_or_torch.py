@@ -104,7 +104,9 @@ def hold_to(processor: str) -> None:
         again = [sys.executable, "-m", "bench.studies.native_or_torch", *sys.argv[1:]]
         os.execve(sys.executable, again, os.environ | variables)
     isa = layer_cpu.ISAS.index(processor.partition("_")[0])
-    for function in (layer_cpu.forward, layer_cpu.backward):
+    compiled = layer_cpu.forward, layer_cpu.backward
+    between = layer_cpu.product_forward, layer_cpu.product_backward
+    for function in (*compiled, *between):
         function.__kwdefaults__["isa"] = isa
 
 

@@ -55,14 +55,15 @@ def detail(call: Call, direction: str) -> Detail:
 
 
 def _is_compiled(call: Call) -> bool:
-    return call.device.type == "cpu" and layer_cpu.has_pointwise(call.dtype)
+    return layer_cpu.has_pointwise(call.device, call.dtype)
 
 
 def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
     """See `call.Implementation`."""
     x, weight, bias, w_p, b_p = given
     preact = linear(x, weight, bias)
-    h = _h(preact, call)
+    left, right = preact.chunk(2, 1)
+    h = hidden(left, right, call.gate)
     out = h if w_p is None else linear(h, w_p, b_p)
     return out, preact if save_preact else None
 
@@ -77,13 +78,13 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
         return dx, dweight, dbias, dw_p, db_p
     inner = any(needs[:3])
     preact = linear(x, weight, bias) if preact is None else preact
+    left, right = preact.chunk(2, 1)
     if needs[3] and not (inner and _is_compiled(call)):
-        h = _h(preact, call)
+        h = hidden(left, right, call.gate)
         dw_p = torch.mm(dout.t(), h)
         del h
     if inner:
         dh = dout if w_p is None else torch.mm(dout, w_p)
-        left, right = preact.chunk(2, 1)
         if _is_compiled(call):
             dpreact = layer_cpu.product_backward(
                 dh, left, right, gate=call.gate, into_dh="h" if needs[3] else None
@@ -100,14 +101,13 @@ def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) ->
     return dx, dweight, dbias, dw_p, db_p
 
 
-def _h(preact: Tensor, call: Call) -> Tensor:
-    """g(L) ∘ R, without memory for both factors."""
-    left, right = preact.chunk(2, 1)
-    if call.gate == "identity":  # one pass of torch's
-        return product(left, right, call.gate)
-    if _is_compiled(call):
-        return layer_cpu.product_forward(left, right, gate=call.gate)
-    return product(left, right, call.gate, left.new_empty(left.shape))
+def hidden(left: Tensor, right: Tensor, gate: str, *, into_left: bool = False) -> Tensor:
+    """h = g(L) ∘ R, (m, d) each, without memory for both factors; with `into_left` in L's."""
+    if gate != "identity" and layer_cpu.has_pointwise(left.device, left.dtype):
+        return layer_cpu.product_forward(left, right, gate=gate, into_left=into_left)
+    # With the identity torch takes one pass, too.
+    out = None if into_left or gate == "identity" else left.new_empty(left.shape)
+    return product(left, right, gate, left if into_left else out)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

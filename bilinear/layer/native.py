@@ -62,10 +62,14 @@ def _nearest(
         far = sum(abs(log2(mine / its)) for mine, its in zip(sizes, row[1:4], strict=True))
         return far, abs(log2(threads / row.threads))
 
-    rows = [
+    return min(_rows_of(kind), key=distance, default=None)
+
+
+@lru_cache
+def _rows_of(kind: tuple[str, bool, str, bool]) -> list[Measured]:
+    return [
         row for row in table() if (row.processor, row.d_out > 0, row.dtype, row.recompute) == kind
     ]
-    return min(rows, key=distance, default=None)
 
 
 def refusal(call: Call) -> str:

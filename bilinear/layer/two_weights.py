@@ -22,6 +22,7 @@ from bilinear.layer.checks import check_unchanged
 from bilinear.layer.context import are_plain, autocast, context_of, context_of_gradient
 from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
+from bilinear.layer.matmuls import hidden
 
 # Up to this many elements of h a Function's overhead exceeds what it saves.
 FEW = 2**16
@@ -67,7 +68,7 @@ def gated_mlp(
     if context == PLAIN and needs:
         out: Tensor = TwoWeights.apply(x, w_l, b_l, w_r, b_r, w_p, b_p, call)
         return out
-    if needs or context != PLAIN:
+    if context != PLAIN:
         h = product(F.linear(x, w_l, b_l), F.linear(x, w_r, b_r), gate)
         return F.linear(h, w_p, b_p)
     rows = x.reshape(-1, d_in)
@@ -168,14 +169,7 @@ def _h(halves: Halves, gate: str, into_left: bool = False) -> Tensor:
 
         return pointwise.product_forward(halves[0], gate)
     left, right = halves
-    if _is_compiled(left) and gate != "identity":  # for the identity torch takes one pass, too
-        return layer_cpu.product_forward(left, right, gate=gate, into_left=into_left)
-    return product(left, right, gate, left if into_left else torch.empty_like(left))
-
-
-def _is_compiled(left: Tensor) -> bool:
-    """Whether elementwise work on the CPU is one compiled pass."""
-    return left.is_cpu and layer_cpu.has_pointwise(left.dtype)
+    return hidden(left, right, gate, into_left=into_left)
 
 
 class TwoWeights(torch.autograd.Function):
@@ -275,7 +269,7 @@ def _halves_backward(dh: Tensor, halves: Halves, gate: str) -> tuple[Tensor, Ten
         dleft, dright = dpreact.chunk(2, 1)
         return dleft, dright
     left, right = halves
-    if _is_compiled(left):
+    if layer_cpu.has_pointwise(left.device, left.dtype):
         return dh, layer_cpu.product_backward(dh, left, right, gate=gate, into_dh="dleft")
     dright = product(left, dh, gate, torch.empty_like(dh))
     dleft = dh.mul_(right)

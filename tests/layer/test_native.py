@@ -46,6 +46,7 @@ def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> N
     ]
     monkeypatch.setattr(native, "table", lambda: rows)
     native._nearest.cache_clear()
+    native._rows_of.cache_clear()
     threads, processor = 1, "avx2"
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(layer_cpu, "processor", lambda: processor)
@@ -67,6 +68,7 @@ def test_the_nearest_measured_sizes_decide(monkeypatch: pytest.MonkeyPatch) -> N
         assert "not measured on baseline" in native.refusal(CALL)
     finally:
         native._nearest.cache_clear()
+        native._rows_of.cache_clear()
 
 
 def test_the_table_holds_what_select_asks_for() -> None:
