@@ -31,6 +31,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PANEL 16
 #define PADDED(n) (((n) + PANEL - 1) / PANEL * PANEL)
@@ -38,6 +39,7 @@
  * few sets of the cache. */
 #define PANEL_FLOATS(rows) (((rows) + 1) * PANEL)
 
+#define TILE_ROWS 6
 #define CHUNK 192 /* terms that are summed before they are added to the total; a multiple of 16 */
 #define MOST_BLOCK_ROWS 384
 #define FEWEST_BLOCK_ROWS 16
@@ -105,12 +107,6 @@ static int reads_rows(const Layer *l) {
     return l->dtype == FLOAT32 && l->x.column == 1 && l->x.row <= MOST_ROW;
 }
 
-/* Whether backward's products take the rows of a weight, `columns` long, where they lie: for few rows
- * of x a copy in panels would be read too few times to pay. */
-static int reads_weight(const Layer *l, int64_t columns) {
-    return l->dtype == FLOAT32 && l->m <= FEW_ROWS && columns % PANEL == 0 && columns <= MOST_ROW;
-}
-
 /* The factors of C = A B. A lies as `form` says; B in panels that hold k as rows, or in rows as outside,
  * whose panels are 16 floats apart. k goes through `parts` of A and B, `k` long each. */
 typedef struct {
@@ -139,6 +135,7 @@ typedef struct {
     int threads;
     int64_t d_in16, d16, d_out16;
     int64_t block, blocks, shares;
+    int64_t part; /* rows of a block for which backward forms [dL, dR] and dx at a time */
     int divides_units; /* whether threads divide forward's units among them, and not its rows */
     int streams; /* whether [L, R] and h are written past the caches, being larger than they */
     /* Weights in panels: _t for products with Wᵀ (panels of W's rows), _n for products with W. */
@@ -260,6 +257,25 @@ static int64_t block_rows(const Task *t, int64_t row_floats) {
     return ((rows + blocks - 1) / blocks + 1) / 2 * 2;
 }
 
+/* Of a core's second-level cache; 0 where the system does not tell. Asked once: under a hypervisor the
+ * instruction that tells takes microseconds. */
+static int64_t cache_bytes = 0;
+
+static void find_cache(void) {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    cache_bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+}
+
+/* Rows of a part of a block: all of them if these fit the cache. Parts change no bits, so they may depend
+ * on the machine. */
+static int64_t part_rows(int64_t rows, int64_t row_bytes) {
+    int64_t bytes = rows * row_bytes;
+    if (cache_bytes <= 0 || bytes <= cache_bytes / 4 * 3) return most(1, rows);
+    int64_t parts = (bytes + cache_bytes / 2 - 1) / (cache_bytes / 2);
+    return ((rows + parts - 1) / parts + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+}
+
 static int streams(const Layer *l) {
     int64_t floats = l->m * ((l->preact ? 2 * l->d : 0) + (l->d_out ? 0 : l->d));
     int is_aligned = l->d % PANEL == 0 && ((uintptr_t)l->out | (uintptr_t)l->preact) % 64 == 0;
@@ -279,6 +295,7 @@ static void plan(Task *t, int threads, int is_backward) {
                        4 * l->m * row_floats <= 2 * BLOCK_BYTES;
     t->block = t->divides_units ? most(1, l->m) : block_rows(t, row_floats);
     t->blocks = (l->m + t->block - 1) / t->block;
+    t->part = part_rows(t->block, 4 * row_floats);
     t->block_stride = PANEL_FLOATS(t->block);
     t->streams = streams(l);
     t->w_t_stride = PANEL_FLOATS(l->d_in);
@@ -734,6 +751,7 @@ static int find_torch(void) {
 
 PyMODINIT_FUNC PyInit__layer_cpu(void) {
     find_threads();
+    find_cache();
     return find_torch() ? PyModule_Create(&module) : NULL;
 }
 

@@ -1,6 +1,8 @@
 /* The arithmetic of layer_cpu.c; isa_cpu.h includes it once for each instruction set. */
 
-#define TILE_ROWS 6
+/* Whether sums over rows are formed a panel of their rows at a time, and not a tile's columns: these are
+ * one panel, too, where a vector is 8 floats, and then memory is written in order. */
+#define ONE_PANEL_OF_SUMS (VECTORS * LANES <= PANEL)
 
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
@@ -86,29 +88,36 @@ static void N(pack)(float *to, int64_t stride, View from, int64_t rows, int64_t 
     }
 }
 
+/* A step of a transpose: rows that are HALF apart exchange elements that are. The constants are written
+ * out, because from variables, known or not, the compiler makes them element by element. */
+#define LOW(i, HALF) ((i) & (HALF) ? LANES + ((i) ^ (HALF)) : (i))
+#define HIGH(i, HALF) ((i) & (HALF) ? LANES + (i) : (i) ^ (HALF))
+#ifdef __clang__
+#define SHUFFLED(a, b, f, HALF) __builtin_shufflevector(a, b, EACH_LANE(f, HALF))
+#else
+#define SHUFFLED(a, b, f, HALF) __builtin_shuffle(a, b, (vi){EACH_LANE(f, HALF)})
+#endif
+#define EXCHANGE(HALF)                                 \
+    UNROLL for (int i = 0; i < LANES; i++) {           \
+        if (i & (HALF)) continue;                      \
+        vf a = rows[i], b = rows[i + (HALF)];          \
+        rows[i] = SHUFFLED(a, b, LOW, HALF);           \
+        rows[i + (HALF)] = SHUFFLED(a, b, HIGH, HALF); \
+    }
+
 /* Square of LANES × LANES at `from`, its rows `stride` apart, transposed to `to`, 16 apart. */
 INLINE void N(transpose)(float *to, const float *from, int64_t stride) {
-#ifdef __clang__
-    for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < LANES; j++) to[i * PANEL + j] = from[j * stride + i];
-#else
     vf rows[LANES];
     UNROLL for (int i = 0; i < LANES; i++) rows[i] = N(load_anywhere)(from + i * stride);
-    UNROLL for (int half = 1; half < LANES; half *= 2) {
-        vi low, high;
-        UNROLL for (int i = 0; i < LANES; i++) {
-            low[i] = i & half ? LANES + (i ^ half) : i;
-            high[i] = i & half ? LANES + i : i ^ half;
-        }
-        UNROLL for (int i = 0; i < LANES; i++) {
-            if (i & half) continue;
-            vf a = rows[i], b = rows[i + half];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i + half] = __builtin_shuffle(a, b, high);
-        }
-    }
-    UNROLL for (int i = 0; i < LANES; i++) store(to + i * PANEL, rows[i]);
+    EXCHANGE(1)
+    EXCHANGE(2)
+#if LANES >= 8
+    EXCHANGE(4)
 #endif
+#if LANES == 16
+    EXCHANGE(8)
+#endif
+    UNROLL for (int i = 0; i < LANES; i++) store(to + i * PANEL, rows[i]);
 }
 
 /* Rows of a contiguous matrix, at most 16 from `first` on, as one panel of its transpose. */
@@ -338,6 +347,13 @@ static Block N(block_of)(const Task *t, float *scratch, int64_t index) {
     b.first = index * t->block;
     b.rows = least(t->block, t->layer.m - b.first);
     return b;
+}
+
+/* At most `rows` rows of a block, from its row `first` on. */
+static Block N(part_of)(const Block *b, int64_t first, int64_t rows) {
+    int64_t skipped = first * PANEL;
+    return (Block){b->x + skipped, b->preact + skipped, b->dout + skipped, b->h + skipped,
+                   b->stride, b->first + first, least(rows, b->rows - first)};
 }
 
 static void N(pack_rows)(const Task *t, const Block *b, float *to, View from, int64_t columns) {
@@ -605,18 +621,19 @@ static void N(forward)(void *task) {
 /* sums (a_columns, b_columns), its rows `sums_row` apart, += Aᵀ B over a block, or = for the first. */
 static void N(add_products)(const Block *b, const float *a, int64_t a_columns, const float *from,
                             int64_t b_stride, int64_t b_row, int64_t b_columns, float *sums, int64_t sums_row, int is_first) {
-    int64_t vectors = (b_columns + LANES - 1) / LANES;
+    int64_t vectors = (b_columns + LANES - 1) / LANES, at_once = ONE_PANEL_OF_SUMS ? PANEL : a_columns;
     Factors f = {0, from, 0, b_stride, b_row, b->rows, 1, 0, 0, TURNED};
-    for (int64_t j = 0; j < vectors; j += VECTORS) {
-        int64_t n = least(vectors - j, VECTORS);
-        const float *at[VECTORS];
-        for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
-        for (int64_t i = 0, rows; i < a_columns; i += rows) {
-            rows = least(least(a_columns - i, PANEL - i % PANEL), TILE_ROWS);
-            N(multiply)(&f, rows, n, a + i / PANEL * b->stride + i % PANEL, at, 0, is_first,
-                        sums + i * sums_row + j * LANES, sums_row);
+    for (int64_t from_row = 0; from_row < a_columns; from_row += at_once)
+        for (int64_t j = 0; j < vectors; j += VECTORS) {
+            int64_t n = least(vectors - j, VECTORS), end = least(a_columns, from_row + at_once);
+            const float *at[VECTORS];
+            for (int64_t v = 0; v < n; v++) at[v] = N(column_of_b)(&f, j + v);
+            for (int64_t i = from_row, rows; i < end; i += rows) {
+                rows = least(least(end - i, PANEL - i % PANEL), TILE_ROWS);
+                N(multiply)(&f, rows, n, a + i / PANEL * b->stride + i % PANEL, at, 0, is_first,
+                            sums + i * sums_row + j * LANES, sums_row);
+            }
         }
-    }
 }
 
 /* sums += the columns of panels, 16 rows at a time: shorter sums round less. */
@@ -633,6 +650,14 @@ static void N(add_columns)(const Block *b, const float *panels, int64_t columns,
         }
         store(sums + c, is_first ? total : load(sums + c) + total);
     }
+}
+
+/* Whether backward's products take the rows of a weight, `columns` long, where they lie: for few rows
+ * of x a copy in panels would be read too few times to pay. Rows of 1, 2, … kB compete for four sets of the
+ * first-level cache: on Zen 3 with AVX2 products then took a seventh longer; on Zen 4 they did not. */
+INLINE int N(reads_weight)(const Layer *l, int64_t columns) {
+    int competes = LANES <= 8 && columns % 256 == 0;
+    return l->dtype == FLOAT32 && l->m <= FEW_ROWS && columns % PANEL == 0 && columns <= MOST_ROW && !competes;
 }
 
 /* dh = dout where there is no projection. */
@@ -669,7 +694,7 @@ static void N(form_dh)(const Task *t, const Block *b) {
     BUFFER;
     const Layer *l = &t->layer;
     Factors f = {b->dout, t->w_p_n, b->stride, t->w_p_n_stride, PANEL, l->d_out, 1, 0, 0, PANELS};
-    if (reads_weight(l, l->d)) f.b = (const float *)l->w_p, f.b_stride = PANEL, f.b_row = l->d;
+    if (N(reads_weight)(l, l->d)) f.b = (const float *)l->w_p, f.b_stride = PANEL, f.b_row = l->d;
     int64_t vectors = t->d16 / LANES;
     for (int64_t j = 0; j < vectors; j += VECTORS) {
         int64_t n = least(vectors - j, VECTORS);
@@ -709,7 +734,7 @@ static void N(form_dx)(const Task *t, const Block *b) {
     const Layer *l = &t->layer;
     int64_t d = l->d, half = t->d16 / PANEL * b->stride;
     Factors f = {b->preact, t->w_n, b->stride, t->w_n_stride, PANEL, d, 2, half, t->d16 * PANEL, PANELS};
-    if (reads_weight(l, l->d_in)) {
+    if (N(reads_weight)(l, l->d_in)) {
         f.b = (const float *)l->weight;
         f.b_stride = PANEL, f.b_row = l->d_in, f.b_part = d * l->d_in;
     }
@@ -720,14 +745,17 @@ static void N(form_dx)(const Task *t, const Block *b) {
 static void N(backward_block)(const Task *t, const Block *b, float *sums, int is_first) {
     const Layer *l = &t->layer;
     int64_t half = t->d16 / PANEL * b->stride;
-    int x_stays = reads_rows(l) && reads_weight(l, l->d_in);
+    int x_stays = reads_rows(l) && N(reads_weight)(l, l->d_in);
     const float *x = x_stays ? (const float *)rows_of(l->x, b->first, FLOAT32).at : b->x;
     int64_t x_stride = x_stays ? PANEL : b->stride, x_row = x_stays ? l->x.row : PANEL;
     if ((l->dweight && !x_stays) || (!l->saved_preact && !reads_rows(l)))
         N(pack_rows)(t, b, b->x, l->x, l->d_in);
     if (l->d_out) N(pack_rows)(t, b, b->dout, l->dout, l->d_out);
-    if (l->dx || l->dweight || l->dbias || l->dw_p) N(form_dpreact)(t, b);
-    if (l->dx) N(form_dx)(t, b);
+    for (int64_t first = 0; first < b->rows; first += t->part) {
+        Block part = N(part_of)(b, first, t->part);
+        if (l->dx || l->dweight || l->dbias || l->dw_p) N(form_dpreact)(t, &part);
+        if (l->dx) N(form_dx)(t, &part);
+    }
     for (int64_t side = 0; side < 2; side++) {
         const float *dpreact = b->preact + side * half;
         if (l->dweight)
@@ -792,14 +820,14 @@ static void N(pack_for_backward)(const Task *t, int64_t unit) {
     if (unit < t->d_in16 / PANEL) {
         int64_t column = unit * PANEL, columns = least(PANEL, l->d_in - column);
         float *to = t->w_n + unit * t->w_n_stride;
-        for (int64_t half = 0; l->dx && !reads_weight(l, l->d_in) && half < 2; half++) {
+        for (int64_t half = 0; l->dx && !N(reads_weight)(l, l->d_in) && half < 2; half++) {
             View from = {l->weight + (half * l->d * l->d_in + column) * element, l->d_in, 1};
             N(pack)(to + half * t->d16 * PANEL, 0, from, l->d, columns, l->dtype);
         }
         return;
     }
     int64_t panel = unit - t->d_in16 / PANEL, column = panel * PANEL;
-    if (reads_weight(l, l->d)) return;
+    if (N(reads_weight)(l, l->d)) return;
     View from = {l->w_p + column * element, l->d, 1};
     N(pack)(t->w_p_n + panel * t->w_p_n_stride, 0, from, l->d_out, least(PANEL, l->d - column),
             l->dtype);
@@ -891,7 +919,11 @@ static void N(pointwise)(void *task) {
         }
 }
 
-#undef TILE_ROWS
+#undef ONE_PANEL_OF_SUMS
+#undef LOW
+#undef HIGH
+#undef SHUFFLED
+#undef EXCHANGE
 #undef MULTIPLY_ADD
 #undef TILE
 #undef TILE_OF

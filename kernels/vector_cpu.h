@@ -11,6 +11,17 @@ typedef uint32_t N(vu) __attribute__((vector_size(4 * LANES)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* f(i, given) for every lane i, separated by commas. */
+#define FOUR_LANES(f, i, given) f(i, given), f(i + 1, given), f(i + 2, given), f(i + 3, given)
+#if LANES == 16
+#define EACH_LANE(f, given) \
+    FOUR_LANES(f, 0, given), FOUR_LANES(f, 4, given), FOUR_LANES(f, 8, given), FOUR_LANES(f, 12, given)
+#elif LANES == 8
+#define EACH_LANE(f, given) FOUR_LANES(f, 0, given), FOUR_LANES(f, 4, given)
+#else
+#define EACH_LANE(f, given) FOUR_LANES(f, 0, given)
+#endif
+
 INLINE vf N(load)(const float *x) { return *(const vf *)x; }
 INLINE void N(store)(float *x, vf v) { *(vf *)x = v; }
 INLINE vf N(splat)(float x) { return x - (vf){0}; }

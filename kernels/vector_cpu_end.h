@@ -8,6 +8,8 @@
 #undef vu
 #undef INLINE
 #undef UNROLL
+#undef FOUR_LANES
+#undef EACH_LANE
 #undef load
 #undef store
 #undef splat

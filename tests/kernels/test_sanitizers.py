@@ -90,7 +90,10 @@ int main(void) {
                     both(isa, BFLOAT16, gate, s[0], s[1], s[2], s[3], saves);
                     between(isa, BFLOAT16, gate, s[0], s[2]);
                     between(isa, FLOAT32, gate, s[0], s[2]);
+                    cache_bytes = 0;
                     double sum = both(isa, FLOAT32, gate, s[0], s[1], s[2], s[3], saves);
+                    cache_bytes = 1 << 14; /* so small that blocks are cut into parts */
+                    if (both(isa, FLOAT32, gate, s[0], s[1], s[2], s[3], saves) != sum) return 2;
                     if (isa == 0) first = sum;
                     if (!(fabs(sum - first) <= 1e-3 * (1 + fabs(first)))) return 1;
                 }

@@ -195,8 +195,11 @@ def test_the_small_mlp(ran: Ran, paths: Callable[..., None]) -> None:
 
 
 @needs_compiled
-def test_sizes_of_the_compiled_layer(paths: Callable[..., None]) -> None:
+def test_sizes_of_the_compiled_layer(
+    paths: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths()
+    monkeypatch.setattr(layer_cpu, "processor", lambda: "avx512_bf16")
     for sizes in ((4, 64, 8), (16384, 512, 1024), (4096, 64, 32, 16)):
         assert {c.implementation for c in explain(sizes).choices} == {"native"}
     assert "compiled for" in str(explain((4, 64, 8)))
