@@ -31,6 +31,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define PANEL 16
@@ -60,9 +61,11 @@
 /* The same for elementwise work, in elements of h; and how many a thread takes at a time. */
 #define LEAST_ELEMENTS_A_THREAD (INT64_C(1) << 14)
 #define ELEMENTS_AT_ONCE (INT64_C(1) << 13)
-#ifndef KEPT_FLOATS /* of scratch that is kept between calls; the sanitizers' tests keep none */
-#define KEPT_FLOATS (INT64_C(1) << 19)
+#ifndef MOST_KEPT_FLOATS /* of scratch that is kept between calls; the sanitizers' tests keep none */
+#define MOST_KEPT_FLOATS (INT64_C(1) << 24)
+#define LEAST_SCRATCH_FLOATS (INT64_C(1) << 19) /* so that small calls of several sizes share one */
 #endif
+#define HUGE_PAGE (2 * 1024 * 1024) /* of memory; the system makes one in the time of a few small ones */
 
 #ifdef __FLT16_MAX__
 #define HAS_FLOAT16 1
@@ -315,24 +318,37 @@ static void plan(Task *t, int threads, int is_backward) {
     if (t->threads < 1 || !can_share_work()) t->threads = 1;
 }
 
-/* Scratch of small calls is kept for the next call, because it is still in the caches: malloc might return
- * other memory, or memory that the system must map again page by page. */
+/* Scratch is kept for the next call, unless it is very large: it is still in the caches, and malloc might
+ * return memory that the system must map again, page by page, which for large weights took as long as the
+ * products. In front of it, a cache line with its size. */
+#define HEADER 64 /* bytes */
 static void *kept = NULL;
 
+static int64_t *size_of(void *memory) { return (int64_t *)((char *)memory - HEADER); }
+
+static void release(void *memory) {
+    if (memory && *size_of(memory) <= MOST_KEPT_FLOATS)
+        memory = __atomic_exchange_n(&kept, memory, __ATOMIC_ACQ_REL);
+    if (memory) free(size_of(memory));
+}
+
 static void *scratch_memory(int64_t floats) {
-    void *memory = NULL;
-    if (floats > KEPT_FLOATS) return posix_memalign(&memory, 64, (size_t)floats * 4) ? NULL : memory;
-    memory = __atomic_exchange_n(&kept, NULL, __ATOMIC_ACQUIRE);
-    if (memory || !posix_memalign(&memory, 4096, KEPT_FLOATS * 4)) return memory;
-    return NULL;
+    void *memory = __atomic_exchange_n(&kept, NULL, __ATOMIC_ACQ_REL);
+    if (memory && *size_of(memory) >= floats) return memory;
+    if (memory) free(size_of(memory));
+    floats = most(floats, LEAST_SCRATCH_FLOATS);
+    size_t bytes = HEADER + (size_t)floats * 4;
+    if (posix_memalign(&memory, HUGE_PAGE, bytes)) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    memory = (char *)memory + HEADER;
+    *size_of(memory) = floats;
+    return memory;
 }
 
-static void release(void *memory, int64_t floats) {
-    free(floats > KEPT_FLOATS ? memory : __atomic_exchange_n(&kept, memory, __ATOMIC_RELEASE));
-}
-
-/* Cuts one allocation into the task's parts. Returns its size in floats, 0 if there is no memory. */
-static int64_t allocate(Task *t, int is_backward, void **memory) {
+/* Cuts one allocation into the task's parts. Returns 0 if there is no memory. */
+static int allocate(Task *t, int is_backward, void **memory) {
     const Layer *l = &t->layer;
     int64_t halves = 2 * t->d16 / PANEL;
     int64_t w_t = halves * t->w_t_stride, w_n = is_backward ? t->d_in16 / PANEL * t->w_n_stride : 0;
@@ -350,7 +366,7 @@ static int64_t allocate(Task *t, int is_backward, void **memory) {
     t->b_p = t->bias + 2 * t->d16;
     t->sums = t->bias + biases;
     t->scratch = t->sums + sums;
-    return floats;
+    return 1;
 }
 
 #ifndef WITHOUT_PYTHON /* the sanitizers' tests define it */
@@ -510,14 +526,13 @@ static int execute(const Layer *layer, int isa, int is_backward) {
     int threads = threads_of_torch();
     if (PyErr_Occurred()) return 0;
     plan(&task, threads, is_backward);
-    int64_t floats = allocate(&task, is_backward, &memory);
-    if (!floats) {
+    if (!allocate(&task, is_backward, &memory)) {
         PyErr_NoMemory();
         return 0;
     }
     PyThreadState *state = PyEval_SaveThread();
     run(&task, task.threads, is_backward ? WORK[isa].backward : WORK[isa].forward);
-    release(memory, floats);
+    release(memory);
     PyEval_RestoreThread(state);
     return 1;
 }

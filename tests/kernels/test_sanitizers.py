@@ -12,7 +12,8 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", 
 # Every buffer is as long as what it holds and comes from malloc, so that an access past its
 # end is found.
 LAYER = """
-#define KEPT_FLOATS 0
+#define MOST_KEPT_FLOATS 0
+#define LEAST_SCRATCH_FLOATS 0
 #include "layer_cpu.c"
 #include <stdio.h>
 
@@ -34,7 +35,7 @@ static void run_task(Layer layer, int isa, int is_backward) {
     plan(&task, 1, is_backward);
     if (!allocate(&task, is_backward, &memory)) abort();
     run(&task, task.threads, is_backward ? WORK[isa].backward : WORK[isa].forward);
-    free(memory);
+    release(memory);
 }
 
 static void between(int isa, int dtype, int gate, int64_t m, int64_t d) {
