@@ -4,6 +4,10 @@
  * one panel, too, where a vector is 8 floats, and then memory is written in order. */
 #define ONE_PANEL_OF_SUMS (VECTORS * LANES <= PANEL)
 
+/* Of L and of R, the columns that lie side by side in a panel of Wᵀ: a tile reads vectors of both, and
+ * whole cache lines. */
+#define PACKED (LANES == PANEL ? PANEL : PANEL / 2)
+
 typedef float N(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 INLINE vf N(load_anywhere)(const float *x) { return *(const N(loose) *)x; }
 INLINE void N(store_anywhere)(float *x, vf v) { *(N(loose) *)x = v; }
@@ -120,15 +124,16 @@ INLINE void N(transpose)(float *to, const float *from, int64_t stride) {
     UNROLL for (int i = 0; i < LANES; i++) store(to + i * PANEL, rows[i]);
 }
 
-/* Rows of a contiguous matrix, at most 16 from `first` on, as one panel of its transpose. */
+/* Rows of a contiguous matrix, at most PACKED from `first` on, as so many columns of a panel of its
+ * transpose; zeros in place of missing rows. */
 static void N(pack_transposed)(float *to, const char *from, int64_t first, int64_t rows,
                                int64_t columns, int dtype) {
-    float square[PANEL * PANEL] __attribute__((aligned(64))) = {0};
+    float square[PACKED * PANEL] __attribute__((aligned(64))) = {0};
     float turned[PANEL * PANEL] __attribute__((aligned(64)));
     for (int64_t c = 0; c < columns; c += PANEL) {
         int64_t count = columns - c < PANEL ? columns - c : PANEL, stride = PANEL;
         const float *source = square;
-        if (dtype == FLOAT32 && count == PANEL && rows == PANEL) {
+        if (dtype == FLOAT32 && count == PANEL && rows == PACKED) {
             source = (const float *)from + first * columns + c;
             stride = columns;
         } else {
@@ -136,10 +141,11 @@ static void N(pack_transposed)(float *to, const char *from, int64_t first, int64
                 N(read16)(square + r * PANEL, from, (first + r) * columns + c, 1, count, dtype);
         }
         float *here = count == PANEL ? to + c * PANEL : turned;
-        UNROLL for (int r = 0; r < PANEL; r += LANES)
+        UNROLL for (int r = 0; r < PACKED; r += LANES)
             UNROLL for (int k = 0; k < PANEL; k += LANES)
                 N(transpose)(here + k * PANEL + r, source + r * stride + k, stride);
-        if (count < PANEL) memcpy(to + c * PANEL, turned, (size_t)count * PANEL * 4);
+        for (int64_t k = 0; here == turned && k < count; k++)
+            memcpy(to + (c + k) * PANEL, turned + k * PANEL, PACKED * 4);
     }
 }
 
@@ -434,6 +440,12 @@ INLINE void N(fetch_outputs)(const Task *t, const Block *b, int64_t row, int64_t
     N(fetch)(l->preact, (2 * index + 1) * l->d + column, 2 * l->d, rows, columns);
 }
 
+/* A vector of W_lᵀ (half 0) or W_rᵀ (half 1): LANES columns from `unit` on. */
+INLINE const float *N(column_of_w_t)(const Task *t, int64_t half, int64_t unit) {
+    if (PACKED == PANEL) return t->w_t + (half * t->d16 + unit) / PANEL * t->w_t_stride;
+    return t->w_t + unit / PACKED * t->w_t_stride + half * PACKED + unit % PACKED;
+}
+
 /* [L, R] = x Wᵀ + bias of the units in some panels; a tile has as many vectors of L as of R. */
 static void N(form_preact)(const Task *t, const Block *b, Range panels, int is_forward) {
     BUFFER;
@@ -443,14 +455,14 @@ static void N(form_preact)(const Task *t, const Block *b, Range panels, int is_f
         f.a_stride = t->layer.x.row;
         f.form = ROWS;
     }
-    int64_t vectors = t->d16 / LANES, end = panels.end * PANEL / LANES;
+    int64_t end = panels.end * PANEL / LANES;
     for (int64_t j = panels.first * PANEL / LANES; j < end; j += VECTORS / 2) {
         int64_t n = least(end - j, VECTORS / 2);
         const float *columns[VECTORS], *start[VECTORS];
         for (int64_t v = 0; v < 2 * n; v++) {
-            int64_t column = (v < n ? j + v : vectors + j + v - n);
-            columns[v] = N(column_of_b)(&f, column);
-            start[v] = t->bias + column * LANES;
+            int64_t half = v >= n, unit = (j + v - half * n) * LANES;
+            columns[v] = N(column_of_w_t)(t, half, unit);
+            start[v] = t->bias + half * t->d16 + unit;
         }
         for (int64_t i = 0; i < b->rows; i += TILE_ROWS) {
             int64_t rows = least(b->rows - i, TILE_ROWS);
@@ -523,19 +535,21 @@ static void N(forward_block)(const Task *t, const Block *b) {
     if (l->d_out) N(form_out)(t, b, (Range){0, t->d_out16 / PANEL});
 }
 
-/* One panel of Wᵀ, of either half. */
-static void N(pack_w_t)(const Task *t, int64_t panel) {
+/* The two panels of Wᵀ that hold 16 units, of both halves. */
+static void N(pack_w_t)(const Task *t, int64_t index) {
     const Layer *l = &t->layer;
-    int64_t half = panel >= t->d16 / PANEL, column = panel * PANEL - half * t->d16;
-    N(pack_transposed)(t->w_t + panel * t->w_t_stride, l->weight, half * l->d + column,
-                       least(PANEL, l->d - column), l->d_in, l->dtype);
+    for (int64_t unit = index * PANEL; unit < (index + 1) * PANEL; unit += PACKED)
+        for (int64_t half = 0; half < 2; half++)
+            N(pack_transposed)((float *)N(column_of_w_t)(t, half, unit), l->weight, half * l->d + unit,
+                               most(0, least(PACKED, l->d - unit)), l->d_in, l->dtype);
 }
 
 /* One panel of W_pᵀ. */
 static void N(pack_w_p_t)(const Task *t, int64_t panel) {
     const Layer *l = &t->layer;
-    N(pack_transposed)(t->w_p_t + panel * t->w_p_t_stride, l->w_p, panel * PANEL,
-                       least(PANEL, l->d_out - panel * PANEL), l->d, l->dtype);
+    for (int64_t c = 0; c < PANEL; c += PACKED)
+        N(pack_transposed)(t->w_p_t + panel * t->w_p_t_stride + c, l->w_p, panel * PANEL + c,
+                           most(0, least(PACKED, l->d_out - panel * PANEL - c)), l->d, l->dtype);
 }
 
 /* A bias to float32, zeros where there is none. */
@@ -556,12 +570,12 @@ static void N(pack_biases)(const Task *t) {
 /* Packs the weights of some units, and forms their [L, R] and h. */
 static void N(form_units)(const Task *t, const Block *b, Range units) {
     const Layer *l = &t->layer;
-    for (int64_t i = units.first; i < units.end; i++)
-        for (int64_t half = 0; half < 2; half++) {
-            N(pack_w_t)(t, i + half * t->d16 / PANEL);
+    for (int64_t i = units.first; i < units.end; i++) {
+        N(pack_w_t)(t, i);
+        for (int64_t half = 0; half < 2; half++)
             N(pack_bias)(t->bias + half * t->d16 + i * PANEL, l->bias, half * l->d + i * PANEL,
                          l->d - i * PANEL, PANEL, l->dtype);
-        }
+    }
     N(form_preact)(t, b, units, 1);
 }
 
@@ -592,11 +606,11 @@ static void N(forward_units)(Task *t, int64_t thread, float *scratch) {
 }
 
 static void N(forward_rows)(Task *t, int64_t thread, float *scratch) {
-    int64_t halves = 2 * t->d16 / PANEL, panels = halves + t->d_out16 / PANEL;
-    for (int64_t i; (i = take(&t->pack)) <= panels;) {
-        if (i == panels) N(pack_biases)(t);
-        else if (i < halves) N(pack_w_t)(t, i);
-        else N(pack_w_p_t)(t, i - halves);
+    int64_t units = t->d16 / PANEL, packs = units + t->d_out16 / PANEL;
+    for (int64_t i; (i = take(&t->pack)) <= packs;) {
+        if (i == packs) N(pack_biases)(t);
+        else if (i < units) N(pack_w_t)(t, i);
+        else N(pack_w_p_t)(t, i - units);
     }
     wait_for_all(t);
     for (int64_t i; (i = take_unit(t, thread, t->blocks)) >= 0;) {
@@ -807,16 +821,16 @@ static void N(add_unit)(const Task *t, int64_t unit) {
     }
 }
 
-/* Packs one panel that backward's products read: of Wᵀ (unless [L, R] was saved), of W, or of W_p. */
+/* Packs panels that backward's products read: of Wᵀ (unless [L, R] was saved), of W, or of W_p. */
 static void N(pack_for_backward)(const Task *t, int64_t unit) {
     const Layer *l = &t->layer;
-    int64_t halves = l->saved_preact ? 0 : 2 * t->d16 / PANEL;
+    int64_t of_w_t = l->saved_preact ? 0 : t->d16 / PANEL;
     int64_t element = l->dtype == FLOAT32 ? 4 : 2;
-    if (unit < halves) {
+    if (unit < of_w_t) {
         N(pack_w_t)(t, unit);
         return;
     }
-    unit -= halves;
+    unit -= of_w_t;
     if (unit < t->d_in16 / PANEL) {
         int64_t column = unit * PANEL, columns = least(PANEL, l->d_in - column);
         float *to = t->w_n + unit * t->w_n_stride;
@@ -838,7 +852,7 @@ static void N(backward)(void *task) {
     const Layer *l = &t->layer;
     int64_t thread = thread_of(t);
     float *scratch = t->scratch + thread * t->thread_floats;
-    int64_t packs = (l->saved_preact ? 0 : 2 * t->d16 / PANEL) + t->d_in16 / PANEL +
+    int64_t packs = (l->saved_preact ? 0 : t->d16 / PANEL) + t->d_in16 / PANEL +
                     (l->d_out ? t->d16 / PANEL : 0);
     for (int64_t i; (i = take(&t->pack)) <= packs;) {
         if (i == packs) N(pack_biases)(t);
@@ -920,6 +934,7 @@ static void N(pointwise)(void *task) {
 }
 
 #undef ONE_PANEL_OF_SUMS
+#undef PACKED
 #undef LOW
 #undef HIGH
 #undef SHUFFLED
