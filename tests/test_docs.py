@@ -87,11 +87,13 @@ def test_named_files_exist(page: str) -> None:
 
 
 def test_decisions_quote_the_committed_contests() -> None:
-    """Its tables of the training step, the layer's times on two machines, and its memory."""
+    """Its tables of the training step, the layer's times on three machines, and its memory."""
     content = json.loads((RESULTS / "cpu.json").read_text())
     found = {contest.group: contest for contest in contests(content)}
-    intel = contests(json.loads((RESULTS / "layer_intel.json").read_text()))
-    found_on_intel = {contest.group: contest for contest in intel}
+    machines = [found]
+    for name in ("layer_intel.json", "layer_zen3.json"):
+        others = contests(json.loads((RESULTS / name).read_text()))
+        machines.append({contest.group: contest for contest in others})
     steps = [found[f"5 steps of 8 models, d={d}"] for d in (8, 16, 64)]
     rows = [
         [
@@ -116,7 +118,7 @@ def test_decisions_quote_the_committed_contests() -> None:
             for direction in ("forward", "forward and backward")
             for op in ("layer", "mlp")
         ]
-        for machine in (found, found_on_intel):
+        for machine in machines:
             ratios = [machine[group].ratio for group in groups]
             rows.append([sizes, *(f"{r:.2f} ({low:.2f}–{high:.2f})" for r, low, high in ratios)])
         memory = [found[f"memory, {op}, M, d_in, d = {shape}"].ways for op in ("layer", "mlp")]
