@@ -3,7 +3,14 @@
 #define PARTS (16 / LANES) /* vectors to 16 floats, the unit of padding and of every sum */
 #define TILE_ROWS (LANES == 4 ? 4 : 6) /* of a matrix product's tile held in registers */
 
-INLINE vf N(max)(vf x, vf y) { return (vf)(((vi)x & (x > y)) | ((vi)y & ~(x > y))); }
+/* x where x > y, and else y. */
+INLINE vf N(max)(vf x, vf y) {
+#if LANES == 8 && !defined(__clang__)
+    return __builtin_ia32_maxps256(x, y);
+#else
+    return (vf)(((vi)x & (x > y)) | ((vi)y & ~(x > y)));
+#endif
+}
 
 /* Lane 0 of the result folds all lanes, halves first: one order for every vector width. */
 INLINE vf N(swap_halves)(vf x, int half) {
@@ -101,13 +108,16 @@ static void N(matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a
     }
 }
 
+/* Columns of a (·, d) that are computed: whole vectors. Padding beyond these stays 0. */
+INLINE int64_t N(columns)(int64_t d) { return (d + LANES - 1) / LANES * LANES; }
+
 /* h and logits of one block of pairs. */
 static void N(forward)(const GridModel *m, const Scratch *s, const int32_t *pairs, int64_t n) {
     int64_t dd = GRID_PAD(m->d), pp = GRID_PAD(m->p);
     const float *left = m->weights, *right = left + 2 * m->p * dd, *w = right + 2 * m->p * dd;
     for (int64_t i = 0; i < n; i++) {
         int64_t a = pairs[2 * i] * dd, b = (m->p + pairs[2 * i + 1]) * dd;
-        for (int64_t k = 0; k < dd; k += LANES) {
+        for (int64_t k = 0; k < m->d; k += LANES) {
             vf l = load(left + a + k) + load(left + b + k);
             vf r = load(right + a + k) + load(right + b + k);
             store(s->h + i * dd + k, l * r);
@@ -177,7 +187,7 @@ static void N(scatter)(const GridModel *m, const Scratch *s, const int32_t *pair
         int64_t to = from + 1;
         while (to < n && pairs[2 * to] == pairs[2 * from]) to++;
         int64_t a = pairs[2 * from] * dd;
-        for (int64_t k = 0; k < dd; k += LANES) {
+        for (int64_t k = 0; k < m->d; k += LANES) {
             vf la = load(left + a + k), ra = load(right + a + k);
             vf sum_l = load(d_left + a + k), sum_r = load(d_right + a + k);
             for (int64_t i = from; i < to; i++) {
@@ -231,7 +241,7 @@ static void N(block_gradient)(const GridModel *m, const Scratch *s, const int32_
     N(loss_gradient)(m, s, pairs, n, inverse_count);
     N(matmul)(m->d, pp, n, s->h, 1, dd, s->g, pp, d_w, pp, 0);
     for (int64_t i = 0; i < n; i++) memset(s->dh + i * dd, 0, 4 * dd);
-    N(matmul)(n, dd, m->p, s->g, pp, 1, s->w_class_major, dd, s->dh, dd, 0);
+    N(matmul)(n, N(columns)(m->d), m->p, s->g, pp, 1, s->w_class_major, dd, s->dh, dd, 0);
     N(scatter)(m, s, pairs, n);
 }
 

@@ -10,25 +10,42 @@
 
 #ifdef IS_X86
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
 #define N(x) x##_avx512
 #define LANES 16
 #define VECTORS 4
 #include "vector_cpu.h"
 #include BODY
 #include "vector_cpu_end.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
+#endif
 #define N(x) x##_avx2
 #define LANES 8
 #define VECTORS 2
 #include "vector_cpu.h"
 #include BODY
 #include "vector_cpu_end.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #endif
 

@@ -9,7 +9,11 @@ typedef uint32_t N(vu) __attribute__((vector_size(4 * LANES)));
 #define vu N(vu)
 
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 /* f(i, given) for every lane i, separated by commas. */
 #define FOUR_LANES(f, i, given) f(i, given), f(i + 1, given), f(i + 2, given), f(i + 3, given)

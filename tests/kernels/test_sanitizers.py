@@ -1,7 +1,10 @@
-"""The C kernels under the address and undefined-behaviour sanitizers, in a small C main."""
+"""The C kernels under the sanitizers, in a small C main, and what compilers make of their tiles."""
 
+import platform
+import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -165,6 +168,27 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
     if subprocess.run(probe, cwd=folder, capture_output=True).returncode:
         pytest.skip("needs a C compiler with sanitizers")
     return found
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_tiles_stay_in_registers(name: str) -> None:
+    """Products are 5 times slower where a loop is not unrolled or the instruction set ignored."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    options = ["-S", "-O3", "-std=gnu11", "-fno-math-errno", "-w", "-o", "-"]
+    options += ["-I", sysconfig.get_path("include")]
+    for kernel, function in (("layer", "any_tile"), ("grid", "matmul")):
+        source = str(KERNELS / f"{kernel}_cpu.c")
+        made = subprocess.check_output([found, *options, source], text=True, timeout=300)
+        for isa in ("avx2", "avx512"):
+            body = re.search(rf"^{function}_{isa}[\w.]*:.*?\.cfi_endproc", made, re.M | re.S)
+            assert body is not None, f"no {function}_{isa}"
+            products = len(re.findall("vfmadd", body[0]))
+            on_stack = len(re.findall(r"mm\d.*\(%r[sb]p|\(%r[sb]p.*mm\d", body[0]))
+            assert products > 50, (function, isa, products)
+            assert on_stack < products / 8, (function, isa, products, on_stack)
 
 
 @pytest.mark.parametrize(("name", "main"), [("layer", LAYER), ("grid", GRID)])
