@@ -63,9 +63,11 @@
 #define ELEMENTS_AT_ONCE (INT64_C(1) << 13)
 #ifndef MOST_KEPT_FLOATS /* of scratch that is kept between calls; the sanitizers' tests keep none */
 #define MOST_KEPT_FLOATS (INT64_C(1) << 24)
-#define LEAST_SCRATCH_FLOATS (INT64_C(1) << 19) /* so that small calls of several sizes share one */
+/* A huge page with the header, so that small calls of several sizes share one. */
+#define LEAST_SCRATCH_FLOATS ((HUGE_PAGE - HEADER) / 4)
 #endif
-#define HUGE_PAGE (2 * 1024 * 1024) /* of memory; the system makes one in the time of a few small ones */
+#define HUGE_PAGE (2 * 1024 * 1024) /* bytes; the system makes one in the time of a few small ones */
+#define HEADER 64 /* bytes */
 
 #ifdef __FLT16_MAX__
 #define HAS_FLOAT16 1
@@ -321,7 +323,6 @@ static void plan(Task *t, int threads, int is_backward) {
 /* Scratch is kept for the next call, unless it is very large: it is still in the caches, and malloc might
  * return memory that the system must map again, page by page, which for large weights took as long as the
  * products. In front of it, a cache line with its size. */
-#define HEADER 64 /* bytes */
 static void *kept = NULL;
 
 static int64_t *size_of(void *memory) { return (int64_t *)((char *)memory - HEADER); }

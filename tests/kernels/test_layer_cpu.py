@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
@@ -291,6 +292,18 @@ def test_the_same_bits_on_any_number_of_threads(shape: tuple[int, int, int, int 
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert one is two is None or (one is not None and torch.equal(one, two))
+
+
+def test_concurrent_calls_of_all_sizes_share_no_scratch() -> None:
+    """Kept scratch may be too small, or larger than needed, and one call at a time has it."""
+    given = [arguments(m, 96, d, None) for m, d in ((64, 64), (300, 700), (2000, 80), (5, 1024))]
+    calls = [(a, gradient_of(a)) for a in given] * 6
+    want = [compiled(*call, "silu") for call in calls[:4]] * 6
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda call: compiled(*call, "silu"), calls))
+    for one, two in zip(found, want, strict=True):
+        for mine, alone in zip(one, two, strict=True):
+            assert mine is alone is None or (mine is not None and torch.equal(mine, alone))
 
 
 @pytest.mark.skipif(len(ISAS) < 3, reason="needs a processor with AVX-512")
