@@ -10,6 +10,7 @@
  * columns, (columns/16, rows, 16), in float32 and padded with zeros: rows of 64 bytes one after the
  * other, whatever the strides and the dtype (float32, bfloat16, float16) outside. Weights are
  * packed once a call, x and dout a block at a time; forward's products read rows of float32 in place.
+ * With vectors of 4 or 8 floats a panel of Wᵀ holds 8 columns of W_lᵀ and the 8 of W_rᵀ that they meet.
  *
  * Threads divide the rows, in blocks; in forward of few rows they divide the units, then the outputs.
  *
