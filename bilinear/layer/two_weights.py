@@ -5,8 +5,8 @@
 Two matmuls take the place of one over [W_l; W_r], which would be copied together at every call: on
 few rows, as text is generated, that costs more than the matmul. They are packed only for operators
 that a compiler is to see whole, for Triton's kernels where these save more traffic than the copy
-makes, and for the compiled CPU layer on many rows. On few rows torch's own operations are called
-one by one: nothing else costs as little.
+makes, and for the compiled CPU layer where it gains more than the copy costs. On few rows torch's
+own operations are called one by one: nothing else costs as little.
 """
 
 from typing import Any
@@ -26,9 +26,9 @@ from bilinear.layer.matmuls import hidden
 
 # Up to this many elements of h a Function's overhead exceeds what it saves.
 FEW = 2**16
-# From this many rows on the compiled CPU layer gains more than its two copies of the weights cost,
-# one for forward and one for backward: no copy is kept between them.
-MANY_ROWS = 512
+# The compiled CPU layer takes a copy of the weights each way, as none is kept between the two. They
+# take as long as the products of so many rows do by torch's matmuls, in float32; less in 16 bits.
+COPIED_ROWS = 50
 # (L, R), or ([L, R],).
 Halves = tuple[Tensor, ...]
 
@@ -49,7 +49,13 @@ def gated_mlp(
 
     `undisturbed` is `context.is_undisturbed()`.
     """
-    if undisturbed and not recompute and x.numel() * w_l.shape[0] <= FEW * w_l.shape[1]:
+    if (
+        undisturbed
+        and not recompute
+        and x.numel() * w_l.shape[0] <= FEW * w_l.shape[1]
+        # Asked of those alone for which it may be so, because it takes microseconds.
+        and not (x.itemsize == 2 and x.is_cpu and is_compiled(_call(x, w_l, w_p, gate)))
+    ):
         h = GATES[gate].g(F.linear(x, w_l, b_l)) * F.linear(x, w_r, b_r)
         return F.linear(h, w_p, b_p)
     given = x, w_l, b_l, w_r, b_r, w_p, b_p
@@ -57,9 +63,7 @@ def gated_mlp(
     # The most common case is tested first: the full test takes as long as a small matmul.
     plain = undisturbed and are_plain(*given)
     context = PLAIN if plain else context_of(*given)
-    d, d_in = w_l.shape
-    sizes = x.numel() // max(d_in, 1), d_in, d, w_p.shape[0]
-    call = Call(*sizes, x.dtype, x.device, recompute=recompute, gate=gate, context=context)
+    call = _call(x, w_l, w_p, gate)._replace(recompute=recompute, context=context)
     if is_packed(call, needs):
         packed, bias = _packed(w_l, b_l, w_r, b_r)
         return bilinear_mlp(x, packed, w_p, bias, b_p=b_p, recompute=recompute, gate=gate)
@@ -71,7 +75,7 @@ def gated_mlp(
     if context != PLAIN:
         h = product(F.linear(x, w_l, b_l), F.linear(x, w_r, b_r), gate)
         return F.linear(h, w_p, b_p)
-    rows = x.reshape(-1, d_in)
+    rows = x.reshape(-1, call.d_in)
     if is_compiled(call):
         packed, bias = _packed(w_l, b_l, w_r, b_r)
         out, _ = native.forward(call, rows, packed, bias, w_p, b_p, save_preact=False)
@@ -79,6 +83,11 @@ def gated_mlp(
         h = _h((F.linear(rows, w_l, b_l), F.linear(rows, w_r, b_r)), gate, into_left=True)
         out = F.linear(h, w_p, b_p)
     return out.view(*x.shape[:-1], out.shape[1])
+
+
+def _call(x: Tensor, w_l: Tensor, w_p: Tensor, gate: str) -> Call:
+    d, d_in = w_l.shape
+    return Call(x.numel() // max(d_in, 1), d_in, d, w_p.shape[0], x.dtype, x.device, gate=gate)
 
 
 def is_packed(call: Call, needs_gradients: bool) -> bool:
@@ -94,12 +103,16 @@ def is_packed(call: Call, needs_gradients: bool) -> bool:
 
 def is_few(call: Call) -> bool:
     """Whether a call is made of torch's own operations, one by one."""
-    return call.context == PLAIN and not call.recompute and call.m * call.d <= FEW
+    is_small = call.context == PLAIN and not call.recompute and call.m * call.d <= FEW
+    return is_small and not (call.dtype.itemsize == 2 and is_compiled(call))
 
 
 def is_compiled(call: Call) -> bool:
     """Whether a call that is not few runs in the compiled CPU layer, by a copy for each way."""
-    return call.context == PLAIN and call.m >= MANY_ROWS and not native.refusal(call)
+    if call.context != PLAIN or not triton_kernels.refusal(call) or native.refusal(call):
+        return False
+    row = native.nearest(call)
+    return row is not None and row.times_faster >= 1 + COPIED_ROWS / max(call.m, 1)
 
 
 def _packed(

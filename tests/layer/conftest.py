@@ -16,13 +16,13 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         small: int = matmuls.SMALL,
         interpreted: bool = False,
         few: int = two_weights.FEW,
-        many: int = two_weights.MANY_ROWS,
+        copied: float = two_weights.COPIED_ROWS,
     ) -> None:
         monkeypatch.setattr(layer_cpu, "_compiled", built if compiled else None)
         monkeypatch.setattr(matmuls, "SMALL", small)
         monkeypatch.setattr(triton_kernels, "INTERPRETED", interpreted)
         monkeypatch.setattr(two_weights, "FEW", few)
-        monkeypatch.setattr(two_weights, "MANY_ROWS", many)
+        monkeypatch.setattr(two_weights, "COPIED_ROWS", copied)
         select._chosen.clear()
 
     built = layer_cpu._compiled

@@ -1,6 +1,7 @@
 """The MLP of two separate weights against the composition, its gradients, and what it saves."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from bilinear import explain, fuse
 from bilinear.functional import bilinear_mlp
+from bilinear.kernels import layer_cpu
 from bilinear.layer.context import is_undisturbed
 from bilinear.layer.gates import GATES
 from bilinear.layer.two_weights import gated_mlp
 
+missing = layer_cpu.unavailable_because(torch.bfloat16, "silu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 G: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -80,7 +83,7 @@ def assert_close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("leading", [(), (7,), (0,), (2, 3)])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    ("dtype", "many"), [(torch.float64, 0), (torch.float32, 0), (torch.float32, 10**9)]
+    ("dtype", "copied"), [(torch.float64, 0), (torch.float32, 0), (torch.float32, math.inf)]
 )
 def test_it_is_the_composition(
     gate: str,
@@ -88,11 +91,11 @@ def test_it_is_the_composition(
     leading: tuple[int, ...],
     recompute: bool,
     dtype: torch.dtype,
-    many: int,
+    copied: float,
     paths: Callable[..., None],
 ) -> None:
     """Float32 calls run in the compiled layer, as those of many rows, and by one pass between."""
-    paths(few=0, many=many)
+    paths(few=0, copied=copied)
     given = arguments(*leading, bias=bias, dtype=dtype)
     want = plain(*given, gate=gate)
     dout = torch.randn_like(want)
@@ -108,7 +111,7 @@ def test_it_is_the_composition(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradients_nobody_asked_for(dtype: torch.dtype, paths: Callable[..., None]) -> None:
-    paths(few=0, many=0)
+    paths(few=0, copied=0)
     everything = arguments(5, dtype=dtype)
     dout = torch.randn(5, 4, dtype=dtype)
     for subset in itertools.product([False, True], repeat=7):
@@ -138,11 +141,11 @@ def test_second_derivatives_and_transforms(gate: str) -> None:
         torch.testing.assert_close(transformed(ours), transformed(plain))
 
 
-@pytest.mark.parametrize("many", [0, 65])
+@pytest.mark.parametrize("copied", [0, math.inf])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_what_is_saved(recompute: bool, many: int, paths: Callable[..., None]) -> None:
+def test_what_is_saved(recompute: bool, copied: float, paths: Callable[..., None]) -> None:
     """x, L and R; x alone with `recompute`; no packed copy of the weights."""
-    paths(few=0, many=many)
+    paths(few=0, copied=copied)
     given = arguments(64, dtype=torch.float32)
     sizes: dict[int, int] = {}
 
@@ -179,7 +182,7 @@ def test_autocast_and_half_precision() -> None:
 def test_a_retained_graph_gives_the_same_bits(
     dtype: torch.dtype, paths: Callable[..., None]
 ) -> None:
-    paths(few=0, many=0)
+    paths(few=0, copied=0)
     given = arguments(9, dtype=dtype)
     loss = ours(*given).square().sum()
     first, second = (torch.autograd.grad(loss, given, retain_graph=True) for _ in range(2))
@@ -187,10 +190,10 @@ def test_a_retained_graph_gives_the_same_bits(
 
 
 class GatedMLP(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, d_in: int = 6, d: int = 5) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj = nn.Linear(6, 5), nn.Linear(6, 5)
-        self.down_proj, self.act_fn = nn.Linear(5, 6), nn.SiLU()
+        self.gate_proj, self.up_proj = nn.Linear(d_in, d), nn.Linear(d_in, d)
+        self.down_proj, self.act_fn = nn.Linear(d, d_in), nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -254,7 +257,7 @@ def test_few_rows_run_torchs_own_operations(paths: Callable[..., None]) -> None:
 
 def test_many_rows_run_in_the_compiled_layer(paths: Callable[..., None]) -> None:
     """The same bits as with packed weights; a differentiated backward runs torch's operations."""
-    paths(few=0, many=8)
+    paths(few=0, copied=0)
     given = arguments(3, 4, dtype=torch.float32)
     x, w_l, w_r, b_l, b_r, w_p, b_p = given
     packed, bias = torch.cat((w_l, w_r)), torch.cat((b_l, b_r))  # type: ignore[arg-type]
@@ -268,12 +271,46 @@ def test_many_rows_run_in_the_compiled_layer(paths: Callable[..., None]) -> None
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("many", [0, 100])
+@pytest.mark.skipif(bool(missing), reason=missing)
+@pytest.mark.parametrize(
+    ("processor", "rows", "dtype", "is_compiled"),
+    [
+        ("avx2", 16, torch.bfloat16, True),
+        ("avx2", 4, torch.bfloat16, False),
+        ("avx2", 16, torch.float32, False),
+        ("avx512_fp16", 16, torch.bfloat16, False),
+        ("baseline", 16, torch.bfloat16, False),
+    ],
+)
+def test_some_rows_of_16_bits_where_the_processor_has_no_instructions_for_them(
+    processor: str,
+    rows: int,
+    dtype: torch.dtype,
+    is_compiled: bool,
+    paths: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths()
+    monkeypatch.setattr(layer_cpu, "processor", lambda: processor)
+    model = GatedMLP(64, 64).to(dtype)
+    x = torch.randn(rows, 64).to(dtype)
+    want = model(x)
+    fuse(model, strict=True)
+    out = model(x)
+    assert (type(out.grad_fn).__name__ == "TwoWeightsBackward") == is_compiled
+    how = "packed each way" if is_compiled else "one by one"
+    assert how in str(explain(model, rows=rows))
+    torch.testing.assert_close(out, want, rtol=0.05, atol=0.02)
+    with torch.no_grad():
+        assert torch.equal(model(x), out)
+
+
+@pytest.mark.parametrize("copied", [0, math.inf])
 def test_weights_may_change_in_place_where_x_needs_no_gradient(
-    many: int, paths: Callable[..., None]
+    copied: float, paths: Callable[..., None]
 ) -> None:
     """As under torch's own autograd; a second derivative, which needs them, is refused then."""
-    paths(few=0, many=many)
+    paths(few=0, copied=copied)
     found = []
     everything = [t.detach() for t in arguments(9, dtype=torch.float32) if t is not None]
     for f in (ours, plain, ours):
