@@ -31,7 +31,10 @@ def test_the_composition(
     try:
         out, preact = matmuls.forward(this, x, weight, b, w_p, b_p, save_preact=save_preact)
         assert (preact is not None) == save_preact
-        torch.testing.assert_close(out, eager.compose(x, weight, b, w_p, b_p, gate=gate))
+        composed = eager.compose(x, weight, b, w_p, b_p, gate=gate)
+        # Of 80,000 float32 numbers one in a thousand draws differs by more than torch's default.
+        close = {} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-4}
+        torch.testing.assert_close(out, composed, **close)
         before = None if preact is None else preact.clone()
         for needs in itertools.product([False, True], repeat=5):
             needs = (*needs[:3], needs[3] and w_p is not None, needs[4] and w_p is not None)
