@@ -23,6 +23,7 @@ from bilinear.layer.context import are_plain, autocast, context_of, context_of_g
 from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
 from bilinear.layer.matmuls import hidden
+from bilinear.layer.select import select
 
 # Up to this many elements of h a Function's overhead exceeds what it saves.
 FEW = 2**16
@@ -109,7 +110,7 @@ def is_few(call: Call) -> bool:
 
 def is_compiled(call: Call) -> bool:
     """Whether a call that is not few runs in the compiled CPU layer, by a copy for each way."""
-    if call.context != PLAIN or not triton_kernels.refusal(call) or native.refusal(call):
+    if call.context != PLAIN or select(call) is not native:
         return False
     row = native.nearest(call)
     return row is not None and row.times_faster >= 1 + COPIED_ROWS / max(call.m, 1)
