@@ -5,10 +5,10 @@ Python. The variant follows from the tensors' dtypes and 16-byte alignment and f
 holds. So each `Start` keeps the variants it has met, and starts them as Triton itself would.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,8 +22,7 @@ from .tiles import Tile
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One kernel start: positional arguments, compile-time constants by name, grid and tile."""
 
     kernel: Any
@@ -48,9 +47,6 @@ class Start:
     compiled: dict[tuple[Any, ...], Callable[..., None]] = field(default_factory=dict)
 
 
-# The shapes and strides of a tensor's elements, or None for a tensor that isn't there.
-Place = tuple[Sequence[int], Sequence[int]] | None
-
 # Versions of Triton whose compiled kernels are known to start as `_runner` starts them. With any
 # other version every start goes through Triton.
 _starts_as_known = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
@@ -69,7 +65,12 @@ def recording(recorder: Callable[[Launch], None]) -> Iterator[None]:
 
 
 def launch(kernel: Any, start: Start, tensors: tuple[Tensor | None, ...]) -> None:
-    """Run `kernel` on the device of the first tensor; `tensors` are its first arguments."""
+    """Run `kernel` on the device of the first tensor; `tensors` are its first arguments.
+
+    A grid whose first size is 0 has nothing to run.
+    """
+    if not start.grid[0]:
+        return
     if _recorder is not None:
         args = (*tensors, *start.numbers)
         _recorder(Launch(kernel, start.grid, args, start.constants, start.tile))
@@ -151,17 +152,3 @@ def arithmetic(dtype: torch.dtype, precision: str) -> dict[str, Any]:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Dtype in which sums over `dtype` are kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def is_wide(*places: Place) -> bool:
-    """Whether some element lies further than a 32-bit offset from its tensor's first."""
-    return any(place is not None and _last_offset(*place) >= 2**31 for place in places)
-
-
-def rows(m: int, columns: int) -> Place:
-    """Shape and strides of a new (m, columns)."""
-    return (m, columns), (columns, 1)
-
-
-def _last_offset(shape: Sequence[int], strides: Sequence[int]) -> int:
-    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -376,24 +376,10 @@ static int allocate(Task *t, int is_backward, void **memory) {
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-/* The module reads tensors and makes those it returns in C: a call of few rows takes microseconds, and
- * Python would take a part of one for each attribute of a tensor. One call of a function in the DLPack
- * table of torch.Tensor gives a tensor's memory, sizes and strides. */
+#include "exchange.h"
 
-typedef struct { /* DLTensor */
-    char *data;
-    int32_t device, device_index, dims;
-    uint8_t kind, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;
-    uint64_t offset;
-} Seen;
-
-typedef struct { /* DLPackExchangeAPI */
-    uint32_t major, minor;
-    void *older, *allocate, *take, *give;
-    int (*see)(void *tensor, Seen *seen);
-} Exchange;
+/* The module reads tensors and makes those it returns in C, because a call of few rows takes
+ * microseconds. */
 
 enum { CPU = 1, FLOATS = 2, BFLOATS = 4 }; /* DLPack's numbers */
 
@@ -748,12 +734,7 @@ static int find_torch(void) {
     static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
     PyObject *torch = PyImport_ImportModule("torch");
     PyObject *tensor = torch ? PyObject_GetAttrString(torch, "Tensor") : NULL;
-    PyObject *table = tensor ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : NULL;
-    if (!table || !(exchange = PyCapsule_GetPointer(table, "dlpack_exchange_api"))) return 0;
-    if (exchange->major != 1 || !exchange->see) {
-        PyErr_SetString(PyExc_ImportError, "torch.Tensor: expected DLPack's exchange table, version 1");
-        return 0;
-    }
+    if (!tensor || !(exchange = exchange_of(tensor))) return 0;
     for (int i = 0; i <= FLOAT16; i++) {
         PyObject *dtype = PyObject_GetAttrString(torch, dtypes[i]);
         if (!dtype || !(options[i] = Py_BuildValue("{sNss}", "dtype", dtype, "device", "cpu"))) return 0;

@@ -5,7 +5,10 @@ Neither atomics nor the device decide the order, so the same inputs give the sam
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -34,19 +37,47 @@ def split_rows(m: int, programs: int, block_m: int) -> tuple[int, int]:
     return blocks(m, chunk), chunk
 
 
-def shares(splits: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Memory for `splits` shares of a gradient of `shape`; a lone share is the gradient itself."""
-    dtype = like.dtype if splits == 1 else accumulator(like.dtype)
-    return like.new_empty((splits, *shape), dtype=dtype)
+@dataclass(frozen=True)
+class Sum:
+    """A gradient that `splits` programs form in shares; a lone share is the gradient itself."""
+
+    splits: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def memory(self, like: Tensor) -> Tensor:
+        """What the programs write their shares to, one behind the other."""
+        if self.splits == 1:
+            return like.new_empty(self.shape)
+        return like.new_empty((self.splits, *self.shape), dtype=accumulator(self.dtype))
+
+    def total(self, memory: Tensor) -> Tensor:
+        """The gradient, once they have."""
+        return memory if self.splits == 1 else add_shares(memory, self.dtype)
+
+
+def ready(
+    kernel: Any, start: Start, takes: int, sums: Sequence[Sum | None]
+) -> Callable[..., list[Any]]:
+    """A function of tensors that starts a kernel on the first `takes` and returns its `sums`."""
+
+    in_shares = any(s is not None and s.splits > 1 for s in sums)
+
+    def run(*given: Any) -> list[Any]:
+        made = [None if s is None else s.memory(given[0]) for s in sums]
+        launch(kernel, start, (*given[:takes], *made))
+        if in_shares:
+            each = zip(sums, made, strict=True)
+            return [None if s is None or memory is None else s.total(memory) for s, memory in each]
+        return made
+
+    return run
 
 
 def add_shares(partial: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum of (splits, …) over its first axis, in `dtype`, in one order whatever the device."""
-    splits = partial.shape[0]
-    if splits == 1:
-        return partial[0]
     total = partial.new_empty(partial.shape[1:], dtype=dtype)
-    launch(add_kernel, _add_start(splits, total.numel()), (partial, total))
+    launch(add_kernel, _add_start(partial.shape[0], total.numel()), (partial, total))
     return total
 
 

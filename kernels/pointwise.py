@@ -8,15 +8,16 @@ for float64) and rounded once. `gate` names g (`gates_device.py`).
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
+from collections.abc import Callable
 from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .gates_device import gated, left_gradient, right_gradient
-from .launch import Place, Start, is_wide, launch, rows
+from .launch import Start, launch
+from .places import Place, is_wide, place, rows
 from .products import widen
 from .tiles import Tile, blocks
 
@@ -28,39 +29,51 @@ _RUN = Tile(block_m=0, num_warps=4, num_stages=1)
 
 def product_forward(preact: Tensor, gate: str = "identity") -> Tensor:
     """h = g(L) ∘ R, (M, d), of preact = [L, R], (M, 2d); any strides."""
-    m, d = preact.shape[0], preact.shape[1] // 2
-    h = preact.new_empty(m, d)
-    _launch(preact, None, h, None, gate)
-    return h
+    return ready_forward(place(preact), gate)(preact)
 
 
 def product_backward(
     dh: Tensor, preact: Tensor, gate: str = "identity", *, with_h: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """dpreact = [dL, dR], (M, 2d), of preact (M, 2d) and dh (M, d); `with_h` adds h."""
-    dpreact = preact.new_empty(preact.shape)
-    h = preact.new_empty(dh.shape) if with_h else None
-    _launch(preact, dh, h, dpreact, gate)
-    return dpreact, h
-
-
-def _launch(
-    preact: Tensor, dh: Tensor | None, h: Tensor | None, dpreact: Tensor | None, gate: str
-) -> None:
-    if preact.shape[0] == 0:
-        return
-    of_dh = None if dh is None else (dh.shape, dh.stride())
-    start = _start(preact.shape, preact.stride(), of_dh, gate)
-    launch(product_kernel, start, (preact, dh, h, dpreact))
+    return ready_backward(place(dh), place(preact), gate, with_h)(dh, preact)
 
 
 @lru_cache(4096)
-def _start(shape: torch.Size, strides: tuple[int, ...], dh: Place, gate: str) -> Start:
-    m, d = shape[0], shape[1] // 2
+def ready_forward(preact: Place, gate: str) -> Callable[[Tensor], Tensor]:
+    """`product_forward` of tensors of this place."""
+    start, of_h = _start(preact, None, gate), (preact[0][0], preact[0][1] // 2)
+
+    def run(preact: Tensor) -> Tensor:
+        h = preact.new_empty(of_h)
+        launch(product_kernel, start, (preact, None, h, None))
+        return h
+
+    return run
+
+
+@lru_cache(4096)
+def ready_backward(
+    dh: Place, preact: Place, gate: str, with_h: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """`product_backward` of tensors of these places."""
+    start, of_dpreact, of_h = _start(preact, dh, gate), preact[0], dh[0]
+
+    def run(dh: Tensor, preact: Tensor) -> tuple[Tensor, Tensor | None]:
+        dpreact = preact.new_empty(of_dpreact)
+        h = preact.new_empty(of_h) if with_h else None
+        launch(product_kernel, start, (preact, dh, h, dpreact))
+        return dpreact, h
+
+    return run
+
+
+def _start(preact: Place, dh: Place | None, gate: str) -> Start:
+    m, d = preact[0][0], preact[0][1] // 2
     block_d = min(_BLOCK_D, triton.next_power_of_2(d))
     block_m = _BLOCK // block_d
-    numbers = (m, d, *strides, *(dh[1] if dh else (0, 0)))
-    wide = is_wide((shape, strides), dh, rows(m, 2 * d))
+    numbers = (m, d, *preact[1], *(dh[1] if dh else (0, 0)))
+    wide = is_wide(preact, dh, rows(m, 2 * d))
     constants = {"BM": block_m, "BD": block_d, "WIDE": wide, "GATE": gate}
     return Start((blocks(m, block_m) * blocks(d, block_d),), _RUN, numbers, constants)
 

@@ -102,6 +102,7 @@ TESTED_ELSEWHERE = {
     "bilinear/functional.py": "tests/layer/test_functional.py",
     "bilinear/layer/call.py": "tests/layer/test_select.py",
     "bilinear/layer/fused_modules.py": "tests/layer/test_fuse_adversaries.py",
+    "bilinear/layer/rows.py": "tests/layer/test_functional.py",
     "bilinear/reference.py": "tests/layer/test_modules.py",
     "bilinear/results/export_notebook.py": "tests/test_command.py",
     "bilinear/results/open.py": "tests/test_command.py",

@@ -6,7 +6,7 @@ Below the public functions arguments come in one order, (x, weight, bias, w_p, b
 gradients. [L, R] (m, 2d), before the gate and the product, is `preact`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,6 +20,10 @@ Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 Saved = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 # Gradients of (x, weight, bias, w_p, b_p); None where not asked for.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+# Made ready for tensors of one signature (see `kernels/places`): (x, weight, bias, w_p, b_p) →
+# out, and preact or None; (dout, x, weight, bias, w_p, preact) → gradients.
+Forward = Callable[[*Arguments], tuple[Tensor, Tensor | None]]
+Backward = Callable[[Tensor, *Saved], Gradients]
 
 # The context of a call. PLAIN: plain tensors, which a Function takes as they are. TRACED: a
 # compiler, FakeTensor or a dispatch mode records operators, so the registered ones are called.
@@ -64,15 +68,19 @@ class Implementation(Protocol):
         A compiled graph for any number of rows asks it once.
         """
 
-    def forward(
-        self, call: Call, *given: *Arguments, save_preact: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Out (m, d_out), or h (m, d) where w_p is None; and preact (m, 2d) if it's to be saved."""
+    def ready_forward(self, call: Call, *given: *Arguments, save_preact: bool) -> Forward:
+        """Gives out (m, d_out), or h (m, d) where w_p is None; and preact (m, 2d) if to be saved.
 
-    def backward(
+        For tensors of the signature of `given`, whose values are not looked at.
+        """
+
+    def ready_backward(
         self, call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]
-    ) -> Gradients:
-        """The gradients that `needs` names true, in their order; preact None is formed again."""
+    ) -> Backward:
+        """Gives the gradients that `needs` names true, in their order; preact None is formed again.
+
+        For tensors of the signature of `dout` and `saved`.
+        """
 
     def detail(self, call: Call, direction: str) -> Detail:
         """What `explain` says of "forward" or "backward" of a call that isn't refused."""

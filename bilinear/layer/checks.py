@@ -19,7 +19,7 @@ def check(
     floating dtype (float32, bfloat16, float16 or float64) and one device for all.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype differs from x's or is not floating.
+        TypeError: an argument is no dense tensor, or its dtype differs from x's or is not floating.
         ValueError: a shape or a device doesn't fit.
     """
     arguments = {"x": x, "weight": weight, "bias": bias, "w_p": w_p, "b_p": b_p}
@@ -31,6 +31,8 @@ def check(
         wanted = ", ".join(_short(dtype) for dtype in DTYPES)
         raise TypeError(f"x: expected one of the dtypes {wanted}, got {_short(x.dtype)}")
     for name, value in given.items():
+        if value.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
         if value.dtype != x.dtype:
             raise TypeError(
                 f"{name}: expected x's dtype {_short(x.dtype)}, got {_short(value.dtype)}"

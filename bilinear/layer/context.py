@@ -11,32 +11,32 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable_wrapper_subclass
 
+from bilinear.kernels.places import are_plain
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED
 
-_TYPES = (Tensor, torch.nn.Parameter)
+# Bound once: to look each up by its module takes as long as to call it.
+_is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+_is_transformed = torch._C._are_functorch_transforms_active
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def is_undisturbed() -> bool:
     """Whether no compiler, transform, autocast or dispatch mode is active."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        _is_compiling()
+        or _is_transformed()
         or forward_ad._current_level >= 0
-        or torch._C._is_any_autocast_enabled()
+        or _is_any_autocast_enabled()
         or is_in_torch_dispatch_mode()
     )
 
 
-def are_plain(*tensors: Any) -> bool:
-    """Whether each is None or a plain tensor or Parameter with memory."""
-    return all(t is None or (type(t) in _TYPES and not t.is_meta) for t in tensors)
-
-
 def context_of(*tensors: Any) -> str:
     """PLAIN, TRACED or TRANSFORMED (see `call`), of a call with these arguments."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _is_transformed() or forward_ad._current_level >= 0:
         return TRANSFORMED
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    if _is_compiling() or is_in_torch_dispatch_mode():
         return TRACED
     if any(is_traceable_wrapper_subclass(tensor) for tensor in tensors):
         return TRANSFORMED
@@ -45,18 +45,16 @@ def context_of(*tensors: Any) -> str:
 
 def context_of_gradient(gradient: Tensor) -> str:
     """TRANSFORMED if backward itself must be differentiable, or runs under a vmap."""
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return TRACED
     if (
-        torch.is_grad_enabled()
-        or torch._C._are_functorch_transforms_active()
+        _is_grad_enabled()
+        or _is_transformed()
         # The kind of tensor that `is_grads_batched=True` gives to backward.
-        or torch._C._functorch.is_legacy_batchedtensor(gradient)
+        or _is_legacy_batched(gradient)
     ):
         return TRANSFORMED
-    if type(gradient) in _TYPES and not gradient.is_meta and not is_in_torch_dispatch_mode():
-        return PLAIN
-    return TRACED
+    return PLAIN if are_plain(gradient) and not is_in_torch_dispatch_mode() else TRACED
 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:

@@ -33,7 +33,8 @@ def forward(
 ) -> list[Tensor]:
     """[out (M, d_out) or h (M, d)], and preact (M, 2d) if it is to be saved."""
     call = describe(x, weight, bias, w_p, b_p, not save_preact, gate, TRACED)
-    out, preact = select(call).forward(call, x, weight, bias, w_p, b_p, save_preact=save_preact)
+    given = x, weight, bias, w_p, b_p
+    out, preact = select(call).ready_forward(call, *given, save_preact=save_preact)(*given)
     return [out] if preact is None else [out, preact]
 
 
@@ -65,7 +66,8 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, w_p and b_p, those that `needs` names true, in this order."""
     call = describe(x, weight, bias, w_p, None, preact is None, gate, TRACED)
-    found = select(call).backward(call, dout, x, weight, bias, w_p, preact, needs=needs)
+    saved = dout, x, weight, bias, w_p, preact
+    found = select(call).ready_backward(call, *saved, needs=needs)(*saved)
     return [gradient for gradient in found if gradient is not None]
 
 

@@ -5,12 +5,13 @@ subclasses such as DTensor. The other implementations are checked against it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from bilinear.kernels.dispatch import Detail
-from bilinear.layer.call import Arguments, Call, Gradients, Saved
+from bilinear.layer.call import Arguments, Backward, Call, Forward, Gradients, Saved
 from bilinear.layer.gates import product, product_backward
 
 NAME = "eager"
@@ -41,13 +42,23 @@ def saves_preact(call: Call) -> bool:
     return False
 
 
+def ready_forward(call: Call, *given: *Arguments, save_preact: bool) -> Forward:
+    """See `call.Implementation`."""
+    return partial(forward, call, save_preact=save_preact)
+
+
+def ready_backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Backward:
+    """See `call.Implementation`."""
+    return partial(backward, call, needs=needs)
+
+
 def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, None]:
-    """See `call.Implementation`; differentiable itself, for x of any leading shape."""
+    """See `call.Forward`; differentiable itself, for x of any leading shape."""
     return compose(*given, gate=call.gate), None
 
 
 def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
-    """See `call.Implementation`; differentiable itself, which a given preact would not be."""
+    """See `call.Backward`; differentiable itself, which a given preact would not be."""
     x, weight, bias, w_p, _ = saved
     left, right = F.linear(x, weight, bias).chunk(2, -1)
     dh = dout if w_p is None else dout @ w_p

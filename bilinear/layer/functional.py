@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilinear.kernels.places import signature
 from bilinear.layer import custom_ops, eager
-from bilinear.layer.call import PLAIN, TRANSFORMED, Call, Gradients, Implementation
+from bilinear.layer.call import PLAIN, TRANSFORMED
 from bilinear.layer.checks import check, check_unchanged
 from bilinear.layer.context import autocast, context_of, context_of_gradient, is_undisturbed
 from bilinear.layer.gates import gate_name
-from bilinear.layer.select import choose, describe
+from bilinear.layer.rows import as_rows
+from bilinear.layer.select import Chosen, choose, describe
 
 
 def bilinear(
@@ -88,7 +90,7 @@ def _layer(
             return eager.compose(x, weight, bias, w_p, b_p, gate=gate)
         if context == PLAIN:
             chosen = choose(x, weight, bias, w_p, b_p, recompute, gate)
-    if chosen is not None and chosen[1] is eager:
+    if chosen is not None and chosen.implementation is eager:
         return eager.compose(x, weight, bias, w_p, b_p, gate=gate)
     if torch.is_grad_enabled() and (
         x.requires_grad
@@ -98,22 +100,16 @@ def _layer(
         or (b_p is not None and b_p.requires_grad)
     ):
         apply = BilinearFunction.apply if chosen is None else _apply_to_plain
-        result: Tensor = apply(x, weight, bias, w_p, b_p, chosen, recompute, gate)
+        result: Tensor = apply(x, weight, bias, w_p, b_p, (chosen, recompute, gate))
         return result
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    if chosen is None:
-        (out,) = custom_ops.forward(rows, weight, bias, w_p, b_p, False, gate)
-    else:
-        call, implementation = chosen
-        out, _ = implementation.forward(call, rows, weight, bias, w_p, b_p, save_preact=False)
-    return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
+    if chosen is not None:
+        return chosen.forward(x, weight, bias, w_p, b_p)[0]
+    (out,) = custom_ops.forward(as_rows(x), weight, bias, w_p, b_p, False, gate)
+    return out.view(*x.shape[:-1], out.shape[1])
 
 
 class BilinearFunction(torch.autograd.Function):
-    """The layer with saved tensors of its own: x, the weights, and [L, R] if need be; never h.
-
-    `chosen` is None where something watches operators: the registered ones are called then.
-    """
+    """The layer with saved tensors of its own: x, the weights, and [L, R] if need be; never h."""
 
     # One step, without `setup_context`: [L, R] then need not be an output, and the call costs half
     # as much. `torch.func` needs the other form, but its calls run `eager` and not this Function.
@@ -125,23 +121,22 @@ class BilinearFunction(torch.autograd.Function):
         bias: Tensor | None,
         w_p: Tensor | None,
         b_p: Tensor | None,
-        chosen: tuple[Call, Implementation] | None,
-        recompute: bool,
-        gate: str,
+        how: tuple[Chosen | None, bool, str],
     ) -> Tensor:
-        """Out (…, d_out), or h (…, d); see `bilinear_mlp`."""
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        preact: Tensor | None = None
+        """Out (…, d_out), or h (…, d); see `bilinear_mlp`.
+
+        `how` is what runs the call, `recompute` and the gate. Nothing is chosen where operators are
+        watched: the registered ones are called then.
+        """
+        chosen, recompute, gate = how
+        preact: Tensor | None
         if chosen is not None:
-            call, implementation = chosen
-            out, preact = implementation.forward(
-                call, rows, weight, bias, w_p, b_p, save_preact=implementation.saves_preact(call)
-            )
+            out, preact = chosen.saving(x, weight, bias, w_p, b_p)
         else:
             saves = custom_ops.saves_preact(x, weight, w_p, recompute, gate)
-            out, *saved = custom_ops.forward(rows, weight, bias, w_p, b_p, saves, gate)
-            preact = saved[0] if saves else None
-        ctx.chosen, ctx.gate = chosen, gate
+            out, *saved = custom_ops.forward(as_rows(x), weight, bias, w_p, b_p, saves, gate)
+            out, preact = out.view(*x.shape[:-1], out.shape[1]), saved[0] if saves else None
+        ctx.how = how
         if chosen is None or preact is None or x.requires_grad:
             ctx.save_for_backward(x, weight, bias, w_p, preact)
         else:
@@ -149,39 +144,36 @@ class BilinearFunction(torch.autograd.Function):
             # backward, as under torch's own autograd.
             ctx.save_for_backward(x, None, bias, w_p, preact)
             ctx.weight, ctx.version = weight, weight._version
-        return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[1])
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of forward's arguments, in their order."""
         x, weight, bias, w_p, *preact = ctx.saved_tensors
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        (dout,), (chosen, _, gate), needs = grad_outputs, ctx.how, ctx.needs_input_grad[:5]
         weight = ctx.weight if weight is None else weight
-        dout = grad_outputs[0]
-        dout = dout if dout.dim() == 2 else dout.reshape(-1, dout.shape[-1])
-        needs, chosen, gate = ctx.needs_input_grad[:5], ctx.chosen, ctx.gate
         context = context_of_gradient(dout)
-        found: Gradients
+        if chosen is not None and context == PLAIN:
+            key = signature(dout, x, weight, bias, w_p, preact[0]), needs
+            run = chosen.backwards.get(key) or chosen.ready_backward(
+                key, dout, x, weight, bias, w_p, preact[0]
+            )
+            # Unless the graph is kept for another pass, `run` now has the only reference to [L, R]
+            # and frees it once its gradient is formed, as autograd does.
+            ctx.maybe_clear_saved_tensors()
+            return *run(dout, x, weight, bias, w_p, preact.pop()), None
+        rows, dout = as_rows(x), as_rows(dout)
         if context == TRANSFORMED:
             if hasattr(ctx, "version"):
                 check_unchanged(weight, ctx.version)
             call = describe(rows, weight, bias, w_p, None, True, gate, TRANSFORMED)
             found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs=needs)
-        elif context == PLAIN and chosen is not None:
-            call, implementation = chosen
-            # Unless the graph is kept for another pass, the implementation now has the only
-            # reference to [L, R] and frees it once its gradient is formed, as autograd does.
-            ctx.maybe_clear_saved_tensors()
-            found = implementation.backward(
-                call, dout, rows, weight, bias, w_p, preact.pop(), needs=needs
-            )
         else:
             # PyTorch 2.11 traces `preact` as a tuple, which has no `pop`.
             some = custom_ops.backward(dout, rows, weight, bias, w_p, preact[0], needs, gate)
             found = custom_ops.spread(some, needs)
-        if found[0] is not None and x.dim() != 2:
-            found = found[0].view(x.shape), *found[1:]
-        return *found, None, None, None
+        dx = None if found[0] is None else found[0].view(x.shape)
+        return dx, *found[1:], None
 
 
 # Without `Function.apply`'s test for torch.func transforms: `is_undisturbed` has made it.

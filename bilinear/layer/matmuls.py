@@ -9,13 +9,23 @@ operations.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bilinear.kernels import layer_cpu
 from bilinear.kernels.dispatch import Detail
-from bilinear.layer.call import TRACED, TRANSFORMED, Arguments, Call, Gradients, Saved
+from bilinear.layer.call import (
+    TRACED,
+    TRANSFORMED,
+    Arguments,
+    Backward,
+    Call,
+    Forward,
+    Gradients,
+    Saved,
+)
 from bilinear.layer.gates import product, product_backward
 
 NAME = "matmuls"
@@ -58,8 +68,18 @@ def _is_compiled(call: Call) -> bool:
     return layer_cpu.has_pointwise(call.device, call.dtype)
 
 
-def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
+def ready_forward(call: Call, *given: *Arguments, save_preact: bool) -> Forward:
     """See `call.Implementation`."""
+    return partial(forward, call, save_preact=save_preact)
+
+
+def ready_backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Backward:
+    """See `call.Implementation`."""
+    return partial(backward, call, needs=needs)
+
+
+def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
+    """Out or h, and preact if it's to be saved; see `call.Forward`."""
     x, weight, bias, w_p, b_p = given
     preact = linear(x, weight, bias)
     left, right = preact.chunk(2, 1)
@@ -69,7 +89,7 @@ def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, 
 
 
 def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
-    """See `call.Implementation`."""
+    """The gradients that `needs` names; see `call.Backward`."""
     x, weight, bias, w_p, preact = saved
     del saved  # its reference to preact would keep that in memory
     dx = dweight = dbias = dw_p = None

@@ -10,7 +10,7 @@ instructions for it.
 
 import json
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import log2
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bilinear.kernels import layer_cpu
 from bilinear.kernels.dispatch import Detail
-from bilinear.layer.call import TRANSFORMED, Arguments, Call, Gradients, Saved
+from bilinear.layer.call import TRANSFORMED, Arguments, Backward, Call, Forward, Gradients, Saved
 
 NAME = "native"
 TABLE = Path(__file__).with_name("native_table.json")
@@ -107,11 +107,21 @@ def detail(call: Call, direction: str) -> Detail:
     return Detail("", None, reason)
 
 
-def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
+def ready_forward(call: Call, *given: *Arguments, save_preact: bool) -> Forward:
     """See `call.Implementation`."""
+    return partial(forward, call, save_preact=save_preact)
+
+
+def ready_backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Backward:
+    """See `call.Implementation`."""
+    return partial(backward, call, needs=needs)
+
+
+def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
+    """Out or h, and preact if it's to be saved; see `call.Forward`."""
     return layer_cpu.forward(*given, gate=call.gate, save_preact=save_preact)
 
 
 def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
-    """See `call.Implementation`."""
+    """The gradients that `needs` names; see `call.Backward`."""
     return layer_cpu.backward(dout, *saved, needs, gate=call.gate)

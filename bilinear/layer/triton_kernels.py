@@ -5,17 +5,27 @@ elementwise kernel, as the kernels' table of sizes says.
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bilinear.kernels import dispatch
 from bilinear.kernels.dispatch import Detail
-from bilinear.layer.call import PLAIN, TRANSFORMED, Arguments, Call, Gradients, Saved
-from bilinear.layer.matmuls import linear
+from bilinear.kernels.places import How, place, rows
+from bilinear.layer.call import (
+    PLAIN,
+    TRANSFORMED,
+    Arguments,
+    Backward,
+    Call,
+    Forward,
+    Gradients,
+    Saved,
+)
 
 NAME = "triton"
 # Read once, as Triton reads it when a kernel is decorated: a later change has no effect.
@@ -91,56 +101,116 @@ _known_detail = lru_cache(4096)(_new_detail)
 _capability = cache(torch.cuda.get_device_capability)
 
 
-def forward(call: Call, *given: *Arguments, save_preact: bool) -> tuple[Tensor, Tensor | None]:
+def ready_forward(call: Call, *given: *Arguments, save_preact: bool) -> Forward:
     """See `call.Implementation`."""
-    x, weight, bias, w_p, b_p = given
     dual, mlp, pointwise = _launchers()
-    how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
-    kernel = _detail(call, "forward").kernel
-    preact: Tensor | None
-    if kernel == "mlp" and w_p is not None and not save_preact:
-        return mlp.mlp_forward(x, weight, bias, w_p, b_p, **how), None
+    how, kernel = _how(call), _detail(call, "forward").kernel
+    of_x, of_weight = place(given[0]), place(given[1])
+    if kernel == "mlp" and given[3] is not None and not save_preact:
+        whole = mlp.ready_forward(of_x, of_weight, place(given[3]), how)
+        return lambda x, weight, bias, w_p, b_p: (whole(x, weight, bias, w_p, b_p), None)
     if kernel == "pointwise":
-        preact = linear(x, weight, bias)
-        h = pointwise.product_forward(preact, call.gate)
+        product = pointwise.ready_forward(rows(call.m, 2 * call.d), call.gate)
     else:
-        h, preact = dual.dual_forward(x, weight, bias, save_preact=save_preact, **how)
-    out = h if w_p is None else linear(h, w_p, b_p)
-    return out, preact if save_preact else None
+        halves = dual.ready_forward(of_x, of_weight, how, save_preact)
+
+    def run(
+        x: Tensor, weight: Tensor, bias: Tensor | None, w_p: Tensor | None, b_p: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if kernel == "pointwise":
+            preact = F.linear(x, weight, bias)
+            h = product(preact)
+        else:
+            h, preact = halves(x, weight, bias)
+        return h if w_p is None else F.linear(h, w_p, b_p), preact if save_preact else None
+
+    return run
 
 
-def backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Gradients:
+def ready_backward(call: Call, dout: Tensor, *saved: *Saved, needs: Sequence[bool]) -> Backward:
     """See `call.Implementation`."""
-    x, weight, bias, w_p, preact = saved
-    del saved  # its reference to preact would keep that in memory
-    dual, mlp, pointwise = _launchers()
-    how: dict[str, Any] = {"precision": call.precision, "gate": call.gate}
-    db_p = dout.sum(0) if needs[4] else None
-    if not any(needs[:4]):
-        return None, None, None, None, db_p
+    x, weight, _, w_p, preact = saved
     kernel = _detail(call, "backward", saved=preact is not None).kernel
+    if not any(needs[:4]):
+        return lambda dout, *saved: (None, None, None, None, dout.sum(0) if needs[4] else None)
     if kernel == "mlp" and w_p is not None and preact is None:
-        wanted = [name for name, need in zip(mlp.GRADIENTS[:4], needs, strict=False) if need]
-        found = mlp.mlp_backward(dout, x, weight, bias, w_p, needs=wanted, **how)
-        dx, dweight, dbias, dw_p = (found.get(name) for name in mlp.GRADIENTS[:4])
-        return dx, dweight, dbias, dw_p, db_p
+        return _by_one_kernel(_how(call), dout, x, weight, w_p, needs)
     if kernel == "dual" and w_p is None and preact is not None:
-        dx = dual.dual_backward_input(dout, preact, weight, **how) if needs[0] else None
-        if not (needs[1] or needs[2]):
-            return dx, None, None, None, None
-        dweight, dbias = dual.dual_backward_weight(dout, preact, x, bias=needs[2], **how)
-        return dx, dweight if needs[1] else None, dbias, None, None
-    dh = dout if w_p is None else torch.mm(dout, w_p)
+        return _by_two_kernels(_how(call), dout, x, weight, preact, needs)
+    of_dh = place(dout) if w_p is None else rows(call.m, call.d)
+    dual, _, pointwise = _launchers()
     if kernel == "dual" and preact is None:
-        dpreact, h = dual.dual_backward(dh, x, weight, bias, with_h=needs[3], **how)
-    else:
-        preact = linear(x, weight, bias) if preact is None else preact
-        dpreact, h = pointwise.product_backward(dh, preact, call.gate, with_h=needs[3])
-    del preact, dh  # freed before the gradients are made
-    return (
-        torch.mm(dpreact, weight) if needs[0] else None,
-        torch.mm(dpreact.t(), x) if needs[1] else None,
-        dpreact.sum(0) if needs[2] else None,
-        None if h is None else torch.mm(dout.t(), h),
-        db_p,
-    )
+        recomputed = dual.ready_backward(of_dh, place(x), place(weight), _how(call), needs[3])
+        return _around_a_kernel(recomputed, needs, takes_x=True)
+    of_preact = rows(call.m, 2 * call.d) if preact is None else place(preact)
+    product = pointwise.ready_backward(of_dh, of_preact, call.gate, needs[3])
+    return _around_a_kernel(product, needs, takes_x=False)
+
+
+def _how(call: Call) -> How:
+    return How(call.dtype, call.device, call.precision, call.gate)
+
+
+def _by_one_kernel(
+    how: How, dout: Tensor, x: Tensor, weight: Tensor, w_p: Tensor, needs: Sequence[bool]
+) -> Backward:
+    _, mlp, _ = _launchers()
+    places = place(dout), place(x), place(weight), place(w_p)
+    gradients = mlp.ready_backward(*places, how, tuple(needs))
+
+    def run(
+        dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, w_p: Tensor | None, _: object
+    ) -> Gradients:
+        found: Gradients = gradients(dout, x, weight, bias, w_p)
+        return found
+
+    return run
+
+
+def _by_two_kernels(
+    how: How, dout: Tensor, x: Tensor, weight: Tensor, preact: Tensor, needs: Sequence[bool]
+) -> Backward:
+    """One for dx, one for dW and db; without a projection."""
+    dual, _, _ = _launchers()
+    of_dh, of_preact = place(dout), place(preact)
+    inputs = dual.ready_input(of_dh, of_preact, place(weight), how)
+    weights = dual.ready_weight(of_dh, of_preact, place(x), how, needs[2])
+
+    def run(
+        dout: Tensor, x: Tensor, weight: Tensor, bias: object, w_p: object, preact: Tensor | None
+    ) -> Gradients:
+        dx = inputs(dout, preact, weight) if needs[0] else None
+        dweight, dbias = weights(dout, preact, x) if needs[1] or needs[2] else (None, None)
+        return dx, dweight if needs[1] else None, dbias, None, None
+
+    return run
+
+
+def _around_a_kernel(
+    kernel: Callable[..., tuple[Tensor, Tensor | None]], needs: Sequence[bool], *, takes_x: bool
+) -> Backward:
+    """Torch's matmuls around one kernel for [dL, dR] and h, of dh and [L, R] or of dh and x."""
+
+    def run(
+        dout: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        w_p: Tensor | None,
+        preact: Tensor | None,
+    ) -> Gradients:
+        dh = dout if w_p is None else torch.mm(dout, w_p)
+        if takes_x:
+            dpreact, h = kernel(dh, x, weight, bias)
+        else:
+            dpreact, h = kernel(dh, F.linear(x, weight, bias) if preact is None else preact)
+        del preact, dh  # freed before the gradients are made
+        return (
+            torch.mm(dpreact, weight) if needs[0] else None,
+            torch.mm(dpreact.mT, x) if needs[1] else None,
+            dpreact.sum(0) if needs[2] else None,
+            None if h is None else torch.mm(dout.mT, h),
+            dout.sum(0) if needs[4] else None,
+        )
+
+    return run

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilinear.kernels import layer_cpu
+from bilinear.kernels.places import are_plain
 from bilinear.layer import eager, native, triton_kernels
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED, Call
 from bilinear.layer.checks import check_unchanged
-from bilinear.layer.context import are_plain, autocast, context_of, context_of_gradient
+from bilinear.layer.context import autocast, context_of, context_of_gradient
 from bilinear.layer.functional import bilinear_mlp
 from bilinear.layer.gates import GATES, product
 from bilinear.layer.matmuls import hidden

@@ -10,7 +10,6 @@ import json
 import re
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in KERNELS:
             for start in launches(name, "half", capability):
-                bare = replace(start, kernel=_without_gates(start.kernel, Path(folder)))
+                bare = start._replace(kernel=_without_gates(start.kernel, Path(folder)))
                 with_gates, without = (_instructions(one, capability) for one in (start, bare))
                 found.append((name, len(with_gates), with_gates == without))
     print(json.dumps(found))

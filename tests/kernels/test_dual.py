@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_checks import CASES, DEVICE, DTYPES, TILE, Eager, absolute_error, assert_close, draw
 
-from bilinear.kernels import dual, launch
+from bilinear.kernels import dual, places
 from bilinear.kernels.dual import (
     dual_backward,
     dual_backward_input,
@@ -138,14 +138,15 @@ def test_weight_gradient_sums_many_ordered_shares():
 
 
 def test_offsets_beyond_32_bits_are_seen():
-    assert launch.is_wide(((2, 9), (2**31, 1)))
-    assert launch.is_wide(None, launch.rows(2**20, 2**11 + 1))
-    assert not launch.is_wide(launch.rows(2**20, 2**11), ((2**20, 2**12), (0, 1)))
+    assert places.is_wide(((2, 9), (2**31, 1)))
+    assert places.is_wide(None, places.rows(2**20, 2**11 + 1))
+    assert not places.is_wide(places.rows(2**20, 2**11), ((2**20, 2**12), (0, 1)))
 
 
 def test_kernels_with_wide_offsets(monkeypatch):
-    for starts in (dual._start, dual._gradient_start):
-        starts.cache_clear()
+    ready = dual.ready_forward, dual.ready_backward, dual.ready_input, dual.ready_weight
+    for known in ready:
+        known.cache_clear()
     monkeypatch.setattr(dual, "is_wide", lambda *places: True)
     case = draw((65, 17, 33, 1), torch.float32, bias=True)
     eager, exact = Eager(case), Eager(case.to(torch.float64))
@@ -160,8 +161,8 @@ def test_kernels_with_wide_offsets(monkeypatch):
         case.dh, eager.preact, case.x, precision="ieee", bias=False, config=TILE
     )
     assert_close(dweight, expected["weight"], best["weight"])
-    for starts in (dual._start, dual._gradient_start):
-        starts.cache_clear()
+    for known in ready:
+        known.cache_clear()
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_checks import DEVICE, DTYPES
 
-from bilinear.kernels.partials import add_shares, shares, split_rows
+from bilinear.kernels.partials import Sum, add_shares, split_rows
 from bilinear.kernels.tiles import blocks
 
 
@@ -13,10 +13,11 @@ from bilinear.kernels.tiles import blocks
 @pytest.mark.parametrize("splits", [2, 7, 9, 128, 133, 300])
 def test_the_sum_of_all_shares(splits, shape, dtype):
     like = torch.empty(0, dtype=dtype, device=DEVICE)
-    partial = shares(splits, shape, like)
+    gradient = Sum(splits, shape, dtype)
+    partial = gradient.memory(like)
     partial.normal_()
     exact = partial.double().sum(0)
-    total = add_shares(partial, dtype)
+    total = gradient.total(partial)
     assert total.dtype == dtype
     assert total.shape == shape
     scale = partial.double().abs().sum(0).max()
@@ -25,8 +26,10 @@ def test_the_sum_of_all_shares(splits, shape, dtype):
 
 
 def test_a_lone_share_is_the_sum():
-    partial = shares(1, (3, 4), torch.empty(0, dtype=torch.float64))
-    assert add_shares(partial, torch.float64).data_ptr() == partial.data_ptr()
+    gradient = Sum(1, (3, 4), torch.float64)
+    partial = gradient.memory(torch.empty(0, dtype=torch.float64))
+    assert partial.shape == (3, 4)
+    assert gradient.total(partial) is partial
 
 
 def test_every_row_is_in_one_split():

@@ -59,6 +59,8 @@ CASES = [
         "bias: expected x's dtype float32, got bfloat16",
     ),
     ("bias", torch.zeros(8, device="meta"), ValueError, "bias: expected x's device cpu"),
+    ("x", torch.zeros(2, 6).to_sparse(), TypeError, "x: expected a dense tensor, got layout"),
+    ("weight", torch.zeros(8, 6).to_sparse(), TypeError, "weight: expected a dense tensor"),
     ("bias", 0.0, TypeError, "bias: expected a tensor, got float"),
     ("b_p", torch.zeros(4), ValueError, r"b_p: expected shape \(3,\).*got \(4,\)"),
     ("b_p", torch.zeros(3).double(), TypeError, "b_p: expected x's dtype float32, got float64"),

@@ -4,9 +4,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
+from bilinear.kernels.places import are_plain
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED
 from bilinear.layer.context import (
-    are_plain,
     autocast,
     autocast_dtype,
     context_of,

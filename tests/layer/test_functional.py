@@ -194,7 +194,10 @@ def test_any_leading_shape_and_strides() -> None:
                 torch.testing.assert_close(a, b)
 
 
-def test_gradients_nobody_asked_for_are_not_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_nobody_asked_for_are_not_formed(
+    monkeypatch: pytest.MonkeyPatch, paths: Callable[..., None]
+) -> None:
+    paths()
     asked: list[tuple[bool, ...]] = []
 
     def spied(real: Any) -> Any:

@@ -99,7 +99,7 @@ def test_signatures_do_not_pile_up(
     paths: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths()
-    monkeypatch.setattr(select, "_MOST_SIGNATURES", 5)
+    monkeypatch.setattr(select._chosen, "most", 5)
     weight = torch.randn(8, 6)
     for m in range(30):
         select.choose(torch.randn(m, 6), weight, None, None, None, False, "identity")
