@@ -17,6 +17,7 @@ from torch import Tensor
 from triton import JITFunction, knobs
 from triton.runtime import driver
 
+from .places import kinds
 from .tiles import Tile
 
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -37,7 +38,7 @@ class Start:
     """All of a launch but its tensors: what follows from their shapes and strides.
 
     `numbers` are the arguments after the tensors. `compiled` holds, by what a variant depends on
-    (`_variant`), a function of (stream, tensors) that starts the compiled kernel.
+    beside these, a function of (stream, tensors) that starts the compiled kernel.
     """
 
     grid: tuple[int, ...]
@@ -86,7 +87,7 @@ def launch(kernel: Any, start: Start, tensors: tuple[Tensor | None, ...]) -> Non
 
 
 def _start(kernel: Any, start: Start, tensors: tuple[Tensor | None, ...], device: int) -> None:
-    variant = _variant(kernel, tensors, device)
+    variant = id(kernel), device, kinds(*tensors)
     run = start.compiled.get(variant)
     if run is not None and not _is_watched(kernel):
         run(driver.active.get_current_stream(device), tensors)
@@ -102,14 +103,6 @@ def _start_by_triton(kernel: Any, start: Start, tensors: tuple[Tensor | None, ..
     return kernel[start.grid](
         *tensors, *start.numbers, **start.constants,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
-
-
-def _variant(kernel: Any, tensors: tuple[Tensor | None, ...], device: int) -> tuple[Any, ...]:
-    """What a compiled variant depends on beside its `Start`, as Triton specialises on tensors."""
-    return (
-        id(kernel), device,
-        *[None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors],
     )  # fmt: skip
 
 

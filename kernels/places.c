@@ -1,4 +1,4 @@
-/* `places.signature`, compiled: what a call's launches follow from, as bytes, in a tenth of the time. */
+/* `places.signature` and `places.kinds`, compiled: as bytes, in a tenth of the time. */
 
 #include <stdint.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 
 #include "exchange.h"
 
-enum { MOST_TENSORS = 8, MOST_DIMS = 16, HEAD = 5, WORDS = MOST_TENSORS * (HEAD + 2 * MOST_DIMS) };
+enum { MOST_ARGUMENTS = 16, MOST_TENSORS = 8, MOST_DIMS = 16, HEAD = 5, WORDS = MOST_TENSORS * (HEAD + 2 * MOST_DIMS) };
 
 static const Exchange *exchange;
 static PyTypeObject *tensor_type, *parameter_type;
@@ -51,8 +51,27 @@ static PyObject *py_signature(PyObject *self, PyObject *const *args, Py_ssize_t 
     return PyBytes_FromStringAndSize((const char *)words, (Py_ssize_t)length * 8);
 }
 
+/* Of each tensor three bytes: whether its memory starts at a multiple of 16 bytes, and its dtype. */
+static PyObject *py_kinds(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    char found[3 * MOST_ARGUMENTS] = {0};
+    (void)self;
+    if (n > MOST_ARGUMENTS)
+        return PyErr_Format(PyExc_TypeError, "expected %d tensors at most, got %zd", MOST_ARGUMENTS, n);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        Seen s;
+        if (args[i] == Py_None) continue;
+        if (exchange->see(args[i], &s)) return NULL;
+        int is_aligned = ((uintptr_t)s.data + s.offset) % 16 == 0;
+        found[3 * i] = (char)(is_aligned ? 2 : 1), found[3 * i + 1] = (char)s.kind;
+        found[3 * i + 2] = (char)s.bits;
+    }
+    return PyBytes_FromStringAndSize(found, 3 * n);
+}
+
 static PyMethodDef methods[] = {
-    {"signature", (PyCFunction)(void (*)(void))py_signature, METH_FASTCALL, NULL}, {NULL, NULL, 0, NULL}};
+    {"signature", (PyCFunction)(void (*)(void))py_signature, METH_FASTCALL, NULL},
+    {"kinds", (PyCFunction)(void (*)(void))py_kinds, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_places", NULL, -1, methods,
                                     NULL, NULL, NULL, NULL};

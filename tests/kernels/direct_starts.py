@@ -16,7 +16,7 @@ from triton import knobs
 
 from bench.compile_report import launches
 from bench.measure import no_driver
-from bilinear.kernels import dual, launch, mlp, partials, pointwise
+from bilinear.kernels import dual, launch, mlp, partials, places, pointwise
 from bilinear.kernels.tiles import Tile
 
 # What the driver is given, in the order in which Triton's launchers take it.
@@ -95,11 +95,12 @@ def main() -> None:
         expected.append(starts(*kind))
         assert started_by_triton() == len(_given) > 12
     launch._starts_as_known = True
-    for kind in kinds:
-        starts(*kind)  # Triton starts what is new, and each `Start` keeps the variant
-    for kind, by_triton in zip(kinds, expected, strict=True):
-        assert starts(*kind) == by_triton, kind
-        assert started_by_triton() == 0
+    for launch.kinds in (places._kinds, places.kinds):
+        for kind in kinds:
+            starts(*kind)  # Triton starts what is new, and each `Start` keeps the variant
+        for kind, by_triton in zip(kinds, expected, strict=True):
+            assert starts(*kind) == by_triton, kind
+            assert started_by_triton() == 0
     # Each dtype and alignment has variants of its own, but where shares are added, which are new
     # tensors: to start another's would have been seen.
     functions = [{one[_FUNCTION] for one in each} for each in expected]

@@ -66,6 +66,17 @@ def test_more_tensors_than_a_call_has_are_still_told_apart(
     assert signature(deep) != signature(deep[None])
 
 
+@pytest.mark.parametrize("kinds", [places._kinds, places.kinds], ids=["python", "used"])
+def test_kinds_are_those_that_triton_compiles_for(kinds: Callable[..., object]) -> None:
+    x = torch.zeros(64)
+    unlike = [(x,), (x[1:],), (None,), (x, x), (x, None), (x.double(),), (x.half(),), (x.int(),),
+              (x.bfloat16(),), (x.bool(),), (x.byte(),), (x.half()[1:],)]  # fmt: skip
+    for one, other in itertools.combinations(unlike, 2):
+        assert kinds(*one) != kinds(*other)
+    assert kinds(x[4:], x[3:]) == kinds(x.view(8, 8), x[1::2]) != kinds(x[3:], x[4:])
+    assert kinds(x[:0]) == kinds(x)
+
+
 def test_what_is_kept_is_bounded() -> None:
     kept: places.Kept[int] = places.Kept()
     kept.most = 3
