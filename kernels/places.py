@@ -63,12 +63,13 @@ def rows(m: int, columns: int) -> Place:
 
 
 def is_wide(*places: Place | None) -> bool:
-    """Whether some element lies further than a 32-bit offset from its tensor's first."""
-    return any(place is not None and _last_offset(*place) >= 2**31 for place in places)
-
-
-def _last_offset(shape: Sequence[int], strides: Sequence[int]) -> int:
-    return sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    """Whether some element of a matrix lies further than a 32-bit offset from its first."""
+    for place in places:
+        if place is not None:
+            (m, n), (stride_m, stride_n) = place
+            if (m - 1) * stride_m + (n - 1) * stride_n >= 2**31:
+                return True
+    return False
 
 
 def _signature(*tensors: Tensor | None) -> Hashable:

@@ -103,7 +103,9 @@ def _layer(
         result: Tensor = apply(x, weight, bias, w_p, b_p, (chosen, recompute, gate))
         return result
     if chosen is not None:
-        return chosen.forward(x, weight, bias, w_p, b_p)[0]
+        run = chosen.forwards.get(False)
+        run = run or chosen.ready_forward(False, x, weight, bias, w_p, b_p)
+        return run(x, weight, bias, w_p, b_p)[0]
     (out,) = custom_ops.forward(as_rows(x), weight, bias, w_p, b_p, False, gate)
     return out.view(*x.shape[:-1], out.shape[1])
 
@@ -131,7 +133,9 @@ class BilinearFunction(torch.autograd.Function):
         chosen, recompute, gate = how
         preact: Tensor | None
         if chosen is not None:
-            out, preact = chosen.saving(x, weight, bias, w_p, b_p)
+            run = chosen.forwards.get(True)
+            run = run or chosen.ready_forward(True, x, weight, bias, w_p, b_p)
+            out, preact = run(x, weight, bias, w_p, b_p)
         else:
             saves = custom_ops.saves_preact(x, weight, w_p, recompute, gate)
             out, *saved = custom_ops.forward(as_rows(x), weight, bias, w_p, b_p, saves, gate)

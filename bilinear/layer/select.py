@@ -21,16 +21,26 @@ _fp32_precision = torch._C._get_fp32_precision_getter
 _chosen: Kept["Chosen"] = Kept()
 
 
+# All arguments but x.
+Rest = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
 class Chosen(NamedTuple):
     """What runs calls of one signature that nothing surrounds."""
 
     call: Call
     implementation: Implementation
-    # x and out are of any leading shape here. Without preact; and with it, if it is to be saved.
-    forward: Forward
-    saving: Forward
-    # By the signature of what backward takes (a weight may be another by then) and what it needs.
+    # Each made ready when first needed, for x of any leading shape: forward by whether it is for
+    # training; backward by what is needed and by the signature of what it takes, as a weight may
+    # be another by then.
+    forwards: dict[bool, Forward]
     backwards: Kept[Backward]
+
+    def ready_forward(self, for_training: bool, x: Tensor, *given: *Rest) -> Forward:
+        """Keep and return what gives out, and for training preact if it is to be saved."""
+        saves = for_training and self.implementation.saves_preact(self.call)
+        run = self.implementation.ready_forward(self.call, as_rows(x), *given, save_preact=saves)
+        return self.forwards.setdefault(for_training, forward_of(x.shape, run))
 
     def ready_backward(
         self, key: tuple[Hashable, tuple[bool, ...]], *given: *tuple[Tensor, *Saved]
@@ -107,13 +117,7 @@ def choose(
     found = _chosen.get(key)
     if found is None and are_plain(x, weight, bias, w_p, b_p):
         call = describe(x, weight, bias, w_p, b_p, recompute, gate, PLAIN)
-        by = select(call)
-        given = as_rows(x), weight, bias, w_p, b_p
-        alone, saving = (
-            forward_of(x.shape, by.ready_forward(call, *given, save_preact=saves))
-            for saves in (False, by.saves_preact(call))
-        )
-        found = _chosen.keep(key, Chosen(call, by, alone, saving, Kept()))
+        found = _chosen.keep(key, Chosen(call, select(call), {}, Kept()))
     return found
 
 
