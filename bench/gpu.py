@@ -11,9 +11,12 @@
 
 Each part is a list of items (`bench/visit`). A part's results, gpu-PART.json, are written after
 each item, so an item that fails, hangs or crashes the device loses no other item's result, and the
-same command continues where it stopped. `--again PART` deletes a part's results first. If a GPU can
-be used for half an hour, make two calls of nine minutes and one of six (`--minutes 6`): four
-minutes remain for starting the machine and copying files.
+same command continues where it stopped. `--again PART` deletes a part's results first.
+
+Parts take turns of a minute or two, in the order above; then the part that has used the fewest of
+its turns comes next, also in a later call. So nine minutes bring something of each part. If a GPU
+can be used for a quarter of an hour, make a call of nine minutes and right after it one of two and
+a half (`--minutes 2.5`): the rest goes to starting the machine and copying files.
 
 If the GPU is in a machine whose files are lost afterwards, `--home FOLDER` writes an archive of all
 results and logs there after each part. `python -m bench.gpu --unpack FILE` extracts it into this
@@ -70,13 +73,16 @@ def missing() -> list[str]:
 
 
 def run_part(name: str, folder: Path, end: float, *, quick: bool) -> None:
-    """Run a part's items until all are done or `end`; a worker that dies is replaced."""
-    path = file_of(name, folder)
+    """Run a turn of a part's items; a worker that dies is replaced."""
+    path, start = file_of(name, folder), time.time()
     command = [sys.executable, "-m", "bench.visit.worker", name, str(folder), "--end", str(end)]
     command += ["--quick"] if quick else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     for _ in range(_WORKERS):
-        worker = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+        left = PARTS[name].turn - (time.time() - start)
+        worker = subprocess.Popen(
+            [*command, "--turn", str(left)], cwd=ROOT, env=environment, start_new_session=True
+        )
         try:
             code: int | None = worker.wait(timeout=max(5.0, end - time.time()) + 10)
         except subprocess.TimeoutExpired:
@@ -84,7 +90,20 @@ def run_part(name: str, folder: Path, end: float, *, quick: bool) -> None:
         if code != 0:
             end_processes(worker)
         if not _ended_in(path, code, out_of_time=time.time() > end - 3):
-            return
+            break
+    if content := read(path):
+        content["seconds"] += time.time() - start
+        write(path, content)
+
+
+def next_part(names: list[str], folder: Path) -> str | None:
+    """The unfinished part that has used the fewest of its turns; the first of equals."""
+
+    def turns(name: str) -> float:
+        return read(file_of(name, folder)).get("seconds", 0.0) / PARTS[name].turn
+
+    unfinished = [name for name in names if read(file_of(name, folder)).get("left") != []]
+    return min(unfinished, key=turns, default=None)
 
 
 def _ended_in(path: Path, code: int | None, *, out_of_time: bool) -> bool:
@@ -170,11 +189,13 @@ def main(argv: list[str] | None = None) -> int:
     print("missing here:", *(lacking or ["nothing"]), sep="\n  ", flush=True)
     _write_table(folder)
     end = time.time() + args.minutes * 60 - 15
-    for name in args.parts:
-        if time.time() > end:
-            break
+    names = list(args.parts)
+    while time.time() < end and (name := next_part(names, folder)):
         print(f"{name}:", flush=True)
+        before = read(file_of(name, folder)).get("items")
         run_part(name, folder, end, quick=args.quick)
+        if read(file_of(name, folder)).get("items") == before:
+            names.remove(name)  # too little time is left for its next item
         if name == "tiles":
             _write_table(folder)
         if args.home:

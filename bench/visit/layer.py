@@ -49,16 +49,17 @@ _roofs = cache(measure)  # a process measures them once
 def items(visit: Visit) -> list[Item]:
     """Return a contest for each number of rows, dtype, shape and direction.
 
-    Those of 16384 rows come first, but after the first dtype's come those of few rows; then those
-    with max-autotune; then other numbers of rows.
+    Those of 16384 rows come first, but after the first dtype's first shapes come those of few rows;
+    then those with max-autotune; then other numbers of rows.
     """
     directions = least_work.DIRECTIONS
     if visit.quick:
         small = product([64], KINDS, [(16, 8, 8), (16, 8, None)], directions)
         return [_item(*one) for one in small]
     first, *kinds = KINDS
-    found = [_item(*one) for one in product(ROWS[:1], [first], SHAPES, directions)]
+    found = [_item(*one) for one in product(ROWS[:1], [first], SHAPES[:2], directions)]
     found += [_item(*one) for one in product([FEW_ROWS], [first], FEW_ROWS_SHAPES, directions)]
+    found += [_item(*one) for one in product(ROWS[:1], [first], SHAPES[2:], directions)]
     found += [_item(*one) for one in product(ROWS[:1], kinds, SHAPES, directions)]
     found += [_item(ROWS[0], first, shape, _BACKWARD, searched=True) for shape in AUTOTUNED]
     return found + [_item(*one) for one in product(ROWS[1:], KINDS, SHAPES, directions)]

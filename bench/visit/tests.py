@@ -17,9 +17,9 @@ _KERNELS = [
 ]
 # name: (arguments of pytest, the most seconds)
 _SETS: dict[str, tuple[list[str], float]] = {
-    "kernels": (_KERNELS, 270.0),
-    "training": (["tests/training/test_gpu.py"], 120.0),
-    "layer": (["-m", "gpu", "tests/layer"], 150.0),
+    "kernels": (_KERNELS, 150.0),
+    "training": (["tests/training/test_gpu.py"], 90.0),
+    "layer": (["-m", "gpu", "tests/layer"], 120.0),
     "peers": (["-m", "gpu", "tests/bench/test_peers.py"], 90.0),
     "accuracy": (["tests/kernels/test_accuracy.py", "tests/kernels/test_dispatch.py"], 60.0),
 }

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bench import gpu
-from bench.visit import archive, counters, smoke, stand_ins, tests, tiles
+from bench.visit import archive, counters, smoke, stand_ins, tests, tiles, turn
 from bench.visit.commands import Done, run
 from bench.visit.items import Item, Visit, read, write
-from bench.visit.parts import PARTS, file_of
+from bench.visit.parts import PARTS, Part, file_of
 from bilinear.kernels import dispatch
 from bilinear.kernels.gates_device import GATES
 
@@ -64,8 +64,8 @@ def test_a_dry_run_saves_every_item(part: str, tmp_path: Path) -> None:
 
 def test_dry_runs_of_all_parts_fail_in_every_way() -> None:
     kinds = set()
-    for turn in range(len(PARTS)):
-        first, failing, *rest = stand_ins.among([Item("a", _nothing), Item("b", _nothing)], turn)
+    for place in range(len(PARTS)):
+        first, failing, *rest = stand_ins.among([Item("a", _nothing), Item("b", _nothing)], place)
         assert (first.key, rest[0].key) == ("a", "b")
         kinds.add(failing.key.removeprefix("stand-in: "))
     assert kinds == set(stand_ins.WAYS)
@@ -120,6 +120,46 @@ def test_a_second_call_continues_where_the_first_stopped(
         gpu.main(["--quick", "--parts", "roofs", "--again", "roofs", "--out", str(tmp_path)]) == 0
     )
     assert "roofs" in read(path)["items"]["roofs"]
+
+
+def test_the_part_that_has_used_the_fewest_of_its_turns_is_next(tmp_path: Path) -> None:
+    names = ["smoke", "tests", "roofs"]
+    assert gpu.next_part(names, tmp_path) == "smoke"
+    used = {"smoke": 1.1, "tests": 2.0, "roofs": 0.9}
+    for name, turns in used.items():
+        seconds = turns * PARTS[name].turn
+        write(file_of(name, tmp_path), {"seconds": seconds, "items": {}, "left": ["a"]})
+    assert gpu.next_part(names, tmp_path) == "roofs"
+    write(file_of("roofs", tmp_path), {"seconds": 1.0, "items": {}, "left": []})
+    assert gpu.next_part(names, tmp_path) == "smoke"
+    assert gpu.next_part(["roofs"], tmp_path) is None
+
+
+def test_no_item_starts_after_the_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def item(key: str) -> Item:
+        def run(visit: Visit) -> dict[str, Any]:
+            ran.append(key)
+            time.sleep(0.2)
+            return {}
+
+        return Item(key, run, least=1)
+
+    part = Part(lambda _: [item("a"), item("b"), item("c")], turn=0)
+    monkeypatch.setitem(turn.PARTS, "roofs", part)
+    visit = Visit(torch.device("cpu"), False, time.time() + 60, tmp_path)
+    path = file_of("roofs", tmp_path)
+    turn.work("roofs", path, visit, turn=0.3)
+    assert (ran, read(path)["left"]) == (["a", "b"], ["c"])
+    turn.work("roofs", path, visit, turn=-1)
+    assert (ran, read(path)["left"]) == (["a", "b"], ["c"])
+    turn.work("roofs", path, visit, turn=1)
+    assert (ran, read(path)["left"]) == (["a", "b", "c"], [])
+
+
+def test_a_quarter_of_an_hour_gives_every_part_a_turn() -> None:
+    assert sum(part.turn for part in PARTS.values()) <= 9 * 60
 
 
 def test_results_and_logs_are_packed_and_unpacked(tmp_path: Path) -> None:
