@@ -126,7 +126,8 @@ def damages(draw: random.Random, folders: Folders, n: int) -> dict[str, Any]:
         slowest = max(slowest, read.seconds, checked.seconds)
         reasons = [*_read_wrong(read), *_checked_wrong(checked, name, kind, killed)]
         if again.code != 0 or "Traceback" in again.error:
-            reasons.append(f"run again it ended with {again.code}: {again.error[-400:]}")
+            if not _is_refused_rightly(copy, again):
+                reasons.append(f"run again it ended with {again.code}: {again.error[-400:]}")
         else:
             _remove_stray(copy / name, kind)
             reasons.append(folders.different(str(copy), whole))
@@ -159,6 +160,12 @@ def _can_be_damaged(file: Path) -> bool:
 
 def _digest(folder: Path) -> list[tuple[str, bytes]]:
     return [(str(f), f.read_bytes()) for f in sorted(folder.rglob("*")) if f.is_file()]
+
+
+def _is_refused_rightly(folder: Path, again: Ended) -> bool:
+    """Whether a run was killed before it wrote whose the folder is, and another left it alone."""
+    is_unknown = not any((folder / name).exists() for name in ("config.json", "study.json"))
+    return is_unknown and again.code == 2 and "expected a new folder" in again.error
 
 
 def _remove_stray(file: Path, kind: str) -> None:

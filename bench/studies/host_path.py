@@ -123,7 +123,6 @@ def contest(theirs: Run, mine: Run) -> dict[str, Any]:
 def launch_microseconds() -> dict[str, float]:
     """Time that `kernels/launch.py` and Triton take to launch one kernel, uninterpreted."""
     from bilinear.kernels import dual
-    from bilinear.kernels.launch import recording
 
     no_driver.install()
     x, weight = torch.randn(64, 32), torch.randn(32, 32)
@@ -136,12 +135,19 @@ def launch_microseconds() -> dict[str, float]:
 
     run()
     launched = best()
-    with recording(lambda _: None):
-        return {"launched": launched, "not launched": best()}
+    leave_out_launches()
+    return {"launched": launched, "not launched": best()}
+
+
+def leave_out_launches() -> None:
+    """Make every start of a kernel of the layer do nothing at all."""
+    from bilinear.kernels import dual, mlp, partials, pointwise
+
+    for module in (dual, mlp, partials, pointwise):
+        module.launch = lambda *_: None
 
 
 def main() -> None:
-    from bilinear.kernels.launch import recording
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results/host_path.json"))
@@ -153,13 +159,13 @@ def main() -> None:
         print(json.dumps(launch_microseconds()))
         return
     found = []
-    with recording(lambda _: None):
-        for size in SIZES:
-            kernels, runs = ways(size)
-            for direction, pair in runs.items():
-                how = {"d_in, d, d_out": size, "kernels": kernels, "direction": direction}
-                found.append(how | contest(*pair))
-                print(found[-1], flush=True)
+    leave_out_launches()
+    for size in SIZES:
+        kernels, runs = ways(size)
+        for direction, pair in runs.items():
+            how = {"d_in, d, d_out": size, "kernels": kernels, "direction": direction}
+            found.append(how | contest(*pair))
+            print(found[-1], flush=True)
     alone = [sys.executable, "-m", "bench.studies.host_path", "--launch"]
     printed = subprocess.check_output(alone, env=os.environ | {"TRITON_INTERPRET": "0"})
     result: dict[str, Any] = {

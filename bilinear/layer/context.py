@@ -14,21 +14,34 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode, is_traceable
 from bilinear.kernels.places import are_plain
 from bilinear.layer.call import PLAIN, TRACED, TRANSFORMED
 
-# Bound once: to look each up by its module takes as long as to call it.
+# Bound once: to look each up by its module takes as long as to call it. Dynamo, while it traces,
+# takes the first as true; whatever else traces passes tensors that are not plain.
+_is_traced = torch.compiler.is_dynamo_compiling
 _is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _is_transformed = torch._C._are_functorch_transforms_active
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
-_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 def is_undisturbed() -> bool:
-    """Whether no compiler, transform, autocast or dispatch mode is active."""
+    """Whether no compiler, transform, autocast or dispatch mode is active around plain tensors."""
     return not (
-        _is_compiling()
+        _is_traced()
         or _is_transformed()
         or forward_ad._current_level >= 0
         or _is_any_autocast_enabled()
-        or is_in_torch_dispatch_mode()
+        or _dispatch_modes()
+    )
+
+
+def is_undisturbed_backward() -> bool:
+    """The same of a backward of plain tensors, and whether it is not differentiated itself."""
+    return not (
+        _is_traced()
+        or _is_grad_enabled()
+        or _is_transformed()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes()
     )
 
 
@@ -44,14 +57,15 @@ def context_of(*tensors: Any) -> str:
 
 
 def context_of_gradient(gradient: Tensor) -> str:
-    """TRANSFORMED if backward itself must be differentiable, or runs under a vmap."""
+    """TRANSFORMED if backward itself must be differentiable or carry tangents, or is mapped."""
     if _is_compiling():
         return TRACED
     if (
         _is_grad_enabled()
         or _is_transformed()
+        or forward_ad._current_level >= 0
         # The kind of tensor that `is_grads_batched=True` gives to backward.
-        or _is_legacy_batched(gradient)
+        or torch._C._functorch.is_legacy_batchedtensor(gradient)
     ):
         return TRANSFORMED
     return PLAIN if are_plain(gradient) and not is_in_torch_dispatch_mode() else TRACED

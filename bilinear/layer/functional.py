@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilinear.kernels.places import signature
+from bilinear.kernels.places import are_plain, signature
 from bilinear.layer import custom_ops, eager
-from bilinear.layer.call import PLAIN, TRANSFORMED
+from bilinear.layer.call import PLAIN, TRANSFORMED, Gradients, Saved
 from bilinear.layer.checks import check, check_unchanged
-from bilinear.layer.context import autocast, context_of, context_of_gradient, is_undisturbed
+from bilinear.layer.context import (
+    autocast,
+    context_of,
+    context_of_gradient,
+    is_undisturbed,
+    is_undisturbed_backward,
+)
 from bilinear.layer.gates import gate_name
 from bilinear.layer.rows import as_rows
 from bilinear.layer.select import Chosen, choose, describe
@@ -43,7 +49,7 @@ def bilinear(
         TypeError: an argument is no tensor, or the dtypes differ or are not floating.
         ValueError: a shape or a device doesn't fit, or the gate is none of these.
     """
-    return _layer(x, weight, bias, None, None, recompute, gate_name(gate))
+    return _layer(x, weight, bias, None, None, recompute, gate)
 
 
 def bilinear_mlp(
@@ -69,7 +75,7 @@ def bilinear_mlp(
     """
     if w_p is None:
         raise TypeError("w_p: expected a tensor, got NoneType")
-    return _layer(x, weight, bias, w_p, b_p, recompute, gate_name(gate))
+    return _layer(x, weight, bias, w_p, b_p, recompute, gate)
 
 
 def _layer(
@@ -79,10 +85,12 @@ def _layer(
     w_p: Tensor | None,
     b_p: Tensor | None,
     recompute: bool,
-    gate: str,
+    given_gate: object,
 ) -> Tensor:
+    gate = given_gate if type(given_gate) is str else gate_name(given_gate)
     chosen = choose(x, weight, bias, w_p, b_p, recompute, gate) if is_undisturbed() else None
     if chosen is None:
+        gate_name(gate)
         x, weight, bias, w_p, b_p = autocast(x, weight, bias, w_p, b_p)
         check(x, weight, bias, w_p, b_p)
         context = context_of(x, weight, bias, w_p, b_p)
@@ -154,30 +162,39 @@ class BilinearFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of forward's arguments, in their order."""
         x, weight, bias, w_p, *preact = ctx.saved_tensors
-        (dout,), (chosen, _, gate), needs = grad_outputs, ctx.how, ctx.needs_input_grad[:5]
+        (dout,), chosen, needs = grad_outputs, ctx.how[0], ctx.needs_input_grad[:5]
         weight = ctx.weight if weight is None else weight
-        context = context_of_gradient(dout)
-        if chosen is not None and context == PLAIN:
+        run = key = None
+        if chosen is not None and is_undisturbed_backward():
             key = signature(dout, x, weight, bias, w_p, preact[0]), needs
-            run = chosen.backwards.get(key) or chosen.ready_backward(
-                key, dout, x, weight, bias, w_p, preact[0]
-            )
-            # Unless the graph is kept for another pass, `run` now has the only reference to [L, R]
-            # and frees it once its gradient is formed, as autograd does.
-            ctx.maybe_clear_saved_tensors()
-            return *run(dout, x, weight, bias, w_p, preact.pop()), None
-        rows, dout = as_rows(x), as_rows(dout)
-        if context == TRANSFORMED:
-            if hasattr(ctx, "version"):
-                check_unchanged(weight, ctx.version)
-            call = describe(rows, weight, bias, w_p, None, True, gate, TRANSFORMED)
-            found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs=needs)
-        else:
-            # PyTorch 2.11 traces `preact` as a tuple, which has no `pop`.
-            some = custom_ops.backward(dout, rows, weight, bias, w_p, preact[0], needs, gate)
-            found = custom_ops.spread(some, needs)
-        dx = None if found[0] is None else found[0].view(x.shape)
-        return dx, *found[1:], None
+            run = chosen.backwards.get(key)
+        if run is None:
+            saved, context = (x, weight, bias, w_p, preact[0]), context_of_gradient(dout)
+            if context != PLAIN or chosen is None or key is None or not are_plain(*saved):
+                return *_traced_backward(ctx, context, dout, *saved), None
+            run = chosen.ready_backward(key, dout, *saved)
+            del saved
+        # Unless the graph is kept for another pass, `run` now has the only reference to [L, R] and
+        # frees it once its gradient is formed, as autograd does.
+        ctx.maybe_clear_saved_tensors()
+        return *run(dout, x, weight, bias, w_p, preact.pop()), None
+
+
+def _traced_backward(ctx: Any, context: str, dout: Tensor, *saved: *Saved) -> Gradients:
+    """`BilinearFunction.backward` where operators are watched or followed."""
+    x, weight, bias, w_p, preact = saved
+    (_, _, gate), needs = ctx.how, ctx.needs_input_grad[:5]
+    rows, dout = as_rows(x), as_rows(dout)
+    if context == TRANSFORMED:
+        if hasattr(ctx, "version"):
+            check_unchanged(weight, ctx.version)
+        call = describe(rows, weight, bias, w_p, None, True, gate, TRANSFORMED)
+        found = eager.backward(call, dout, rows, weight, bias, w_p, None, needs=needs)
+    else:
+        some = custom_ops.backward(dout, rows, weight, bias, w_p, preact, needs, gate)
+        found = custom_ops.spread(some, needs)
+    dx = None if found[0] is None else found[0].view(x.shape)
+    return dx, *found[1:]
 
 
 # Without `Function.apply`'s test for torch.func transforms: `is_undisturbed` has made it.

@@ -10,6 +10,7 @@ from bilinear.kernels.places import Kept, are_plain, signature
 from bilinear.layer import eager, matmuls, native, triton_kernels
 from bilinear.layer.call import PLAIN, Backward, Call, Forward, Implementation, Saved
 from bilinear.layer.checks import check
+from bilinear.layer.gates import gate_name
 from bilinear.layer.rows import as_rows, backward_of, forward_of
 
 # The first that does not refuse a call runs it; eager refuses none.
@@ -116,6 +117,7 @@ def choose(
     )  # fmt: skip
     found = _chosen.get(key)
     if found is None and are_plain(x, weight, bias, w_p, b_p):
+        gate_name(gate)
         call = describe(x, weight, bias, w_p, b_p, recompute, gate, PLAIN)
         found = _chosen.keep(key, Chosen(call, select(call), {}, Kept()))
     return found

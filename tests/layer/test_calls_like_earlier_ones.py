@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bilinear.functional import bilinear, bilinear_mlp
 from bilinear.layer import eager, select, triton_kernels
@@ -125,6 +126,26 @@ def test_a_lazy_minus_sign_is_formed(mlp: bool) -> None:
         x, dout = (t if negative else t.resolve_neg() for t in (x, dout))
         got, want = layer(x, *weights), composed(x, *weights)
         assert_alike(got, want, weights, [dout])
+
+
+@MLP
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_tangents_of_a_gradient_are_carried_through_backward(mlp: bool) -> None:
+    """Forward mode around backward alone: forward saw no dual tensor."""
+    weights, layer, composed = layers(mlp)
+    x = torch.randn(M, D_IN, requires_grad=True)
+    found = []
+    for out in (layer(x, *weights), composed(x, *weights)):
+        torch.manual_seed(0)
+        dout, tangent = torch.randn(out.shape), torch.randn(out.shape)
+        torch.autograd.grad(out, [x, *weights], dout, retain_graph=True)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(dout, tangent)
+            grads = torch.autograd.grad(out, [x, *weights], dual)
+            found.append([forward_ad.unpack_dual(grad) for grad in grads])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got.primal, want.primal)
+        torch.testing.assert_close(got.tangent, want.tangent)
 
 
 @pytest.mark.skipif(triton_kernels.INTERPRETED, reason="the interpreter serves one thread alone")

@@ -12,6 +12,7 @@ from bilinear.layer.context import (
     context_of,
     context_of_gradient,
     is_undisturbed,
+    is_undisturbed_backward,
 )
 
 CPU = torch.device("cpu")
@@ -45,8 +46,14 @@ def test_contexts_of_gradients() -> None:
     with torch.no_grad():
         assert context_of_gradient(x) == PLAIN
         assert context_of_gradient(x.to("meta")) == TRACED
+        assert is_undisturbed_backward()
         with FakeTensorMode():
             assert context_of_gradient(x) == TRACED
+            assert not is_undisturbed_backward()
+        with forward_ad.dual_level():
+            assert context_of_gradient(x) == TRANSFORMED
+            assert not is_undisturbed_backward()
+    assert not is_undisturbed_backward()
 
 
 def test_autocast() -> None:

@@ -181,7 +181,7 @@ def test_saved_on_the_one_kernel_path(path: str) -> None:
 
 def test_python_beside_the_launches_is_bounded() -> None:
     """Counts Python calls beside eager's, which are the same on any machine, unlike times."""
-    most = {"inference": 14, "forward": 16, "forward and backward": 36}
+    most = {"inference": 11, "forward": 13, "forward and backward": 30}
     with recording(lambda _: None):
         for size in host_path.SIZES:
             _, runs = host_path.ways(size)
