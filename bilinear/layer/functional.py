@@ -23,7 +23,7 @@ from bilinear.layer.context import (
     is_undisturbed_backward,
 )
 from bilinear.layer.gates import gate_name
-from bilinear.layer.rows import as_rows
+from bilinear.layer.rows import as_rows, of_shape
 from bilinear.layer.select import Chosen, choose, describe
 
 
@@ -90,7 +90,7 @@ def _layer(
     gate = given_gate if type(given_gate) is str else gate_name(given_gate)
     chosen = choose(x, weight, bias, w_p, b_p, recompute, gate) if is_undisturbed() else None
     if chosen is None:
-        gate_name(gate)
+        gate_name(gate)  # raises for an unknown name, which no chosen call has
         x, weight, bias, w_p, b_p = autocast(x, weight, bias, w_p, b_p)
         check(x, weight, bias, w_p, b_p)
         context = context_of(x, weight, bias, w_p, b_p)
@@ -115,7 +115,7 @@ def _layer(
         run = run or chosen.ready_forward(False, x, weight, bias, w_p, b_p)
         return run(x, weight, bias, w_p, b_p)[0]
     (out,) = custom_ops.forward(as_rows(x), weight, bias, w_p, b_p, False, gate)
-    return out.view(*x.shape[:-1], out.shape[1])
+    return of_shape(out, x.shape)
 
 
 class BilinearFunction(torch.autograd.Function):
@@ -147,7 +147,7 @@ class BilinearFunction(torch.autograd.Function):
         else:
             saves = custom_ops.saves_preact(x, weight, w_p, recompute, gate)
             out, *saved = custom_ops.forward(as_rows(x), weight, bias, w_p, b_p, saves, gate)
-            out, preact = out.view(*x.shape[:-1], out.shape[1]), saved[0] if saves else None
+            out, preact = of_shape(out, x.shape), saved[0] if saves else None
         ctx.how = how
         if chosen is None or preact is None or x.requires_grad:
             ctx.save_for_backward(x, weight, bias, w_p, preact)
@@ -193,7 +193,7 @@ def _traced_backward(ctx: Any, context: str, dout: Tensor, *saved: *Saved) -> Gr
     else:
         some = custom_ops.backward(dout, rows, weight, bias, w_p, preact, needs, gate)
         found = custom_ops.spread(some, needs)
-    dx = None if found[0] is None else found[0].view(x.shape)
+    dx = None if found[0] is None else of_shape(found[0], x.shape)
     return dx, *found[1:]
 
 

@@ -11,17 +11,21 @@ def as_rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
+def of_shape(made: Tensor, shape: torch.Size) -> Tensor:
+    """(m, n) as (…, n), with the leading sizes of `shape`."""
+    return made if len(shape) == 2 else made.view(*shape[:-1], made.shape[1])
+
+
 def forward_of(shape: torch.Size, run: Forward) -> Forward:
     """`run` for x of this shape; out has its leading sizes."""
     if len(shape) == 2:
         return run
-    leading = shape[:-1]
 
     def reshaped(
         x: Tensor, weight: Tensor, bias: Tensor | None, w_p: Tensor | None, b_p: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         out, preact = run(as_rows(x), weight, bias, w_p, b_p)
-        return out.view(*leading, out.shape[1]), preact
+        return of_shape(out, shape), preact
 
     return reshaped
 
@@ -43,6 +47,6 @@ def backward_of(shape: torch.Size, run: Backward) -> Backward:
         del preact  # for `run` to free
         found = run(as_rows(dout), as_rows(x), weight, bias, w_p, only.pop())
         dx = found[0]
-        return found if dx is None else (dx.view(shape), *found[1:])
+        return found if dx is None else (of_shape(dx, shape), *found[1:])
 
     return reshaped

@@ -49,7 +49,7 @@ class Chosen(NamedTuple):
         """Keep and return what gives the gradients.
 
         Raises:
-            RuntimeError: an argument has another shape, dtype or device than in forward.
+            RuntimeError: what was saved has another shape, dtype or device than in forward.
         """
         dout, x, weight, bias, w_p, preact = given
         now = describe(x, weight, bias, w_p, None, self.call.recompute, self.call.gate, PLAIN)
@@ -57,6 +57,14 @@ class Chosen(NamedTuple):
             raise RuntimeError(
                 "x, weight or w_p: expected no change between forward and backward of m, d_in, d, "
                 f"d_out, dtype and device {self.call[:6]}, got {now[:6]}"
+            )
+        m, _, d, _, dtype, device = now[:6]
+        if preact is not None and (preact.shape, preact.dtype, preact.device) != (
+            (m, 2 * d), dtype, device
+        ):  # fmt: skip
+            raise RuntimeError(
+                f"[L, R]: expected {(m, 2 * d)}, {dtype} and {device}, as it was saved, got "
+                f"{tuple(preact.shape)}, {preact.dtype} and {preact.device}"
             )
         of_rows = as_rows(dout), as_rows(x), weight, bias, w_p, preact
         run = self.implementation.ready_backward(self.call, *of_rows, needs=key[1])
@@ -117,7 +125,7 @@ def choose(
     )  # fmt: skip
     found = _chosen.get(key)
     if found is None and are_plain(x, weight, bias, w_p, b_p):
-        gate_name(gate)
+        gate_name(gate)  # raises for an unknown name
         call = describe(x, weight, bias, w_p, b_p, recompute, gate, PLAIN)
         found = _chosen.keep(key, Chosen(call, select(call), {}, Kept()))
     return found

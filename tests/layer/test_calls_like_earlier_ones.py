@@ -114,6 +114,33 @@ def test_saved_tensors_that_come_back_with_other_strides(mlp: bool) -> None:
 
 
 @MLP
+@pytest.mark.parametrize("change", [lambda t: t[:, 1:], lambda t: t.double(), lambda t: t[:-1]])
+def test_saved_tensors_that_come_back_changed_are_refused(
+    mlp: bool, change: Callable[[Tensor], Tensor]
+) -> None:
+    """[L, R], where it is saved."""
+    weights, layer, _ = layers(mlp)
+    x = torch.randn(M, D_IN, requires_grad=True)
+    layer(x, *weights).sum().backward()
+    changed = []
+
+    def unpack(tensor: Tensor) -> Tensor:
+        if tensor.shape == (M, 2 * D):
+            changed.append(tensor)
+            return change(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+        out = layer(x, *weights).sum()
+    said = ""
+    try:
+        out.backward()
+    except (RuntimeError, ValueError) as error:
+        said = str(error)
+    assert ("expected" in said) == bool(changed)
+
+
+@MLP
 def test_a_lazy_minus_sign_is_formed(mlp: bool) -> None:
     """A conjugate's imaginary part: its memory has the negative of its values."""
     weights, layer, composed = layers(mlp)
