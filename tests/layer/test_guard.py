@@ -146,8 +146,17 @@ def test_it_costs_little(kind: str) -> None:
     model = MODELS[kind]()
     fuse(model, strict=True)
     held = guard(model.proof)  # type: ignore[union-attr]
-    runs = timeit.repeat(lambda: held(model), number=2000, repeat=20, timer=time.thread_time)
-    assert min(runs) / 2000 < 5e-6  # about 1 µs on an idle core
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+
+    def read() -> object:
+        """Weights and biases as attributes, which the guard returns: some 1.1 µs a linear."""
+        return [(linear.weight, linear.bias) for linear in linears]
+
+    def best(run: Callable[[], object]) -> float:
+        return min(timeit.repeat(run, number=1000, repeat=20, timer=time.thread_time))
+
+    # About 1 µs on an idle core; the machine that tests may be slow, and then reading is, too.
+    assert min(best(lambda: held(model)) / best(read) for _ in range(3)) < 2
 
 
 # --- each check of the guard is the only one to notice some change -------------------------------
