@@ -8,7 +8,8 @@
 
 #include "exchange.h"
 
-enum { MOST_ARGUMENTS = 16, MOST_TENSORS = 8, MOST_DIMS = 16, HEAD = 5, WORDS = MOST_TENSORS * (HEAD + 2 * MOST_DIMS) };
+enum { MOST_ARGUMENTS = 16, MOST_TENSORS = 8, MOST_DIMS = 16 };
+enum { HEAD = 5, WORDS = MOST_TENSORS * (HEAD + 2 * MOST_DIMS) };
 
 static const Exchange *exchange;
 static PyTypeObject *tensor_type, *parameter_type;
@@ -82,6 +83,7 @@ PyMODINIT_FUNC PyInit__places(void) {
     is_neg = PyUnicode_InternFromString("is_neg");
     tensor_type = torch ? (PyTypeObject *)PyObject_GetAttrString(torch, "Tensor") : NULL;
     parameter_type = nn ? (PyTypeObject *)PyObject_GetAttrString(nn, "Parameter") : NULL;
-    if (!is_neg || !tensor_type || !parameter_type || !(exchange = exchange_of((PyObject *)tensor_type))) return NULL;
+    if (!is_neg || !tensor_type || !parameter_type) return NULL;
+    if (!(exchange = exchange_of((PyObject *)tensor_type))) return NULL;
     return PyModule_Create(&module);
 }

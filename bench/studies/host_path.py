@@ -148,7 +148,6 @@ def leave_out_launches() -> None:
 
 
 def main() -> None:
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results/host_path.json"))
     parser.add_argument("--launch", action="store_true", help="time only the launch of a kernel")
